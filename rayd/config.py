@@ -1,0 +1,285 @@
+"""A run, said once: frozen dataclasses joined to a `Run`, checked as a whole, named by a fingerprint.
+
+Each part's options live in the part's own class (`DataConfig`, `NetConfig`, a codec's `Config` ...). This module joins
+them and refuses sentences that mean nothing, by what the parts declare and never by their names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from rayd.budget import Budget
+from rayd.data import DataConfig
+from rayd.distill import GuardConfig, OptimiserConfig
+from rayd.errors import refuse
+from rayd.evaluate import RecipeConfig
+from rayd.expert import ExpertConfig
+from rayd.methods import CODECS, OBJECTIVES, TERMS
+from rayd.nets import NetConfig
+from rayd.strict import at, fields_of, fingerprint, parse, positive, read, to_dict, value
+
+__all__ = [
+    "BudgetConfig",
+    "GuardConfig",
+    "MethodConfig",
+    "OptimiserConfig",
+    "Run",
+    "ScaleConfig",
+    "fingerprint",
+    "parse",
+    "to_dict",
+]
+
+
+@dataclass(frozen=True)
+class Words:
+    """The names a sentence may use: ours, and those of a folder of one's own."""
+
+    codecs: Mapping[str, type[Any]]
+    objectives: Mapping[str, type[Any]]
+    terms: Mapping[str, type[Any]]
+
+
+def words(folder: str | None = None) -> Words:
+    """Our dicts, joined by the CODECS, OBJECTIVES and TERMS of every Python file in `folder`: the same literal dicts."""
+    codecs, objectives, terms = dict(CODECS), dict(OBJECTIVES), dict(TERMS)
+    if folder is None:
+        return Words(codecs, objectives, terms)
+    files = sorted(Path(folder).glob("*.py"))
+    if not files:
+        raise refuse("methods", folder, "a folder with Python files that hold CODECS, OBJECTIVES or TERMS")
+    for path in files:
+        spec = importlib.util.spec_from_file_location(f"rayd_methods_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise refuse("methods", path, "a readable Python file")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        for ours, name in ((codecs, "CODECS"), (objectives, "OBJECTIVES"), (terms, "TERMS")):
+            for word, cls in getattr(module, name, {}).items():
+                if word in ours:
+                    raise refuse(f"{path.name} {name}", word, "a name that is not taken", "choose another name")
+                ours[word] = cls
+    return Words(codecs, objectives, terms)
+
+
+def _part(known: Mapping[str, type[Any]], mapping: Any, where: str) -> tuple[str, Any]:
+    """One word of the sentence: its name and its Config."""
+    if not isinstance(mapping, Mapping) or "name" not in mapping:
+        raise refuse(where, mapping, f"a mapping with a name, one of {', '.join(known)}")
+    name = mapping["name"]
+    if name not in known:
+        near = get_close_matches(str(name), known, n=1)
+        raise refuse(f"{where}.name", name, " | ".join(known), f"did you mean {near[0]}?" if near else "")
+    cls = known[name].Config
+    rest = {key: one for key, one in mapping.items() if key != "name" or "name" in fields_of(cls)}
+    return name, parse(cls, rest, where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """A method is a sentence: codec + objective + terms, and how it is optimised."""
+
+    name: str = ""
+    """What tables call it; the sentence itself where empty."""
+    codec: Any
+    objective: Any
+    terms: tuple[Any, ...] = ()
+    steps: int = 1000
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    ema: float = 0.0
+    """Decay of the averaged codec that is validated and kept; 0: none."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    checkpoint: int = 50
+    """Steps between checkpoints of the whole state."""
+    validate: int = 0
+    """Steps between validations on the training split; 0: at the end only."""
+    select: Literal["last", "best_val"] = "last"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    compiled: bool = True
+    spoken: tuple[str, ...] = ()
+    """Names of codec, objective and terms as the sentence said them."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "checkpoint"):
+            positive(f"method.{name}", getattr(self, name))
+        if self.validate < 0:
+            raise refuse("method.validate", self.validate, "a number of steps, or 0 for the end only")
+        if not 0.0 <= self.ema < 1.0:
+            raise refuse("method.ema", self.ema, "a decay from 0 (none) to below 1")
+
+    @property
+    def sentence(self) -> str:
+        return " + ".join(self.spoken)
+
+    @classmethod
+    def from_plain(cls, mapping: Mapping[str, Any], where: str = "method", known: Words | None = None) -> MethodConfig:
+        known = known or words()
+        rest = dict(mapping)
+        if "codec" not in rest or "objective" not in rest:
+            missing = "codec" if "codec" not in rest else "objective"
+            raise refuse(at(where, missing), "(missing)", "a mapping with a name", "a sentence needs both")
+        codec_name, codec = _part(known.codecs, rest.pop("codec"), f"{where}.codec")
+        objective_name, objective = _part(known.objectives, rest.pop("objective"), f"{where}.objective")
+        given = rest.pop("terms", None) or ()
+        if not isinstance(given, list | tuple):
+            raise refuse(f"{where}.terms", given, "a list of mappings with a name and a weight")
+        terms = [_part(known.terms, one, f"{where}.terms[{i}]") for i, one in enumerate(given)]
+        spoken = (codec_name, objective_name, *(name for name, _ in terms))
+        rest.pop("spoken", None)
+        check_sentence(known, spoken, codec)
+        method = {
+            "codec": codec,
+            "objective": objective,
+            "terms": tuple(config for _, config in terms),
+            "spoken": spoken,
+        }
+        return read(cls, {**rest, **method}, where)
+
+    def to_plain(self) -> dict[str, Any]:
+        own = {name: to_dict(getattr(self, name)) for name in fields_of(self) if name != "spoken"}
+        own["codec"] = {"name": self.spoken[0], **own["codec"]}
+        own["objective"] = {"name": self.spoken[1], **own["objective"]}
+        own["terms"] = [{"name": name, **term} for name, term in zip(self.spoken[2:], own["terms"], strict=True)]
+        return own
+
+
+def check_sentence(known: Words, spoken: tuple[str, ...], codec_config: Any = None) -> None:
+    """Refuse what cannot mean anything, by what the parts declare."""
+    objective = known.objectives[spoken[1]]
+    learns = getattr(codec_config, "learns_labels", False) if codec_config is not None else False
+    if learns and not objective.uses_labels:
+        raise refuse(
+            "method",
+            " + ".join(spoken),
+            "an objective that uses labels where the codec learns them",
+            f"{spoken[1]} gives labels no gradient: use hard labels or a trajectory objective",
+        )
+    for name in spoken[2:]:
+        term = known.terms[name]
+        lacking = sorted(term.asks - objective.gives)
+        if lacking:
+            raise refuse(
+                "method.terms",
+                name,
+                f"a term fed by what {spoken[1]} gives ({', '.join(sorted(objective.gives))})",
+                f"{name} asks {', '.join(lacking)}: choose another objective or drop the term",
+            )
+        if term.multiclass and not objective.multiclass:
+            raise refuse(
+                "method.terms",
+                name,
+                "a term that makes sense on items of one class",
+                f"{name} contrasts classes, and {spoken[1]} sees one class an item",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """One of the three; equivalent images per class = 1 where none is given."""
+
+    ipc: float | None = None
+    floats: int | None = None
+    bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: one for name in ("ipc", "floats", "bytes") if (one := getattr(self, name)) is not None}
+        for name, one in given.items():
+            positive(f"budget.{name}", one)
+        if len(given) > 1:
+            first = next(iter(given))
+            raise refuse("budget", given, "one of ipc, floats, bytes", f"add budget.{first}=null")
+
+    def build(self) -> Budget:
+        if self.ipc is None and self.floats is None and self.bytes is None:
+            return Budget(ipc=1.0)
+        return Budget(**{name: one for name, one in dataclasses.asdict(self).items() if one is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleConfig:
+    """Where the work runs. Results do not depend on it, but for `threads`, which is part of the plan."""
+
+    name: Literal["inline", "laptop", "cluster"] = "inline"
+    """inline: this process, no Ray; laptop: Ray started in this process; cluster: the one the job was submitted to."""
+    actors: int = 0
+    """Expert actors; 0: as many as the resources hold."""
+    workers: int = 1
+    """Ray Train workers that share a distillation's items."""
+    cpus: float = 1.0
+    """CPU cores of one actor, worker or task."""
+    gpus: float = 0.0
+    """GPUs of one actor, worker or task: whole, or 1/k."""
+    threads: int = 1
+    """Torch threads of one actor, worker or task, inline too."""
+    retries: int = 3
+    """How often a lost unit, worker group or task is tried again."""
+    patience_s: float = 60.0
+    """Longest wait for a placement before the job is refused."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "threads", "patience_s"):
+            positive(f"scale.{name}", getattr(self, name))
+        for name in ("actors", "cpus", "gpus", "retries"):
+            if getattr(self, name) < 0:
+                raise refuse(f"scale.{name}", getattr(self, name), "zero or more")
+        if 0 < self.gpus < 1 and abs(1 / self.gpus - round(1 / self.gpus)) > 0.01 * round(1 / self.gpus):
+            raise refuse(
+                "scale.gpus", self.gpus, "a whole number or 1/k", "fractions that do not tile a GPU are never placed"
+            )
+        if self.name == "inline" and self.workers != 1:
+            raise refuse("scale.workers", self.workers, "1 under scale=inline", "add scale=laptop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything a job needs to know; what is here and not `place` decides the result."""
+
+    data: DataConfig
+    net: NetConfig
+    expert: ExpertConfig
+    method: MethodConfig
+    recipe: RecipeConfig
+    transform: Literal["normalise", "zca", "none"] = "normalise"
+    """The network space: what experts, synthetic images and evaluation share."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    seed: int = 0
+    out: str = "runs/run"
+    """Run directory or URI: every stage finds the earlier ones there."""
+    buffer: str | None = None
+    """Expert buffer; null: `experts` under `out`."""
+    methods: str | None = None
+    """Folder of methods of one's own."""
+
+    @classmethod
+    def from_plain(cls, mapping: Mapping[str, Any], where: str = "") -> Run:
+        rest = dict(mapping)
+        folder = value(str | None, rest.get("methods"), "methods")
+        method = rest.get("method")
+        if isinstance(method, Mapping):
+            rest["method"] = MethodConfig.from_plain(method, "method", words(folder))
+        return read(cls, rest, where)
+
+    @property
+    def expertsat(self) -> str:
+        """Where the expert buffer is."""
+        return self.buffer if self.buffer is not None else f"{self.out.rstrip('/')}/experts"
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result of a distillation: the run without its place, evaluation and paths."""
+        plain = {
+            name: one
+            for name, one in to_dict(self).items()
+            if name not in ("scale", "out", "buffer", "methods", "recipe")
+        }
+        data = {name: one for name, one in plain["data"].items() if name != "path"}
+        return {**plain, "data": data, "threads": self.scale.threads}
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.identity())
