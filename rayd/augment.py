@@ -1,0 +1,181 @@
+"""The siamese augmentations in network space (DSA, Zhao & Bilen 2021, arXiv 2102.08259; IDC, Kim et al. 2022, arXiv 2205.14959).
+
+`Augment` draws all its randomness beforehand on the CPU, so the same `Draw` gives the same augmentation of real and
+synthetic images, in a replay, on any device.
+
+Shapes: N images, C channels, H, W sides, D = C*H*W; a draw holds one row per image, or one row for all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rayd.errors import refuse
+from rayd.transform import Transform
+
+__all__ = ["Augment", "AugmentConfig", "Draw", "Transform"]
+
+COLUMNS = {"color": 3, "crop": 2, "cutout": 2, "flip": 1, "scale": 2, "rotate": 1}
+"""The operations and how many numbers each draws."""
+BEFORE, AFTER = ("flip", "color"), ("cutout",)
+"""Under `always`: what is applied before and after the one operation that is drawn."""
+SHIFT, CUT, ZOOM, DEGREES = 0.125, 0.5, 1.2, 15.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """`one`: each call applies one operation of the list (DC, DSA, MTT).
+
+    `always`: flip, colour and cutout where listed, and one of the others (IDC, NCFM).
+    """
+
+    ops: tuple[str, ...] = tuple(COLUMNS)
+    policy: Literal["one", "always"] = "one"
+    share: Literal["sample", "batch"] = "sample"
+    """sample: every image its own parameters; batch: one set of parameters for the whole batch."""
+
+    def __post_init__(self) -> None:
+        for op in self.ops:
+            if op not in COLUMNS:
+                raise refuse("augment.ops", op, " | ".join(COLUMNS))
+        if len(set(self.ops)) != len(self.ops):
+            raise refuse("augment.ops", ",".join(self.ops), "each operation at most once")
+        if self.policy not in ("one", "always"):
+            raise refuse("augment.policy", self.policy, "one | always")
+        if self.share not in ("sample", "batch"):
+            raise refuse("augment.share", self.share, "sample | batch")
+
+    def build(self) -> Augment:
+        return Augment(self)
+
+
+class Draw(NamedTuple):
+    """Which operations, in order, and their numbers: one tensor, so that it moves to a device in one copy."""
+
+    ops: tuple[str, ...]
+    values_NK: Tensor
+    """K columns in the order of ops; a single row serves a batch of any size."""
+
+    def to(self, device: torch.device | str) -> Draw:
+        return Draw(self.ops, self.values_NK.to(device, non_blocking=True))
+
+    def rows(self, start: int, stop: int) -> Draw:
+        """The draw of images start to stop (micro-batches)."""
+        return self if len(self.values_NK) == 1 else Draw(self.ops, self.values_NK[start:stop])
+
+
+class Augment:
+    def __init__(self, config: AugmentConfig) -> None:
+        self.config = config
+
+    def draw(self, rng: torch.Generator, n: int, shape: tuple[int, ...]) -> Draw:
+        """All randomness of one call on n images of this shape (its last two entries are H and W)."""
+        ops = self._choose(rng)
+        rows = n if self.config.share == "sample" else 1
+        columns = [column for op in ops for column in _numbers(op, rng, rows, shape[-2], shape[-1])]
+        return Draw(ops, torch.stack(columns, 1) if columns else torch.empty(rows, 0))
+
+    def _choose(self, rng: torch.Generator) -> tuple[str, ...]:
+        listed = self.config.ops
+        fixed = BEFORE + AFTER if self.config.policy == "always" else ()
+        pool = [op for op in COLUMNS if op in listed and op not in fixed]
+        one = [pool[int(torch.randint(len(pool), (1,), generator=rng))]] if pool else []
+        kept = [op for op in fixed if op in listed]
+        return tuple([op for op in BEFORE if op in kept] + one + [op for op in AFTER if op in kept])
+
+    def __call__(self, images_NCHW: Tensor, draw: Draw) -> Tensor:
+        at = 0
+        for op in draw.ops:
+            values = draw.values_NK[:, at : at + COLUMNS[op]].to(images_NCHW.dtype if op == "color" else torch.float32)
+            images_NCHW = _APPLY[op](images_NCHW, values)
+            at += COLUMNS[op]
+        return images_NCHW
+
+
+def _numbers(op: str, rng: torch.Generator, n: int, height: int, width: int) -> list[Tensor]:
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.rand(n, generator=rng) * (high - low) + low
+
+    def integer(low: int, high: int) -> Tensor:
+        return torch.randint(low, high + 1, (n,), generator=rng).float()
+
+    if op == "color":
+        return [uniform(-0.5, 0.5), uniform(0, 2), uniform(0.5, 1.5)]
+    if op == "crop":
+        return [integer(-most, most) for most in (int(height * SHIFT + 0.5), int(width * SHIFT + 0.5))]
+    if op == "cutout":
+        return [integer(0, side - int(side * CUT + 0.5) % 2) for side in (height, width)]
+    if op == "flip":
+        return [integer(0, 1)]
+    if op == "scale":
+        return [uniform(1 / ZOOM, ZOOM), uniform(1 / ZOOM, ZOOM)]
+    return [uniform(-DEGREES, DEGREES) * (math.pi / 180)]
+
+
+def _color(x: Tensor, values: Tensor) -> Tensor:
+    """Brightness added, saturation about the channel mean (nothing to do on one channel), contrast about the image mean."""
+    brightness, saturation, contrast = (values[:, i, None, None, None] for i in range(3))
+    x = x + brightness
+    if x.shape[1] > 1:
+        mean = x.mean(1, keepdim=True)
+        x = torch.lerp(mean, x, saturation)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    return torch.lerp(mean, x, contrast)
+
+
+def _crop(x: Tensor, values: Tensor) -> Tensor:
+    """A whole-pixel shift with zeros moving in: a cyclic gather (a permutation, so its backward adds in no order) and a mask."""
+    n, c, h, w = x.shape
+    rows = torch.arange(h, device=x.device) + values[:, 0, None].long()
+    cols = torch.arange(w, device=x.device) + values[:, 1, None].long()
+    index = ((rows % h)[:, :, None] * w + (cols % w)[:, None, :]).view(-1, 1, h * w).expand(n, c, h * w)
+    inside = ((rows >= 0) & (rows < h))[:, None, :, None] & ((cols >= 0) & (cols < w))[:, None, None, :]
+    return x.reshape(n, c, h * w).gather(2, index).view(n, c, h, w) * inside
+
+
+def _cutout(x: Tensor, values: Tensor) -> Tensor:
+    h, w = x.shape[2:]
+    half = [int(side * CUT + 0.5) for side in (h, w)]
+
+    def hidden(side: int, size: int, centre: Tensor) -> Tensor:
+        offset = torch.arange(side, device=x.device) - (centre[:, None] - size // 2)
+        return (offset >= 0) & (offset < size)
+
+    box = hidden(h, half[0], values[:, 0])[:, None, :, None] & hidden(w, half[1], values[:, 1])[:, None, None, :]
+    return x * ~box
+
+
+def _flip(x: Tensor, values: Tensor) -> Tensor:
+    return torch.where(values[:, :, None, None] > 0.5, x.flip(3), x)
+
+
+def _scale(x: Tensor, values: Tensor) -> Tensor:
+    """Bilinear zoom about the centre, rows and columns apart, each a product with a small interpolation matrix."""
+    h, w = x.shape[2:]
+
+    def matrix(side: int, zoom_N: Tensor) -> Tensor:
+        place = torch.arange(side, device=x.device, dtype=torch.float32)
+        middle = (side - 1) / 2
+        source = (place - middle) * zoom_N[:, None] + middle
+        return (1 - (source[:, :, None] - place).abs()).clamp(min=0)[:, None].to(x.dtype)
+
+    return matrix(h, values[:, 1]) @ x @ matrix(w, values[:, 0]).mT
+
+
+def _rotate(x: Tensor, values: Tensor) -> Tensor:
+    """Bilinear rotation about the centre, zeros outside."""
+    angle = values[:, 0]
+    zero = torch.zeros_like(angle)
+    cos, sin = angle.cos(), angle.sin()
+    affine = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3).to(x.dtype).expand(len(x), 2, 3)
+    grid = F.affine_grid(affine, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+_APPLY = {"color": _color, "crop": _crop, "cutout": _cutout, "flip": _flip, "scale": _scale, "rotate": _rotate}
