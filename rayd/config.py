@@ -36,6 +36,9 @@ __all__ = [
     "to_dict",
 ]
 
+from_dict = parse
+"""`to_dict` undone: how a worker of the fleet gets its run."""
+
 
 @dataclass(frozen=True)
 class Words:
@@ -47,7 +50,7 @@ class Words:
 
 
 def words(folder: str | None = None) -> Words:
-    """Our dicts, joined by the CODECS, OBJECTIVES and TERMS of every Python file in `folder`: the same literal dicts."""
+    """Our dicts, joined by the CODECS, OBJECTIVES and TERMS of every Python file in `folder`."""
     codecs, objectives, terms = dict(CODECS), dict(OBJECTIVES), dict(TERMS)
     if folder is None:
         return Words(codecs, objectives, terms)
@@ -217,15 +220,15 @@ class ScaleConfig:
     """GPUs of one actor, worker or task: whole, or 1/k."""
     threads: int = 1
     """Torch threads of one actor, worker or task, inline too."""
-    retries: int = 3
+    max_failures: int = 3
     """How often a lost unit, worker group or task is tried again."""
-    patience_s: float = 60.0
-    """Longest wait for a placement before the job is refused."""
+    timeout: float = 600.0
+    """Seconds that any single wait may take: a collective, a unit, a task."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "threads", "patience_s"):
+        for name in ("workers", "threads", "timeout"):
             positive(f"scale.{name}", getattr(self, name))
-        for name in ("actors", "cpus", "gpus", "retries"):
+        for name in ("actors", "cpus", "gpus", "max_failures"):
             if getattr(self, name) < 0:
                 raise refuse(f"scale.{name}", getattr(self, name), "zero or more")
         if 0 < self.gpus < 1 and abs(1 / self.gpus - round(1 / self.gpus)) > 0.01 * round(1 / self.gpus):

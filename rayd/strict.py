@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from rayd.errors import refuse
+from rayd.errors import Refused, refuse
 
 T = TypeVar("T")
 
@@ -33,9 +33,7 @@ def read(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
     fields = fields_of(cls)
     for key in mapping:
         if key not in fields:
-            near = get_close_matches(str(key), fields, n=1)
-            hint = f"did you mean {at(where, near[0])}?" if near else ""
-            raise refuse(at(where, str(key)), mapping[key], f"no such key; known are {', '.join(fields)}", hint)
+            raise unknown(str(key), mapping[key], list(fields), where)
     hints = get_type_hints(cls)
     values = {key: value(hints[key], mapping[key], at(where, key)) for key in mapping}
     for key, one in fields.items():
@@ -44,8 +42,14 @@ def read(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
     return cls(**values)
 
 
-def value(kind: Any, given: Any, where: str) -> Any:
-    """One value as its annotation says, or a refusal that names the place."""
+def unknown(key: str, given: Any, known: list[str], where: str = "") -> Refused:
+    near = get_close_matches(key, known, n=1)
+    hint = f"did you mean {at(where, near[0])}?" if near else ""
+    return refuse(at(where, key), given, f"no such key, only {', '.join(known)}", hint)
+
+
+def value(kind: Any, given: Any, where: str, allowed: str = "") -> Any:
+    """One value as its annotation says, or a refusal that names the place and what is allowed."""
     origin, args = get_origin(kind), get_args(kind)
     if kind is Any:
         return given
@@ -54,9 +58,14 @@ def value(kind: Any, given: Any, where: str) -> Any:
             return None
         kinds = [arg for arg in args if arg is not type(None)]
         if len(kinds) == 1:
-            return value(kinds[0], given, where)
+            return value(kinds[0], given, where, describe(kind))
         fitting = [arg for arg in kinds if type(given) is arg]
-        return value(fitting[0] if fitting else next((k for k in kinds if _fits(k, given)), kinds[0]), given, where)
+        return value(
+            fitting[0] if fitting else next((k for k in kinds if _fits(k, given)), kinds[0]),
+            given,
+            where,
+            describe(kind),
+        )
     if origin is Literal:
         if given in args and type(given) in {type(arg) for arg in args}:
             return given
@@ -75,7 +84,7 @@ def value(kind: Any, given: Any, where: str) -> Any:
         return float(given)
     elif type(given) is kind:
         return given
-    raise refuse(where, given, describe(kind))
+    raise refuse(where, given, allowed or describe(kind))
 
 
 def _fits(kind: Any, given: Any) -> bool:

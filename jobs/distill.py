@@ -1,0 +1,42 @@
+"""Distil a synthetic set: read what the method needs (an expert buffer, real images), leave OUT/artifact.
+
+The same command, again, goes on from the last checkpoint; once the artifact is there it does nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from jobs.compose import Asked, command
+
+
+def act(asked: Asked) -> int:
+    run = asked.run
+    if not distilled(asked):
+        print(f"rayd: {run.out}/artifact is already done")
+        return 0
+    print(f"rayd: artifact in {run.out}/artifact\nnext: {asked.line('evaluate')}")
+    return 0
+
+
+def distilled(asked: Asked) -> bool:
+    """Whether there was anything to do, once it is done."""
+    from jobs.progress import follow
+    from rayd.run import distil, finished
+    from rayd.store import Store
+
+    run = asked.run
+    if finished(run, Store(run.out)):
+        return False
+    if run.scale.name == "inline":
+        for _ in follow(distil(run), run.method.steps, "distill"):
+            pass
+    else:
+        from rayd.fleet.train import train
+
+        train(run)
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(command("distill", __doc__, act))
