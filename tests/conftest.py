@@ -1,4 +1,4 @@
-"""What tests share: one small local Ray for those that ask, quiet threads, the folder of real images where there is one."""
+"""What tests share: one small local Ray for those that ask, quiet threads, the folder of real images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
-    """A Ray of our own in this process: 4 logical CPUs, no dashboard; shut down at the end, and nothing else with it."""
+    """A Ray of our own in this process: 4 logical CPUs, no dashboard; shut down at the end."""
     import ray
 
     started = not ray.is_initialized()
