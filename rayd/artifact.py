@@ -1,0 +1,213 @@
+"""The artifact: a folder that says what it is, and loads with torch and safetensors alone, executing nothing.
+
+    card.json           what, from what, how, scores; the sha256 of every other file and of itself
+    codec.safetensors   every stored number that the budget binds, packed in its storage type, and nothing else
+    teacher.safetensors the teacher, where the recipe asks one
+    transform.json      network space (+ transform.safetensors where it is a matrix)
+    ledger.json         every stored number by role
+    preview.png  README.md
+    timing.json         how long it took: the one file that differs between two equal runs, and is not hashed
+
+The card is written last (rayd.birth): a folder without it is no artifact. `write_tensors` and its kin are also how
+checkpoints are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor
+
+from rayd.augment import Transform
+from rayd.budget import Stored, unpacked
+from rayd.data import Spec
+from rayd.errors import Refused
+
+FORMAT = 1
+KIND = "rayd artifact"
+
+Read = Callable[[str], bytes]
+Write = Callable[[str, bytes], object]
+
+
+def to_bytes(tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> bytes:
+    """Named tensors and, where there is something to say, a JSON-able mapping; the same input gives the same bytes."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return dump_tensors(plain, {"rayd": json.dumps(dict(meta), sort_keys=True)} if meta else None)
+
+
+def from_bytes(data: bytes, what: str = "tensor file") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `to_bytes` was given."""
+    try:
+        tensors = parse_tensors(data)
+    except SafetensorError as error:
+        raise Refused(f"{what}: not a readable safetensors file ({error}); fetch it again") from error
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    meta = json.loads(header.get("__metadata__", {}).get("rayd", "{}"))
+    return tensors, meta
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> None:
+    """All of the file or none of it."""
+    write_file(Path(path), to_bytes(tensors, meta))
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    return from_bytes(Path(path).read_bytes(), str(path))
+
+
+def write_file(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def folder_writer(folder: str | Path) -> Write:
+    return lambda name, data: write_file(Path(folder) / name, data)
+
+
+def folder_reader(folder: str | Path) -> Read:
+    return lambda name: (Path(folder) / name).read_bytes()
+
+
+def self_hash(card: Mapping[str, Any]) -> str:
+    """sha256 of the card's canonical JSON without its own hash."""
+    rest = {key: one for key, one in card.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def step_size_of(stored: Mapping[str, Stored]) -> float | None:
+    steps = [one.tensor for one in stored.values() if one.role == "step"]
+    return float(steps[0].flatten()[0]) if steps else None
+
+
+def read_card(read: Read) -> dict[str, Any]:
+    """The card, if it is one of ours, of a format we know, and as it was written."""
+    try:
+        card = json.loads(read("card.json"))
+    except FileNotFoundError as error:
+        raise Refused(
+            "artifact: no card.json here; allowed is the folder a distillation left (out/artifact)"
+        ) from error
+    except ValueError as error:
+        raise Refused(f"card.json: not JSON ({error}); fetch the artifact again") from error
+    if not isinstance(card, dict) or card.get("kind") != KIND:
+        raise Refused(f"card.json: kind={card.get('kind') if isinstance(card, dict) else '?'}: allowed is {KIND!r}")
+    if not isinstance(card.get("format"), int) or card["format"] > FORMAT:
+        raise Refused(f"card.json: format={card.get('format')}: allowed is up to {FORMAT}; update rayd to read it")
+    if card.get("sha256") != self_hash(card):
+        raise Refused("card.json: was changed after it was written (its sha256 differs); fetch the artifact again")
+    return card
+
+
+def verified(read: Read) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The card and every listed file, each as it was written."""
+    card = read_card(read)
+    contents = {}
+    for name, digest in card["files"].items():
+        if "/" in name or "\\" in name or name.startswith("."):
+            raise Refused(f"card.json: files.{name}: allowed is a plain file name")
+        try:
+            contents[name] = read(name)
+        except FileNotFoundError as error:
+            raise Refused(f"{name}: missing from the artifact; fetch it again") from error
+        if hashlib.sha256(contents[name]).hexdigest() != digest:
+            raise Refused(
+                f"{name}: was changed after it was written (its sha256 differs from the card's); fetch it again"
+            )
+    return card, contents
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """An artifact in memory. `codec` is built on demand by the builder that `rayd.load` joins to it."""
+
+    card: dict[str, Any]
+    ledger: Any
+    transform: Transform
+    stored: dict[str, Stored]
+    contents: dict[str, bytes]
+    build: Callable[[Artifact], Any]
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(tuple(self.card["shape"]), len(self.card["classes"]))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.card["classes"])
+
+    @property
+    def step_size(self) -> float | None:
+        """The learned step size, as stored."""
+        return step_size_of(self.stored)
+
+    @cached_property
+    def codec(self) -> Any:
+        return self.build(self)
+
+    def __len__(self) -> int:
+        return int(self.card["images"])
+
+    @torch.no_grad()
+    def images(self, space: str = "pixels", chunk: int = 512) -> Tensor:
+        """As `pixels` (0 to 1, out-of-range values kept), `network` (what networks see) or `uint8` (clipped)."""
+        parts = [self.codec.decode(index)[0].float() for index in torch.arange(len(self)).split(chunk)]
+        network = torch.cat(parts)
+        if space == "network":
+            return network
+        pixels = self.transform.inverse(network)
+        if space == "pixels":
+            return pixels
+        if space != "uint8":
+            raise Refused(f"space={space}: allowed is pixels, network, uint8")
+        return quantise(pixels)
+
+    @property
+    @torch.no_grad()
+    def targets(self) -> Tensor:
+        """Label probabilities [N, K]."""
+        return torch.cat([self.codec.decode(index)[1].float() for index in torch.arange(len(self)).split(512)])
+
+    @property
+    def labels(self) -> Tensor:
+        """Class numbers [N]."""
+        return torch.as_tensor(self.codec.classes())
+
+
+def quantise(pixels: Tensor) -> Tensor:
+    """[0, 1] floats to 8 bits, clipped."""
+    return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def load(source: str | Path | Read, build: Callable[[Artifact], Any]) -> Artifact:
+    """Checked, unpacked, nothing executed. `source` is a folder or a function that reads a file by name."""
+    read = source if callable(source) else folder_reader(source)
+    card, contents = verified(read)
+    numbers = unpacked(from_bytes(contents["codec.safetensors"], "codec.safetensors")[0])
+    if "teacher.safetensors" in contents:
+        numbers |= unpacked(from_bytes(contents["teacher.safetensors"], "teacher.safetensors")[0])
+    stored = {name: Stored(tensor, card["roles"][name]) for name, tensor in numbers.items()}
+    about = json.loads(contents["transform.json"])
+    if "transform.safetensors" in contents:
+        numbers = from_bytes(contents["transform.safetensors"], "transform.safetensors")[0]
+    else:
+        numbers = {name: torch.tensor(values) for name, values in about["tensors"].items()}
+    transform = Transform.restore(about["meta"], numbers)
+    return Artifact(card, json.loads(contents["ledger.json"]), transform, stored, contents, build)

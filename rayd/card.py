@@ -1,0 +1,92 @@
+"""The artifact's README: a dataset card that says what was claimed, how it was measured, and what was not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+USE = """```python
+import rayd
+
+artifact = rayd.load("path/to/this/folder")      # checked, nothing executed
+images = artifact.images()                       # [N, C, H, W], pixels 0 to 1, out-of-range values kept
+labels = artifact.labels                         # class numbers; artifact.targets are label probabilities
+```"""
+
+
+def percent(score: Mapping[str, Any]) -> str:
+    """mean ± std (n), with the 95 % interval of the mean."""
+    if score.get("n", 0) < 2:
+        return f"{100 * score['mean']:.1f} % (n=1)"
+    return f"{100 * score['mean']:.1f} ± {100 * score['std']:.1f} % (n={score['n']}, 95 % ± {100 * score['ci95']:.1f})"
+
+
+def readme(card: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
+    data = card["data"]
+    source = data.get("name", "the source dataset")
+    shape = "x".join(map(str, card["shape"]))
+    parts = [
+        "---\nlicense: other\ntask_categories:\n- image-classification\ntags:\n- dataset-distillation\n"
+        f"pretty_name: {source} distilled, {card['images']} images\nsize_categories:\n- n<1K\n---\n",
+        f"# {source}, distilled\n",
+        f"{card['images']} synthetic images ({shape}, {len(card['classes'])} classes) that train a network in place of "
+        f"{source}: `{card['sentence'] or card['codec'].get('name')}`.\n",
+        "![preview](preview.png)\n",
+        "## Claim\n",
+        _claim(card),
+        "## Use\n",
+        USE + "\n",
+        "## Storage\n",
+        _storage(card, ledger),
+        "## Limits\n",
+        _limits(card),
+        "## Provenance\n",
+        _provenance(card),
+    ]
+    return "\n".join(parts)
+
+
+def _claim(card: Mapping[str, Any]) -> str:
+    scores = card["scores"]
+    if not scores:
+        return "Not scored yet: `python -m jobs.evaluate out=RUN`.\n"
+    lines = ["| set | view | recipe | network | test accuracy |", "|---|---|---|---|---|"]
+    for name, one in sorted(scores.items()):
+        cells = [one.get("set", name), *(one.get(key, "") for key in ("view", "recipe", "net")), percent(one)]
+        lines.append(f"| {' | '.join(cells)} |")
+    chosen = card["claim"].get("selection", "nothing: the last step")
+    lines.append(f"\nTest set read {card['reads']} time(s); chosen on: {chosen}.")
+    if card["claim"].get("verdict"):
+        lines.append(f"Beats the coreset: **{card['claim']['verdict']}**.")
+    return "\n".join(lines) + "\n"
+
+
+def _storage(card: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
+    own = card["ledger"]
+    beside = own["beside_floats"]
+    roles = ", ".join(f"{role} {count:,}" for role, count in ledger["by_role"].items())
+    return (
+        f"{own['floats']:,} numbers ({own['ipc']:.2f} images per class in floats), {own['bytes']:,} bytes on disk. "
+        f"By role: {roles}. Renderings as images are larger than what is stored.\n"
+        + (f"Needed beside it: {beside:,} numbers (transform, teacher).\n" if beside else "")
+    )
+
+
+def _limits(card: Mapping[str, Any]) -> str:
+    missing = card["claim"].get("not_run", "")
+    return (
+        "- The licence and terms of the source dataset bind this one too.\n"
+        "- Scores hold for the recipe and networks named; other networks usually do worse.\n"
+        "- Synthetic pixels may lie outside 0..1; an 8-bit rendering clips them and has its own score.\n"
+        + (f"- Not run: {missing}\n" if missing else "")
+    )
+
+
+def _provenance(card: Mapping[str, Any]) -> str:
+    rows = {
+        "run fingerprint": card["fingerprint"],
+        "data content": card["data"].get("content", ""),
+        "seeds": card["seeds"],
+        "torch": card["versions"].get("torch", ""),
+    }
+    return "\n".join(f"- {name}: `{one}`" for name, one in rows.items() if one) + "\n"
