@@ -1,0 +1,53 @@
+"""Measure every speed we claim, against the plain way in the same run: one JSON line a row, a table on standard error.
+
+usage: python -m jobs.bench [experts unroll codecs objectives evaluate buffer scaling | all] [size=default|full]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+NAMES = ("experts", "unroll", "codecs", "objectives", "evaluate", "buffer", "scaling")
+
+
+def main(words: Sequence[str]) -> int:
+    if "--help" in words or "-h" in words or not words:
+        print((__doc__ or "").strip())
+        return 0
+    size = next((word.removeprefix("size=") for word in words if word.startswith("size=")), "default")
+    wanted = [word for word in words if not word.startswith("size=")] or ["all"]
+    strange = [word for word in wanted if word not in (*NAMES, "all")]
+    if strange or size not in ("default", "full"):
+        given, allowed = (
+            (strange[0], " ".join((*NAMES, "all"))) if strange else (f"size={size}", "size=default size=full")
+        )
+        print(f"rayd: {given}: allowed is {allowed}; see python -m jobs.bench --help", file=sys.stderr)
+        return 2
+    return measure(NAMES if "all" in wanted else wanted, size)
+
+
+def measure(names: Sequence[str], size: str) -> int:
+    from rayd.bench import rows
+    from rayd.errors import Failed, Refused
+
+    print(f"{'bench':<11}{'case':<44}{'value':>12} {'unit':<12}{'ratio':>8}{'memory':>8}", file=sys.stderr)
+    try:
+        for name in names:
+            for row in rows(name, size):
+                print(row.json(), flush=True)
+                ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+                memory = "" if row.memory_ratio is None else f"{row.memory_ratio:.2f}"
+                line = f"{row.bench:<11}{row.case:<44}{row.value:>12.4g} {row.unit:<12}{ratio:>8}{memory:>8}"
+                print(line, file=sys.stderr, flush=True)
+    except Refused as refusal:
+        print(f"rayd: {refusal}", file=sys.stderr)
+        return 2
+    except Failed as failure:
+        print(f"rayd: {failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

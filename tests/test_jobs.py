@@ -1,0 +1,100 @@
+"""Command lines: instant help, bad ones answered in one line, every shipped choice composed, a run from end to end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs import compose
+from jobs.compose import Asked, ask, command, options
+
+ROOT = Path(__file__).resolve().parent.parent
+VERBS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem != "run")
+TINY = (
+    "data=digits net=convnet net.width=4 expert=quick expert.epochs=2 expert.experts=2 recipe=quick scale=inline "
+    "method.steps=2 method.objective.inner_steps=2 method.objective.last=1 method.objective.expert_epochs=1 method.compiled=false"
+).split()
+
+
+def run(verb: str, *words: str, cwd: Path = ROOT, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", f"jobs.{verb}", *words]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+def test_every_verb_has_a_root_and_a_job() -> None:
+    jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__", "compose", "progress", "bench"}
+    assert jobs == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "bench"])
+def test_help_is_instant(verb: str) -> None:
+    code = (
+        f"import sys, runpy; sys.argv=['jobs.{verb}', '--help']\n"
+        f"try: runpy.run_module('jobs.{verb}', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert not {'torch', 'ray', 'hydra', 'numpy'} & set(sys.modules)"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert f"python -m jobs.{verb}" in done.stdout
+    assert time.monotonic() - began < 2.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+BAD: list[tuple[str, tuple[str, ...]]] = [
+    ("dada=digits", ("dada", "data", "did you mean data?")),
+    ("method.stepz=3", ("method.stepz", "did you mean method.steps?")),
+    ("method.steps=many", ("method.steps=many", "a whole number")),
+    ("budget.ipc=-1", ("budget.ipc=-1", "above zero")),
+    ("budget={ipc: 1, floats: 10}", ("budget", "one of ipc, floats, bytes")),
+    ("method=magic", ("method=magic", "mtt")),
+    ("method.codec.name=pixels", ("method.codec.name=pixels", "pixel")),
+    ("data=folder data.path=/nowhere/at/all", ("/nowhere/at/all",)),
+    ("data=imagenet", ("data=imagenet", "digits")),
+    ("net.norm=layer", ("net.norm=layer", "instance | group | batch | none")),
+    ("scale=inline scale.workers=2", ("scale.workers=2", "laptop")),
+    ("scale=cluster out=runs/here", ("out=runs/here", "absolute")),
+    ("verbose", ("verbose", "KEY=VALUE")),
+    ("out=[", ("out",)),
+    ("'method.terms=[{name: contrast}]' method.codec.name=pixel", ("contrast",)),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), BAD, ids=[line for line, _ in BAD])
+def test_a_bad_command_line_is_one_clear_line(
+    line: str, says: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shlex
+
+    from jobs.distill import act
+
+    words = shlex.split(line)
+    assert command("distill", "", act, argv=words) == 2
+    err = capsys.readouterr().err.strip()
+    assert len(err.splitlines()) == 1, err
+    assert all(word in err for word in says), err
+
+
+def test_as_a_process_too(tmp_path: Path) -> None:
+    done = run("distill", "method.steps=none", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == [], "a refusal leaves nothing behind"
+
+
+CHOICES = [(group, option) for group in compose.GROUPS for option in options(group)]
+NEEDS = {"folder", "parquet", "webdataset", "prepared"}
+
+
+@pytest.mark.parametrize(("group", "option"), CHOICES, ids=[f"{g}={o}" for g, o in CHOICES])
+def test_every_shipped_choice_is_a_run(group: str, option: str) -> None:
+    words = [f"{group}={option}"] + (["data.path=/somewhere"] if option in NEEDS else [])
+    asked = ask("distill", tuple(words))
+    assert asked.run.method.sentence
+    assert len(asked.run.fingerprint()) == 64
