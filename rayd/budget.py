@@ -1,9 +1,9 @@
 """What is stored, counted: every number by role, in floats, in equivalent images per class and in bytes on disk.
 
-The rule that keeps it honest: a float is a number in the saved file. An artifact carries what `packed()` makes of `Stored`
-tensors, and the ledger counts those same packed tensors, the scales of an int8 tensor included; nothing is free.
+The rule that keeps it honest: a float is a number in the saved file. An artifact carries what `packed()` makes of
+`Stored` tensors, and the ledger counts those packed tensors, the scales of an int8 tensor included; nothing is free.
 
-The budget binds the roles of `BOUND`, which lie together in one file. What a consumer needs as well (`BESIDE`) is listed.
+The budget binds the roles of `BOUND`, which lie together in one file. What a consumer also needs (`BESIDE`) is listed.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def image(spec: Sized) -> int:
 def pack(tensor: Tensor, storage: str) -> dict[str, Tensor]:
     """The tensors a file holds for one stored tensor: `""` and, for int8, its scales (one per row of the first axis).
 
-    Integer tensors are kept as they are, and so is, for int8, what has fewer than two axes. The scale keeps eight bits, so
-    that 127 * scale is exact and packing what was unpacked gives the same bytes.
+    Integer tensors are kept as they are, and so is, for int8, what has fewer than two axes. The scale keeps eight bits,
+    so that 127 * scale is exact and packing what was unpacked gives the same bytes.
     """
     if storage not in STORAGE:
         raise refuse("storage", storage, " | ".join(STORAGE))
