@@ -107,6 +107,8 @@ class MethodConfig:
     compiled: bool = True
     spoken: tuple[str, ...] = ()
     """Names of codec, objective and terms as the sentence said them."""
+    needs: tuple[str, ...] = ()
+    """What the objective declares that it needs: segment, nets, pool, real, teacher."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "checkpoint"):
@@ -135,17 +137,19 @@ class MethodConfig:
         terms = [_part(known.terms, one, f"{where}.terms[{i}]") for i, one in enumerate(given)]
         spoken = (codec_name, objective_name, *(name for name, _ in terms))
         rest.pop("spoken", None)
+        rest.pop("needs", None)
         check_sentence(known, spoken, codec)
         method = {
             "codec": codec,
             "objective": objective,
             "terms": tuple(config for _, config in terms),
             "spoken": spoken,
+            "needs": tuple(sorted(known.objectives[objective_name].needs)),
         }
         return read(cls, {**rest, **method}, where)
 
     def to_plain(self) -> dict[str, Any]:
-        own = {name: to_dict(getattr(self, name)) for name in fields_of(self) if name != "spoken"}
+        own = {name: to_dict(getattr(self, name)) for name in fields_of(self) if name not in ("spoken", "needs")}
         own["codec"] = {"name": self.spoken[0], **own["codec"]}
         own["objective"] = {"name": self.spoken[1], **own["objective"]}
         own["terms"] = [{"name": name, **term} for name, term in zip(self.spoken[2:], own["terms"], strict=True)]
@@ -155,7 +159,7 @@ class MethodConfig:
 def check_sentence(known: Words, spoken: tuple[str, ...], codec_config: Any = None) -> None:
     """Refuse what cannot mean anything, by what the parts declare."""
     objective = known.objectives[spoken[1]]
-    learns = getattr(codec_config, "learns_labels", False) if codec_config is not None else False
+    learns = getattr(codec_config, "labels", "hard") == "soft"
     if learns and not objective.uses_labels:
         raise refuse(
             "method",
@@ -270,7 +274,7 @@ class Run:
         return read(cls, rest, where)
 
     @property
-    def expertsat(self) -> str:
+    def experts_at(self) -> str:
         """Where the expert buffer is."""
         return self.buffer if self.buffer is not None else f"{self.out.rstrip('/')}/experts"
 

@@ -137,6 +137,13 @@ class Codec(Part):
         """How a minibatch is taken: a flat int64 CPU index of n images without repetition where possible."""
         return torch.randperm(len(self), generator=rng)[:n]
 
+    def draws(self, rng: torch.Generator, n: int, batches: int) -> list[Tensor]:
+        """Minibatches for an inner loop: the set is walked through in a random order, reshuffled when exhausted."""
+        if n >= len(self):
+            return [torch.arange(len(self))] * batches
+        order = torch.cat([torch.randperm(len(self), generator=rng) for _ in range(-(-n * batches // len(self)))])
+        return list(order[: n * batches].split(n))
+
     def of_class(self, c: int) -> Tensor:
         """Flat indices of the images of class c."""
         return (self.classes() == c).nonzero().flatten()

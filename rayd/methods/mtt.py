@@ -1,0 +1,167 @@
+"""Matching training trajectories. Cazenavette et al., CVPR 2022, arXiv:2203.11932; DATM (Guo et al., ICLR 2024,
+arXiv:2310.05773) and TESLA (Cui et al., ICML 2023, arXiv:2211.10586) are settings of it.
+
+    L = ||theta_N - theta*||^2 / ||theta_0 - theta*||^2,   theta_0 = expert[t], theta* = expert[t + M],
+    theta_{i+1} = theta_i - beta * grad CE(f(theta_i, A(x_i)), y_i)
+
+What we changed: the gradient is exact in one step's memory (rayd.unroll); beta is exp of a learned number and so positive;
+the published rates for beta are for its raw value and are divided by beta_0 squared in our configs; t, expert, minibatches
+and augmentation are drawn from (seed, step, item). DATM: t comes from [first, T(step)) with
+T(step) = grow_from + (last - grow_from) * step / grow_steps, at most `last`, and an item whose loss exceeds `skip_above`
+is left out; its learned labels are the codec's. TESLA: `gradient: tesla` freezes the adjoint (not MTT's gradient).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from rayd.augment import AugmentConfig
+from rayd.budget import Stored
+from rayd.errors import Failed, refuse
+from rayd.methods.contract import Codec, Item, Match, Objective, Player, World
+from rayd.seeds import generator, seed_of
+from rayd.trajectory import Segment
+from rayd.unroll import Inner, cross_entropy, unroll
+
+
+class Mtt(Objective):
+    needs: ClassVar[frozenset[str]] = frozenset({"segment"})
+    uses_labels: ClassVar[bool] = True
+    multiclass: ClassVar[bool] = True
+    gives: ClassVar[frozenset[str]] = frozenset({"net", "theta", "theta_end", "step_size"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        name: str = "mtt"
+        inner_steps: int = 20
+        """N: steps of the student."""
+        expert_epochs: int = 2
+        """M: epochs of the expert that those steps must cover."""
+        first: int = 0
+        """Earliest start epoch."""
+        last: int = 5
+        """Start epochs are below this."""
+        grow_from: int | None = None
+        """DATM: the ceiling starts here ..."""
+        grow_steps: int = 0
+        """... and reaches `last` after this many steps."""
+        skip_above: float | None = None
+        """DATM: items with a loss above this are left out."""
+        batch: int | None = 100
+        """Images of one inner step; null takes the whole set each time."""
+        step_size: float = 0.01
+        """beta_0."""
+        learn_step: bool = True
+        lr_step: float = 0.01
+        """Learning rate of log(beta), under `step_optimiser`."""
+        step_optimiser: str = "adam"
+        items: int = 1
+        """Segments per step; at least as many as workers."""
+        gradient: str = "exact"
+        """exact | tesla"""
+        micro: int = 1
+        """Parts that an inner batch is split into, exactly; divides memory."""
+        augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+        def __post_init__(self) -> None:
+            for name in ("inner_steps", "expert_epochs", "items", "micro"):
+                if getattr(self, name) < 1:
+                    raise refuse(f"objective.{name}", getattr(self, name), "at least 1")
+            if not 0 <= self.first < self.last:
+                raise refuse("objective.first", self.first, f"0 <= first < last={self.last}")
+            if self.grow_from is not None and not self.first < self.grow_from <= self.last:
+                raise refuse("objective.grow_from", self.grow_from, f"above first={self.first}, at most last={self.last}")
+            if self.gradient not in ("exact", "tesla"):
+                raise refuse("objective.gradient", self.gradient, "exact or tesla")
+            if not self.step_size > 0:
+                raise refuse("objective.step_size", self.step_size, "a positive number")
+            if self.batch is not None and (self.batch < 1 or self.batch % self.micro):
+                raise refuse("objective.batch", self.batch, f"a positive multiple of micro={self.micro}")
+
+        @property
+        def last_epoch(self) -> int:
+            """The last expert epoch that can be matched: what a buffer must hold, and all it needs to."""
+            return self.last - 1 + self.expert_epochs
+
+        def build(self, world: World) -> Mtt:
+            return Mtt(self, world)
+
+    def __init__(self, config: Config, world: World) -> None:
+        super().__init__()
+        if world.last_epoch < config.last_epoch:
+            raise refuse(
+                "objective.last",
+                config.last,
+                f"a window within the buffer's {world.last_epoch} epochs (it reaches to epoch {config.last_epoch})",
+                "train longer experts (expert.epochs) or lower objective.last",
+            )
+        self.config, self.world = config, world
+        self.log_step = nn.Parameter(torch.tensor(math.log(config.step_size), device=world.device))
+        self.augment = config.augment.build()
+        loss = cross_entropy(world.net, world.precision)
+        exact = config.gradient == "exact"
+        self.inner = Inner(loss, world.device, compile=world.compiled, micro=config.micro, exact=exact)
+
+    def step_size(self) -> Tensor:
+        return self.log_step.detach().exp()
+
+    def players(self) -> list[Player]:
+        if not self.config.learn_step:
+            return []
+        return [Player("step_size", (self.log_step,), lr=self.config.lr_step, optimiser=self.config.step_optimiser)]
+
+    def stored(self) -> dict[str, Stored]:
+        return {"step_size": Stored(self.step_size().reshape(1), "step")}
+
+    def ceiling(self, step: int) -> int:
+        """Start epochs of this step are below this."""
+        c = self.config
+        if c.grow_from is None:
+            return c.last
+        return min(c.last, c.grow_from + (c.last - c.grow_from) * step // max(c.grow_steps, 1))
+
+    def plan(self, step: int) -> list[Item]:
+        items = []
+        for number in range(self.config.items):
+            seed = seed_of(self.world.seed, "item", step, number)
+            rng = generator(seed, "segment")
+            expert = int(torch.randint(self.world.experts, (), generator=rng))
+            first = int(torch.randint(self.config.first, self.ceiling(step), (), generator=rng))
+            what = {"expert": expert, "first": first, "last": first + self.config.expert_epochs}
+            items.append(Item(step, number, seed, what))
+        return items
+
+    def fetch(self, item: Item) -> Segment:
+        return self.world.segment(**item.what)
+
+    def forward(self, codec: Codec, item: Item, data: Segment) -> Match:
+        c = self.config
+        device = self.world.device
+        start, end = data.start_P.to(device), data.end_P.to(device)
+        distance = (start - end).square().sum()
+        if not torch.isfinite(distance) or distance == 0:
+            raise Failed(
+                f"segment {dict(item.what)}: distance from start to end is {float(distance)}; the buffer holds a row "
+                "that is not finite or two equal rows; run jobs.experts verify=true"
+            )
+        n = min(c.batch or len(codec), len(codec))
+        indices = codec.draws(generator(item.seed, "index"), n, c.inner_steps)
+        shape = (n, *codec.spec.shape)
+        draws = [self.augment.draw(generator(item.seed, "augment", i), n, shape) for i in range(c.inner_steps)]
+
+        def batch(i: int) -> tuple[Tensor, Tensor]:
+            images, targets = codec.decode(indices[i])
+            return self.augment(images, draws[i]), targets
+
+        leaves = [p for p in codec.parameters() if p.requires_grad]
+        theta = unroll(self.inner, start, batch, c.inner_steps, self.log_step.exp(), leaves)
+        value = (theta - end).square().sum() / distance
+        skip = c.skip_above is not None and float(value.detach()) > c.skip_above
+        metrics: dict[str, Tensor | float] = {"step_size": self.step_size(), "start": float(item.what["first"])}
+        scene = {"net": self.world.net, "theta": start, "theta_end": theta, "step_size": self.log_step.exp()}
+        return Match(value, metrics, scene, skip=skip)

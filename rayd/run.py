@@ -1,0 +1,229 @@
+"""The run around an engine: data and experts in, checkpoints, metrics, validation, selection, resume, artifact out.
+
+Used as it is by `scale=inline` and by every Ray Train worker; worker 0 writes. All state lives in the run's own store
+(`checkpoints/`, `metrics.json`, `artifact/`), so a resubmitted command goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from rayd import artifact
+from rayd.config import Run
+from rayd.distill import Distillation, Reduce, State, Step, identity
+from rayd.errors import Failed, Refused
+from rayd.setting import Setting, assemble
+from rayd.store import Store
+
+log = logging.getLogger(__name__)
+
+KEPT = 2
+"""Checkpoints kept: the newest, and one before it should the newest turn out damaged."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which worker this is."""
+
+    rank: int = 0
+    size: int = 1
+    reduce: Reduce | None = None
+    device: torch.device | None = None
+
+
+@dataclass
+class Log:
+    """Metrics of the run so far: results in one file, times in another, both cut back to the checkpoint on a resume."""
+
+    store: Store
+    lines: list[dict[str, float]] = field(default_factory=list)
+
+    def load(self, step: int) -> None:
+        if self.store.exists("metrics.jsonl"):
+            text = self.store.read("metrics.jsonl").decode()
+            self.lines = [line for line in map(json.loads, text.splitlines()) if line["step"] <= step]
+
+    def save(self) -> None:
+        self.store.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+
+
+class Checkpoints:
+    """`step-000050.safetensors`, then its marker `step-000050.json` (size, sha256, fingerprint)."""
+
+    def __init__(self, store: Store, fingerprint: str) -> None:
+        self.store, self.fingerprint = store, fingerprint
+
+    def save(self, step: int, state: State) -> None:
+        name = f"step-{step:06d}"
+        data = artifact.to_bytes(state, {})
+        self.store.write(f"{name}.safetensors", data)
+        marker = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "run": self.fingerprint}
+        self.store.write_json(f"{name}.json", marker)
+        for old in self._names()[:-KEPT]:
+            self.store.delete(f"{old}.json")
+            self.store.delete(f"{old}.safetensors")
+
+    def latest(self) -> State | None:
+        for name in reversed(self._names()):
+            marker = self.store.read_json(f"{name}.json")
+            if marker["run"] != self.fingerprint:
+                raise Refused(
+                    f"out={self.store.uri}: holds checkpoints of another run (fingerprint {marker['run'][:12]}, this one is "
+                    f"{self.fingerprint[:12]}); give another out, or remove its checkpoints folder"
+                )
+            data = self.store.read(f"{name}.safetensors")
+            if hashlib.sha256(data).hexdigest() == marker["sha256"]:
+                return artifact.from_bytes(data)[0]
+            log.warning("checkpoint %s of %s is damaged (sha256 differs): going back to the one before", name, self.store.uri)
+        return None
+
+    def _names(self) -> list[str]:
+        return sorted(n.removesuffix(".json") for n in self.store.list("") if n.endswith(".json"))
+
+
+def finished(run: Run, store: Store) -> bool:
+    """Whether the artifact of exactly this run is already there; another run's is refused, never overwritten."""
+    if not store.exists("artifact/card.json"):
+        return False
+    there = store.read_json("artifact/card.json").get("fingerprint")
+    if there != run.fingerprint():
+        raise Refused(
+            f"out={run.out}: holds the artifact of another run (fingerprint {str(there)[:12]}, this one is "
+            f"{run.fingerprint()[:12]}); give another out, or remove its artifact folder"
+        )
+    return True
+
+
+def distil(run: Run, place: Place | None = None) -> Iterator[Step]:
+    """All of a distillation, from wherever it stands; yields every step and leaves the artifact in `run.out`."""
+    place = place or Place()
+    store = Store(run.out)
+    if finished(run, store):
+        return
+    torch.set_num_threads(run.scale.threads)
+    setting = assemble(run, place.device or default_device())
+    items = len(setting.objective.plan(0))
+    if place.size > items:
+        raise Refused(f"scale.workers={place.size}: allowed is at most the {items} items of a step; set method.objective.items")
+    work = setting.distillation((place.rank, place.size), place.reduce or identity)
+    checkpoints = Checkpoints(store.sub("checkpoints"), run.fingerprint())
+    keeper = Keeper(run, store, setting, work, checkpoints, writes=place.rank == 0)
+    keeper.resume()
+    try:
+        for step in work.run():
+            keeper.after(step)
+            yield step
+    except (RuntimeError, MemoryError) as error:
+        told = _out_of_memory(error, run, store)
+        if told is None:
+            raise
+        raise told from error
+    keeper.finish()
+
+
+class Keeper:
+    """What is done with the steps: measured, checkpointed, validated, selected, handed over."""
+
+    def __init__(
+        self, run: Run, store: Store, setting: Setting, work: Distillation, checkpoints: Checkpoints, *, writes: bool
+    ) -> None:
+        self.run, self.store, self.setting, self.work = run, store, setting, work
+        self.checkpoints, self.writes = checkpoints, writes
+        self.log = Log(store)
+        self.best: tuple[float, State] | None = None
+        self.began = time.monotonic()
+
+    def resume(self) -> None:
+        state = self.checkpoints.latest()
+        if state is None:
+            return
+        best = {k.removeprefix("best/"): v for k, v in state.items() if k.startswith("best/")}
+        if best:
+            self.best = (float(best.pop("accuracy")), best)
+        self.work.load({k: v.to(self.setting.device) for k, v in state.items() if not k.startswith("best/")})
+        self.log.load(self.work.number)
+        log.info("resumed at step %d of %d", self.work.number, self.run.method.steps)
+
+    def after(self, step: Step) -> None:
+        method = self.run.method
+        line = {"step": step.number, "loss": step.value, "seconds": step.seconds, **step.metrics}
+        if step.skipped:
+            line["skipped"] = 1.0
+            log.warning("step %d skipped: %s", step.number, step.skipped)
+        last = step.number == method.steps
+        if method.validate and (step.number % method.validate == 0 or last):
+            line["val"] = self._validate()
+        line["memory"] = float(peak_memory(self.setting.device))
+        self.log.lines.append(line)
+        if step.number % method.checkpoint == 0 and not last:
+            state = self.work.checkpoint()
+            if self.writes:
+                self._save(step.number, state)
+
+    def _save(self, step: int, state: State) -> None:
+        if self.best is not None:
+            accuracy, codec = self.best
+            state = state | {"best/accuracy": torch.tensor(accuracy)} | {f"best/{k}": v for k, v in codec.items()}
+        self.checkpoints.save(step, state)
+        self.log.save()
+        preview = self.setting.preview(self.work.averaged())
+        self.store.write("preview.png", preview)
+
+    def _validate(self) -> float:
+        """Accuracy on the split carved out of training. Worker 0 decides; selection is its alone to hand over."""
+        if not self.writes:
+            return float("nan")
+        codec = self.work.averaged()
+        accuracy = self.setting.validate(codec)
+        if self.best is None or accuracy > self.best[0]:
+            self.best = (accuracy, codec.state())
+        return accuracy
+
+    def finish(self) -> None:
+        if not self.writes:
+            return
+        codec = self.work.averaged()
+        if self.run.method.select == "best_val" and self.best is not None:
+            codec.load(self.best[1])
+        self.log.save()
+        timing = {"distill_s": sum(line["seconds"] for line in self.log.lines), "steps": self.work.number}
+        claim = {"select": self.run.method.select, "skipped": self.work.skipped, "rollbacks": self.work.rolled}
+        if self.best is not None:
+            claim["best_val"] = self.best[0]
+        self.setting.write(codec, self.store, timing, claim)
+        for name in self.checkpoints._names():
+            self.checkpoints.store.delete(f"{name}.json")
+            self.checkpoints.store.delete(f"{name}.safetensors")
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _out_of_memory(error: BaseException, run: Run, store: Store) -> Failed | None:
+    """What to do about it, where memory ran out."""
+    text = str(error)
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in text:
+        return None
+    objective: Any = run.method.objective
+    knobs = [f"method.objective.{k}={getattr(objective, k)}" for k in ("micro", "batch", "inner_steps", "batch_real")
+             if hasattr(objective, k)]
+    return Failed(
+        f"out of memory: {text.splitlines()[0][:200] if text else 'no more memory'}. The last checkpoint is kept in "
+        f"{store.uri}/checkpoints. Knobs: {', '.join(knobs)} (raise micro, lower the others), then submit again."
+    )

@@ -1,0 +1,151 @@
+"""From a Run to the parts of its distillation, and from its codec to an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rayd import birth
+from rayd.augment import Transform
+from rayd.budget import Ledger, Stored
+from rayd.buffer import Buffer
+from rayd.config import Run
+from rayd.data import DataConfig, Splits
+from rayd.distill import Distillation, Reduce
+from rayd.errors import refuse
+from rayd.evaluate import evaluate
+from rayd.foundry import buffer_identity
+from rayd.methods.contract import Codec, Objective, Term
+from rayd.nets import Net
+from rayd.seeds import generator, seed_of
+from rayd.store import Store
+from rayd.strict import to_dict
+from rayd.world import Resident
+
+FROM_BUFFER = frozenset({"segment", "pool", "teacher"})
+CHECKED = 1000
+"""Validation images looked at while a run is under way."""
+
+
+@dataclass
+class Setting:
+    """Everything a distillation is made of."""
+
+    run: Run
+    splits: Splits
+    world: Resident
+    codec_config: Any
+    codec: Codec
+    objective: Objective
+    terms: list[Term]
+
+    @property
+    def device(self) -> torch.device:
+        return self.world.device
+
+    def distillation(self, share: tuple[int, int], reduce: Reduce) -> Distillation:
+        method = self.run.method
+        return Distillation(
+            self.codec, self.objective, self.terms, steps=method.steps, optimiser=method.optimiser, world=self.world,
+            guard=method.guard, ema=method.ema, share=share, reduce=reduce,
+        )
+
+    def stored(self, codec: Codec) -> dict[str, Stored]:
+        """All that an artifact must carry, of every part."""
+        out = dict(codec.stored())
+        for part in (self.objective, *self.terms):
+            out |= part.stored()
+        return out
+
+    def preview(self, codec: Codec) -> bytes:
+        return birth.preview(codec, self.world.transform, self.world.spec)
+
+    def validate(self, codec: Codec) -> float:
+        """Mean accuracy of two short trainings on the split carved out of training."""
+        recipe = replace(self.run.recipe, steps=max(1, self.run.recipe.steps // 4))
+        val = self.splits.val.select(torch.arange(min(CHECKED, len(self.splits.val))))
+        scores = evaluate(
+            recipe, self.world.net, codec, val, self.world.transform, [seed_of(self.run.seed, "validate", i) for i in range(2)],
+            device=self.device, step_size=self.step_size(),
+        )
+        return sum(score.accuracy for score in scores) / len(scores)
+
+    def step_size(self) -> float | None:
+        rate = getattr(self.objective, "step_size", None)
+        return float(rate()) if callable(rate) else None
+
+    def write(self, codec: Codec, store: Store, timing: Mapping[str, Any], claim: Mapping[str, Any]) -> None:
+        """The artifact, as stored and no better: its card is written last. Refused if it came out over budget."""
+        run, spec = self.run, self.world.spec
+        stored = self.stored(codec)
+        self._within_budget(Ledger.of(stored))
+        made = birth.files(
+            birth.Birth(
+                codec={"name": run.method.spoken[0], **to_dict(self.codec_config)}, spec=spec, classes=self.splits.train.classes,
+                sentence=run.method.sentence, config=to_dict(run), fingerprint=run.fingerprint(),
+                data=self.splits.train.manifest, seeds={"run": run.seed}, claim=claim,
+            ),
+            codec, stored, self.world.transform, timing,
+        )
+        for name, data in made.items():
+            store.write(f"artifact/{name}", data)
+
+    def _within_budget(self, ledger: Ledger) -> None:
+        budget, codec = self.run.budget.build(), self.codec_config
+        limit = budget.limit(self.world.spec, codec.storage)
+        if ledger.floats > limit:
+            raise refuse("budget", budget, f"at least the {ledger.floats} floats that {self.run.method.sentence} stores")
+
+
+def assemble(run: Run, device: torch.device) -> Setting:
+    """Load, fit, build, start. Everything that can be refused is refused here, before any work."""
+    method = run.method
+    splits, transform, net = surroundings(run)
+    spec = splits.train.spec
+    codec_config = method.codec.fit(run.budget.build(), spec)
+    buffer = None
+    if FROM_BUFFER & set(method.needs) or codec_config.labels == "soft" or codec_config.start == "confident":
+        buffer = Buffer(Store(run.experts_at), buffer_identity(run, splits, transform, net))
+    world = Resident(
+        net, transform, splits.train, device, run.seed, precision=method.precision, compiled=method.compiled, buffer=buffer
+    )
+    if device.type == "cuda" and method.precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+    codec: Codec = codec_config.build(spec, generator(run.seed, "codec")).to(device)
+    teacher = _teacher(world) if buffer is not None else None
+    right = teacher if codec_config.start == "confident" else None
+    codec.encode(world.taker(run.seed, right), generator(run.seed, "encode"))
+    if codec.learns_labels and teacher is not None:
+        codec.teach(teacher)
+    objective = method.objective.build(world)
+    terms = [config.build(world, codec).to(device) for config in method.terms]
+    return Setting(run, splits, world, codec_config, codec, objective.to(device), terms)
+
+
+def surroundings(run: Run) -> tuple[Splits, Transform, Net]:
+    """Data, network space and network: what every stage of a run starts from."""
+    splits = run.data.load()
+    return splits, fitted(run.data, splits, run.transform), run.net.build(splits.train.spec)
+
+
+def fitted(config: DataConfig, splits: Splits, kind: Any) -> Transform:
+    """The transform, by the dataset's stated statistics where the config gives them."""
+    if kind == "normalise" and config.mean is not None and config.std is not None:
+        return Transform(kind, torch.tensor(config.mean), torch.tensor(config.std))
+    return Transform.fit(splits.train, kind)
+
+
+def _teacher(world: Resident) -> Callable[[Tensor], Tensor]:
+    """The first expert at its last epoch: starts DATM's images and labels."""
+    theta = world.theta(0, world.last_epoch).float()
+
+    @torch.no_grad()
+    def predict(images: Tensor) -> Tensor:
+        return world.net(theta, images)
+
+    return predict

@@ -1,0 +1,91 @@
+"""What a method may see: the network, the training images resident on the device, and rows of the expert buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rayd.augment import Transform
+from rayd.buffer import Buffer
+from rayd.data import Images, Spec
+from rayd.errors import Failed, refuse
+from rayd.nets import Net
+from rayd.seeds import generator
+from rayd.trajectory import Segment
+
+
+@dataclass
+class Resident:
+    """The surroundings of one worker. Images stay uint8 (on the device where that is a GPU, mapped from disk otherwise)."""
+
+    net: Net
+    transform: Transform
+    images: Images
+    device: torch.device
+    seed: int
+    precision: str = "fp32"
+    compiled: bool = True
+    buffer: Buffer | None = None
+
+    def __post_init__(self) -> None:
+        self.spec: Spec = self.images.spec
+        self.transform = self.transform.to(self.device)
+        self._pixels = self.images.pixels_NCHW.to(self.device)
+        self._members = [self.images.of_class(c) for c in range(self.spec.classes)]
+
+    @property
+    def experts(self) -> int:
+        return self._rows.experts
+
+    @property
+    def last_epoch(self) -> int:
+        return self._rows.last_epoch
+
+    def segment(self, expert: int, first: int, last: int) -> Segment:
+        segment = self._rows.segment(expert, first, last)
+        for epoch, row in ((first, segment.start_P), (last, segment.end_P)):
+            if not bool(torch.isfinite(row).all()):
+                raise Failed(f"expert {expert}, epoch {epoch}: the buffer's row is not finite; run jobs.experts verify=true")
+        return segment
+
+    def theta(self, expert: int, epoch: int) -> Tensor:
+        return self._rows.row(expert, epoch).to(self.device)
+
+    def members(self, c: int) -> Tensor:
+        return self._members[c]
+
+    def real(self, index_N: Tensor) -> Tensor:
+        return self.transform(self._pixels[index_N.to(self._pixels.device)])
+
+    def targets(self, index_N: Tensor) -> Tensor:
+        labels = self.images.labels_N[index_N].to(self.device)
+        return torch.nn.functional.one_hot(labels, self.spec.classes).float()
+
+    @property
+    def resident_bytes(self) -> int:
+        return self._pixels.numel()
+
+    @property
+    def _rows(self) -> Buffer:
+        if self.buffer is None:
+            raise refuse("buffer", None, "the URI of an expert buffer", "this method needs experts: run jobs.experts first")
+        return self.buffer
+
+    def taker(self, seed: int, right: Callable[[Tensor], Tensor] | None = None) -> Callable[[int, int], Tensor]:
+        """take(c, n): n real images of class c by plan; with `right`, those first that it says are classified correctly."""
+
+        def take(c: int, n: int) -> Tensor:
+            members = self.members(c)
+            if len(members) == 0:
+                raise refuse("data", self.images.classes[c], "at least one training image per class")
+            order = members[torch.randperm(len(members), generator=generator(seed, "start", c))]
+            if right is not None:
+                good = torch.cat([right(self.real(part)).argmax(1).cpu() == c for part in order.split(512)])
+                order = torch.cat([order[good], order[~good]])
+            order = order.repeat(-(-n // len(order)))
+            return self.real(order[:n])
+
+        return take
