@@ -1,4 +1,4 @@
-"""The siamese augmentations in network space (DSA, Zhao & Bilen 2021, arXiv 2102.08259; IDC, Kim et al. 2022, arXiv 2205.14959).
+"""The siamese augmentations in network space (DSA, arXiv 2102.08259, and IDC, arXiv 2205.14959).
 
 `Augment` draws all its randomness beforehand on the CPU, so the same `Draw` gives the same augmentation of real and
 synthetic images, in a replay, on any device.
@@ -119,7 +119,7 @@ def _numbers(op: str, rng: torch.Generator, n: int, height: int, width: int) -> 
 
 
 def _color(x: Tensor, values: Tensor) -> Tensor:
-    """Brightness added, saturation about the channel mean (nothing to do on one channel), contrast about the image mean."""
+    """Brightness added, saturation about the channel mean (none on one channel), contrast about the image mean."""
     brightness, saturation, contrast = (values[:, i, None, None, None] for i in range(3))
     x = x + brightness
     if x.shape[1] > 1:
@@ -130,7 +130,7 @@ def _color(x: Tensor, values: Tensor) -> Tensor:
 
 
 def _crop(x: Tensor, values: Tensor) -> Tensor:
-    """A whole-pixel shift with zeros moving in: a cyclic gather (a permutation, so its backward adds in no order) and a mask."""
+    """A whole-pixel shift with zeros moving in: a permutation, whose backward has nothing to add up, and a mask."""
     n, c, h, w = x.shape
     rows = torch.arange(h, device=x.device) + values[:, 0, None].long()
     cols = torch.arange(w, device=x.device) + values[:, 1, None].long()

@@ -1,7 +1,7 @@
 """Datasets as uint8 images in memory-mapped files: decoded once, named by what they hold, split by plan.
 
-`DataConfig.load()` finds the dataset, decodes it into the cache (`$RAYD_CACHE`, or ~/.cache/rayd) the first time, maps it
-every time after, and carves the validation split out of the training set. Readers of each format are in sources.py.
+`DataConfig.load()` finds the dataset, decodes it into the cache (`$RAYD_CACHE`, or ~/.cache/rayd) the first time, maps
+it every time after, and carves the validation split out of the training set. The layouts it knows are in formats.py.
 
 Shapes: N images, C channels, H, W sides.
 """
@@ -13,7 +13,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,8 +22,11 @@ from torch import Tensor
 from rayd.errors import refuse
 from rayd.seeds import generator
 
-NAMES = ("digits", "cifar10", "cifar100", "svhn", "mnist", "fashion", "tiny", "imagenette128", "imagenette", "imagewoof",
-         "imagefruit", "imageyellow", "imagemeow", "imagesquawk", "folder", "parquet", "webdataset", "prepared", "generated")
+Name = Literal[
+    "digits", "cifar10", "cifar100", "svhn", "mnist", "fashion", "tiny", "imagenette128", "imagenette", "imagewoof",
+    "imagefruit", "imageyellow", "imagemeow", "imagesquawk", "folder", "parquet", "webdataset", "prepared", "generated",
+]
+NAMES = get_args(Name)
 NEED_PATH = ("folder", "parquet", "webdataset", "prepared")
 
 
@@ -75,8 +78,10 @@ class Images:
         return Images(pixels, labels, self.classes, self.name, manifest)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of each channel on [0, 1]: those that the config gives, else exact ones of these images."""
-        known = self.manifest.get("given") or self.manifest.setdefault("statistics", channel_statistics(self.pixels_NCHW))
+        """Mean and deviation of each channel on [0, 1]: the config's, else exact ones of these images."""
+        known = self.manifest.get("given") or self.manifest.get("statistics")
+        if known is None:
+            known = self.manifest["statistics"] = channel_statistics(self.pixels_NCHW)
         return torch.tensor(known["mean"]), torch.tensor(known["std"])
 
 
@@ -93,10 +98,7 @@ class Splits:
 class DataConfig:
     """Which dataset, where it is, and how it is split."""
 
-    name: Literal[
-        "digits", "cifar10", "cifar100", "svhn", "mnist", "fashion", "tiny", "imagenette128", "imagenette", "imagewoof",
-        "imagefruit", "imageyellow", "imagemeow", "imagesquawk", "folder", "parquet", "webdataset", "prepared", "generated",
-    ] = "digits"
+    name: Name = "digits"
     path: str | None = None
     """Folder of the dataset; null: $RAYD_DATA/NAME, then data/NAME and data/ here."""
     size: int | None = None
@@ -108,7 +110,7 @@ class DataConfig:
     val: float = 0.1
     """Validation images: a share of the training set below 1, else a count."""
     split: Literal["seeded", "next"] = "seeded"
-    """seeded: validation images are drawn; next: they are the rows after `limit` (for sets that are shuffled already)."""
+    """seeded: validation images are drawn; next: they are the rows after `limit` (for sets already shuffled)."""
     limit: int | None = None
     """At most this many training images."""
     seed: int = 0

@@ -26,7 +26,7 @@ MOMENTUM = 0.1
 
 
 class Slot(NamedTuple):
-    """How one tensor starts: uniform in +-bound (torch's default for convolutions and linear layers), normal, or constant."""
+    """How one tensor starts: uniform in +-value (torch's default for weights and biases), normal, or constant."""
 
     shape: tuple[int, ...]
     kind: str

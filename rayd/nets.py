@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,10 +12,13 @@ from torch import Tensor
 from rayd.data import Spec
 from rayd.errors import refuse
 from rayd.layers import Moments, Net, Plan, Scope, Side, halve
+from rayd.zoo import VGG11, AlexNet, ResNet18, ResNet50, ViT
 
 __all__ = ["ConvNet", "Moments", "Net", "NetConfig"]
 
-NAMES = ("convnet", "resnet18", "resnet50", "vgg11", "alexnet", "vit")
+ZOO: dict[str, Callable[[NetConfig, Spec], Net]] = {
+    "resnet18": ResNet18, "resnet50": ResNet50, "vgg11": VGG11, "alexnet": AlexNet, "vit": ViT}
+NAMES = ("convnet", *ZOO)
 NORMS = ("instance", "group", "batch", "none")
 
 
@@ -26,7 +30,7 @@ class NetConfig:
     depth: int | None = None
     """Blocks of a ConvNet or layers of the ViT (ConvNet: 32 px 3, 64 px 4, 128 px 5, 256 px 6; 8 px 2)."""
     width: int | None = None
-    """Channels of a ConvNet block (128), a ResNet's or VGG's first stage (64), AlexNet's first layer (128), the ViT (192)."""
+    """Channels of a ConvNet's block or AlexNet's first (128), a ResNet's or VGG's first stage (64), the ViT (192)."""
     norm: Literal["instance", "group", "batch", "none"] = "instance"
     """instance (group norm with one group a channel, as the field's code) | group (32 groups) | batch | none."""
 
@@ -45,10 +49,7 @@ class NetConfig:
     def build(self, spec: Spec) -> Net:
         if self.name == "convnet":
             return ConvNet(self, spec)
-        from rayd import zoo
-
-        return {"resnet18": zoo.ResNet18, "resnet50": zoo.ResNet50, "vgg11": zoo.VGG11, "alexnet": zoo.AlexNet,
-                "vit": zoo.ViT}[self.name](self, spec)
+        return ZOO[self.name](self, spec)
 
 
 class ConvNet(Net):

@@ -1,7 +1,7 @@
 """From pixels to network space and back. What a consumer of an artifact needs too, so it is stored beside it.
 
-ZCA follows the field's pipelines (kornia's ZCAWhitening with eps 0.1 on pixels in [0, 1]): U diag(1/sqrt(s + eps)) U^T on
-the centred images, U s U^T being the covariance of the training set.
+ZCA follows the field's pipelines (kornia's ZCAWhitening with eps 0.1 on pixels in [0, 1]): U diag(1/sqrt(s + eps)) U^T
+on the centred images, U s U^T being the covariance of the training set.
 
 Shapes: N images, C channels, D = C*H*W.
 """
@@ -73,7 +73,8 @@ class Transform:
         return (0 - self.mean_C) / self.std_C, (1 - self.mean_C) / self.std_C
 
     def to(self, device: torch.device | str) -> Transform:
-        return replace(self, **{name: tensor.to(device) for name, tensor in self._fields().items()})
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self._fields().items()}
+        return replace(self, **moved)
 
     def _fields(self) -> dict[str, Tensor]:
         held = {"mean_C": self.mean_C, "std_C": self.std_C, "matrix_DD": self.matrix_DD, "inverse_DD": self.inverse_DD}

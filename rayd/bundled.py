@@ -1,0 +1,88 @@
+"""Datasets out of other packages or a seed: scikit-learn's digits, torchvision's downloads, generated images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+from rayd.data import DataConfig
+from rayd.decode import Array
+from rayd.seeds import generator
+from rayd.sources import Contents, Files, Listing, Numbered, Source, split_test
+
+
+def digits(files: Files, config: DataConfig) -> Source | None:
+    """scikit-learn's 1,797 handwritten digits of 8x8; a fifth is the test set."""
+
+    def contents() -> Contents:
+        from sklearn.datasets import load_digits
+
+        held = load_digits()
+        pixels = np.round(held.images * (255 / 16)).astype(np.uint8)[:, None]
+        labels = [int(label) for label in held.target]
+        whole = Listing(Numbered("digit", len(labels)), labels, lambda start, stop: iter(pixels[start:stop]))
+        return Contents(tuple(map(str, range(10))), split_test({"train": whole}))
+
+    return Source([version("scikit-learn")], contents, 1, "scikit-learn")
+
+
+def generated(files: Files, config: DataConfig) -> Source | None:
+    """Each class a smooth pattern of its own under noise: learnable, of any size, out of the seed alone."""
+    side, channels = config.size or 32, config.channels or 3
+    means = torch.rand(config.classes, channels, 4, 4, generator=generator(config.seed, "generated"))
+    smooth = torch.nn.functional.interpolate(means, (side, side), mode="bilinear", align_corners=False)
+    smooth_KCHW = smooth.mul(160).add(16).to(torch.uint8).numpy()
+
+    def part(name: str, n: int) -> Listing:
+        def fetch(start: int, stop: int) -> Iterator[Array]:
+            for i in range(start, stop):
+                rng = generator(config.seed, "generated", name, i)
+                noise = torch.randint(0, 80, (channels, side, side), generator=rng, dtype=torch.uint8)
+                yield smooth_KCHW[i % config.classes] + noise.numpy()
+
+        return Listing(Numbered(name, n), [i % config.classes for i in range(n)], fetch)
+
+    parts = {"train": part("train", config.count), "test": part("test", max(config.count // 2, 1))}
+    classes = tuple(f"class{c}" for c in range(config.classes))
+    return Source([], lambda: Contents(classes, parts), channels, "generated")
+
+
+def torchvision_set(files: Files, config: DataConfig) -> Source | None:
+    """What torchvision downloaded: CIFAR, SVHN, MNIST, Fashion-MNIST."""
+    cls, mark, channels = TORCHVISION[config.name]
+    known = [name for name in files.names() if name.startswith(mark)]
+    if not known:
+        return None
+
+    def contents() -> Contents:
+        from torchvision import datasets
+
+        kind, parts, classes = getattr(datasets, cls), {}, tuple(map(str, range(10)))
+        for part in ("train", "test"):
+            which = {"split": part} if config.name == "svhn" else {"train": part == "train"}
+            held = kind(files.where, download=False, **which)
+            pixels = np.asarray(held.data)
+            if pixels.shape[-1] == 3:
+                pixels = pixels.transpose(0, 3, 1, 2)
+            labels = [int(label) for label in (held.labels if config.name == "svhn" else held.targets)]
+            classes = tuple(getattr(held, "classes", classes))
+            parts[part] = _array(f"{config.name}-{part}", pixels[:, None] if pixels.ndim == 3 else pixels, labels)
+        return Contents(classes, parts)
+
+    return Source([files.stamp(name) for name in known], contents, channels, files.where)
+
+
+def _array(name: str, pixels_NCHW: Array, labels: list[int]) -> Listing:
+    return Listing(Numbered(name, len(labels)), labels, lambda start, stop: iter(pixels_NCHW[start:stop]))
+
+
+TORCHVISION = {
+    "cifar10": ("CIFAR10", "cifar-10-batches-py", 3),
+    "cifar100": ("CIFAR100", "cifar-100-python", 3),
+    "svhn": ("SVHN", "t", 3),
+    "mnist": ("MNIST", "MNIST/raw", 1),
+    "fashion": ("FashionMNIST", "FashionMNIST/raw", 1),
+}

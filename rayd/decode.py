@@ -1,0 +1,65 @@
+"""Any picture to a fixed-size uint8 array: where image files are decoded, for the cache and for jobs.prepare."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+BLOCK = 256
+"""Pictures in flight: bounds memory whatever the size of the set."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What every picture of a set becomes."""
+
+    size: int | None
+    """Side in pixels; None: as it is, which must then be square and the same for all."""
+    channels: int
+    resize: str
+    """squash: whole image to a square; crop: short side to size, middle kept; pad: long side to size, black borders."""
+
+
+def decode(payload: bytes | Array, shape: Shape) -> Array | str:
+    """uint8 [C, H, W], or why this is no readable picture. Arrays are taken as decoded [C, H, W] already."""
+    from PIL import Image
+
+    try:
+        if isinstance(payload, np.ndarray):
+            if shape.size in (None, payload.shape[-1]) and len(payload) == shape.channels:
+                return payload
+            picture = Image.fromarray(payload[0] if len(payload) == 1 else payload.transpose(1, 2, 0))
+        else:
+            picture = Image.open(io.BytesIO(payload))
+        if picture.mode.startswith("I;16"):
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        picture = picture.convert("L" if shape.channels == 1 else "RGB")
+        if shape.size is not None and picture.size != (shape.size, shape.size):
+            picture = _fit(picture, shape.size, shape.resize)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return str(error).split("<")[0].strip() or type(error).__name__
+    pixels = np.asarray(picture)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _fit(picture: Any, size: int, rule: str) -> Any:
+    from PIL import Image, ImageOps
+
+    if rule == "squash":
+        return picture.resize((size, size), Image.Resampling.BILINEAR)
+    fit = ImageOps.fit if rule == "crop" else ImageOps.pad
+    return fit(picture, (size, size), Image.Resampling.BILINEAR)
+
+
+def decode_all(payloads: Iterable[bytes | Array], shape: Shape, pool: ThreadPoolExecutor) -> Iterator[Array | str]:
+    """In order, in threads (Pillow lets go of the interpreter while it decodes), a block at a time."""
+    source = iter(payloads)
+    while block := list(islice(source, BLOCK)):
+        yield from pool.map(lambda payload: decode(payload, shape), block, chunksize=16)
