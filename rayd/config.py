@@ -22,7 +22,7 @@ from rayd.evaluate import RecipeConfig
 from rayd.expert import ExpertConfig
 from rayd.methods import CODECS, OBJECTIVES, TERMS
 from rayd.nets import NetConfig
-from rayd.strict import at, fields_of, fingerprint, parse, positive, read, to_dict, value
+from rayd.strict import DERIVED, at, fields_of, fingerprint, parse, positive, read, to_dict, value
 
 __all__ = [
     "BudgetConfig",
@@ -105,10 +105,10 @@ class MethodConfig:
     select: Literal["last", "best_val"] = "last"
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     compiled: bool = True
-    spoken: tuple[str, ...] = ()
+    spoken: tuple[str, ...] = field(default=(), metadata=DERIVED)
     """Names of codec, objective and terms as the sentence said them."""
-    needs: tuple[str, ...] = ()
-    """What the objective declares that it needs: segment, nets, pool, real, teacher."""
+    needs: frozenset[str] = field(default=frozenset(), metadata=DERIVED)
+    """What the objective and terms declare that they need: segment, nets, pool, real, teacher."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "checkpoint"):
@@ -136,20 +136,16 @@ class MethodConfig:
             raise refuse(f"{where}.terms", given, "a list of mappings with a name and a weight")
         terms = [_part(known.terms, one, f"{where}.terms[{i}]") for i, one in enumerate(given)]
         spoken = (codec_name, objective_name, *(name for name, _ in terms))
-        rest.pop("spoken", None)
-        rest.pop("needs", None)
+        needs = known.objectives[objective_name].needs.union(
+            *(getattr(known.terms[t], "needs", ()) for t in spoken[2:])
+        )
         check_sentence(known, spoken, codec)
-        method = {
-            "codec": codec,
-            "objective": objective,
-            "terms": tuple(config for _, config in terms),
-            "spoken": spoken,
-            "needs": tuple(sorted(known.objectives[objective_name].needs)),
-        }
-        return read(cls, {**rest, **method}, where)
+        parts = {"codec": codec, "objective": objective, "terms": tuple(config for _, config in terms)}
+        derived = {"spoken": spoken, "needs": frozenset(needs)}
+        return read(cls, {**rest, **parts}, where, derived)
 
     def to_plain(self) -> dict[str, Any]:
-        own = {name: to_dict(getattr(self, name)) for name in fields_of(self) if name not in ("spoken", "needs")}
+        own = {name: to_dict(getattr(self, name)) for name in fields_of(self)}
         own["codec"] = {"name": self.spoken[0], **own["codec"]}
         own["objective"] = {"name": self.spoken[1], **own["objective"]}
         own["terms"] = [{"name": name, **term} for name, term in zip(self.spoken[2:], own["terms"], strict=True)]

@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from rayd.errors import Refused, refuse
 
 T = TypeVar("T")
+DERIVED = {"derived": True}
+"""Metadata of a field that follows from the others: neither read nor written."""
 
 
 def parse(cls: type[T], mapping: Any, where: str = "") -> T:
@@ -29,7 +31,8 @@ def parse(cls: type[T], mapping: Any, where: str = "") -> T:
     return read(cls, mapping, where)
 
 
-def read(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
+def read(cls: type[T], mapping: Mapping[str, Any], where: str, derived: Mapping[str, Any] | None = None) -> T:
+    """The strict reading itself; `derived` are values for the fields that nobody may set by name."""
     fields = fields_of(cls)
     for key in mapping:
         if key not in fields:
@@ -39,7 +42,7 @@ def read(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
     for key, one in fields.items():
         if key not in values and one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
             raise refuse(at(where, key), "(missing)", describe(hints[key]), f"give {at(where, key)}=...")
-    return cls(**values)
+    return cls(**values, **(derived or {}))
 
 
 def unknown(key: str, given: Any, known: list[str], where: str = "") -> Refused:
@@ -107,7 +110,7 @@ def describe(kind: Any) -> str:
 
 
 def fields_of(cls: Any) -> dict[str, dataclasses.Field[Any]]:
-    return {one.name: one for one in dataclasses.fields(cls) if one.init}
+    return {one.name: one for one in dataclasses.fields(cls) if one.init and "derived" not in one.metadata}
 
 
 def at(where: str, key: str) -> str:
