@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GROUPS = ("preset", "data", "net", "expert", "method", "recipe", "scale")
-PATHS = ("out", "buffer", "methods", "data.path")
+PATHS = ("out", "buffer", "methods", "data.path", "to", "artifact", "verify")
 """Keys that hold a path or URI: made absolute before anything else sees them, since workers live in other folders."""
 
 
@@ -46,8 +46,16 @@ class Nothing:
     """A verb without keys of its own."""
 
 
+Own = Callable[[], type[Any]]
+"""Gives the dataclass of a verb's own keys; asked for only once the words are known to be no cry for help."""
+
+
 def command(
-    verb: str, doc: str | None, act: Callable[[Asked], int], own: type[Any] = Nothing, argv: Sequence[str] | None = None
+    verb: str,
+    doc: str | None,
+    act: Callable[[Asked], int],
+    own: Own = lambda: Nothing,
+    argv: Sequence[str] | None = None,
 ) -> int:
     """Run one verb: 0 done, 1 it could not go on, 2 what was asked cannot be done."""
     words = tuple(sys.argv[1:] if argv is None else argv)
@@ -74,19 +82,19 @@ def command(
         return 1
 
 
-def ask(verb: str, words: tuple[str, ...], own: type[Any] = Nothing) -> Asked:
+def ask(verb: str, words: tuple[str, ...], own: Own = lambda: Nothing) -> Asked:
     """Compose, then read strictly."""
     mapping = compose(verb, words)
     from rayd.config import Run
     from rayd.strict import fields_of, parse, unknown
 
-    mine = {key: mapping.pop(key) for key in list(mapping) if key in fields_of(own)}
+    keys = own()
     for key in mapping:
-        if key not in fields_of(Run):
-            raise unknown(key, mapping[key], [*fields_of(Run), *fields_of(own)])
+        if key not in {*fields_of(Run), *fields_of(keys)}:
+            raise unknown(key, mapping[key], [*fields_of(Run), *fields_of(keys)])
     _make_absolute(mapping)
-    run = parse(Run, mapping)
-    return Asked(verb, run, parse(own, mine), words)
+    mine = {key: mapping.pop(key) for key in list(mapping) if key in fields_of(keys)}
+    return Asked(verb, parse(Run, mapping), parse(keys, mine), words)
 
 
 def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:

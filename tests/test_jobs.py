@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 from jobs import compose
-from jobs.compose import Asked, ask, command, options
+from jobs.compose import ask, command, options
 
 ROOT = Path(__file__).resolve().parent.parent
 VERBS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem != "run")
 TINY = (
-    "data=digits net=convnet net.width=4 expert=quick expert.epochs=2 expert.experts=2 recipe=quick scale=inline "
-    "method.steps=2 method.objective.inner_steps=2 method.objective.last=1 method.objective.expert_epochs=1 method.compiled=false"
-).split()
+    *("data=digits", "net=convnet", "net.width=4", "expert=quick", "expert.epochs=2", "expert.experts=2"),
+    *("recipe=quick", "recipe.steps=3", "scale=inline", "method.steps=2", "method.compiled=false"),
+    *("method.objective.inner_steps=2", "method.objective.last=1", "method.objective.expert_epochs=1"),
+)
 
 
 def run(verb: str, *words: str, cwd: Path = ROOT, timeout: float = 300) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,55 @@
+"""Decode a dataset once into fixed-size uint8 shards and a manifest; `data=prepared data.path=TO` reads them.
+
+A shard is a fixed slice of the sorted listing: killed and submitted again, the bytes are the same.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from jobs.compose import Asked, command
+
+
+def own() -> type[Any]:
+    from rayd.prepare import PrepareConfig
+
+    return PrepareConfig
+
+
+def act(asked: Asked) -> int:
+    to = asked.own.to or f"{asked.run.out}/data"
+    shards = prepared(asked, to, asked.own.per_shard)
+    print(f"rayd: {to} " + (f"is whole: {shards} shards written" if shards else "is already done"))
+    print(f"next: python -m jobs.experts data=prepared data.path={to} out={asked.run.out}")
+    return 0
+
+
+def prepared(asked: Asked, to: str, per_shard: int) -> int:
+    """Shards that had to be written."""
+    from jobs.progress import Line
+
+    line, shards, images = Line(), 0, 0
+    for wrote in _shards(asked, to, per_shard):
+        shards, images = shards + 1, images + wrote.rows
+        line.show(f"prepare  {shards} shards, {images} images, {wrote.skipped} skipped in the last")
+    if shards:
+        line.show(f"prepare  {shards} shards, {images} images, done", last=True)
+    return shards
+
+
+def _shards(asked: Asked, to: str, per_shard: int) -> Any:
+    run = asked.run
+    if run.scale.name == "inline":
+        from rayd.prepare import prepare
+
+        return prepare(run.data, to, per_shard, run.scale.threads)
+    from rayd.fleet import cluster
+    from rayd.fleet.prepare import prepare as spread
+
+    cluster.start(run.scale)
+    return spread(run.data, to, per_shard, run.scale)
+
+
+if __name__ == "__main__":
+    sys.exit(command("prepare", __doc__, act, own))
