@@ -28,7 +28,7 @@ SCALE = ".scale"
 Shape = tuple[int, ...]
 Shapes = Mapping[str, tuple[Shape, str]]
 """What would be stored: name -> (shape, role)."""
-STEP: Shapes = {"step": ((), "step")}
+STEP: Shapes = {"step_size": ((1,), "step")}
 """The learned step size, which every fit reserves."""
 
 
@@ -229,9 +229,6 @@ class Ledger:
 
 # --- the budget -----------------------------------------------------------------------------------------------------
 
-HEADER = 1024
-"""Bytes that a budget in bytes reserves for the text in the file's header."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -239,7 +236,7 @@ class Budget:
 
     floats: int | None = None
     ipc: float | None = None
-    """Equivalent images per class."""
+    """Equivalent images per class: as the papers count it, so that the step size comes on top of the pixels."""
     bytes: int | None = None
     """Size of the file on disk."""
 
@@ -255,13 +252,13 @@ class Budget:
         return next(f"{value} {name}" for name, value in asdict(self).items() if value is not None)
 
     def limit(self, spec: Sized, storage: str = "fp32") -> int:
-        """The most floats of this storage type that the budget can hold (int8: but for the scales)."""
+        """The most floats of this storage type that the budget can hold (the scales of int8 included)."""
         if self.floats is not None:
             return self.floats
         if self.ipc is not None:
-            return math.floor(self.ipc * spec.classes * image(spec) + 1e-6)
+            return math.floor(self.ipc * spec.classes * image(spec) + 1e-6) + 1
         assert self.bytes is not None
-        return max(0, self.bytes - HEADER) // STORAGE[storage].itemsize
+        return self.bytes // STORAGE[storage].itemsize
 
     def used(self, shapes: Shapes, spec: Sized, storage: str = "fp32") -> float:
         """Share of the budget that these tensors and a step size take; at most 1 if they fit."""
@@ -271,8 +268,8 @@ class Budget:
             for suffix, part in pack_shape(shape, "fp32" if role == "step" else storage).items()
         }
         if self.bytes is not None:
-            return (file_bytes(files) + HEADER) / self.bytes
-        return sum(math.prod(shape) for shape, _ in files.values()) / max(1, self.limit(spec))
+            return file_bytes(files) / self.bytes
+        return sum(math.prod(shape) for shape, _ in files.values()) / self.limit(spec)
 
     def holds(self, shapes: Shapes, spec: Sized, storage: str = "fp32") -> bool:
         return self.used(shapes, spec, storage) <= 1

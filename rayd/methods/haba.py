@@ -1,0 +1,180 @@
+"""HaBa, hallucinators and bases. Liu et al., NeurIPS 2022, arXiv:2210.16774.
+
+    X_{i,j} = dec_j( sigma_j * enc_j(base_i) + mu_j )      bases [U, c_b, s, s], hallucinators j shared by all classes
+
+enc: convolution k = 3 without padding, c_b -> C; sigma, mu: elementwise [C, H - 2, W - 2]; dec: its transposed like.
+No nonlinearity. Floats = U * c_b * s^2 + N_H * (9 c_b C + C + 2 C (H - 2)(W - 2) + 9 C^2 + C): 5,568 for each of the
+paper's five hallucinators at 32 px RGB, so that its 'IPC 1' is 1.9 IPC; here they fit into the budget or are refused.
+
+A minibatch of the inner loop uses one hallucinator. The adversary with its contrast is the term `contrast`.
+
+What we changed: any resolution and channel count (the release runs at 3 x 32 x 32 only); bases of fewer channels or
+lower resolution where the budget asks for it; hallucinators start near the identity, so that images start near the real
+ones (`near: false` for the release's random start); no standardisation of batches.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rayd.budget import Budget, Shapes
+from rayd.data import Spec
+from rayd.errors import refuse
+from rayd.methods.codec import Family, Options, Take, grown, normal, with_numbers
+
+HALLUCINATORS = (5, 4, 3, 2)
+SIDES = (1.0, 0.875, 0.75, 0.625, 0.5)
+NOISE = 0.1
+"""Spread of hallucinators that start near the identity."""
+
+
+class Haba(Family):
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Options):
+        """rank: channels of a base; all by default, fewer where the budget holds no base for each class.
+        sharing: hallucinators; 5 by default, fewer likewise (at least 2)."""
+
+        side: int | None = None
+        """Height of a base, scaled up bilinearly to the image's; smaller only where nothing else fits."""
+        bases: int | None = None
+        """In all; classes in turn."""
+        near: bool = True
+        """Hallucinators start near the identity."""
+
+        @classmethod
+        def resolved(cls) -> tuple[str, ...]:
+            return ("rank", "sharing", "side", "bases")
+
+        def size(self, spec: Spec) -> tuple[int, int]:
+            """Height and width of a base."""
+            _, height, width = spec.shape
+            side = self.side or height
+            return side, max(1, round(width * side / height))
+
+        def shapes(self, spec: Spec) -> Shapes:
+            (c, height, width), h, b = spec.shape, self.sharing or 0, self.rank or 0
+            return {
+                "bases": ((self.bases or 0, b, *self.size(spec)), "factors"),
+                "enc": ((h, c, b, 3, 3), "decoder"),
+                "enc_bias": ((h, c), "decoder"),
+                "sigma": ((h, c, height - 2, width - 2), "decoder"),
+                "mu": ((h, c, height - 2, width - 2), "decoder"),
+                "dec": ((h, c, c, 3, 3), "decoder"),
+                "dec_bias": ((h, c), "decoder"),
+            }
+
+        def slots(self, spec: Spec) -> int:
+            return self.bases or 0
+
+        def decoded(self, spec: Spec) -> int:
+            return (self.bases or 0) * (self.sharing or 0)
+
+        def resolve(self, budget: Budget, spec: Spec) -> Haba.Config:
+            """The largest bases, then the most hallucinators and channels, that leave a base for each class."""
+            c, height, width = spec.shape
+            if min(height, width) < 3:
+                raise refuse("spec.shape", spec.shape, "sides of 3 or more", "codec=lodc")
+            if self.rank is not None and self.rank > c:
+                raise refuse("codec.rank", self.rank, f"1 to {c}, the channels of an image", f"codec.rank={c}")
+            ranks = [self.rank] if self.rank else range(c, 0, -1)
+            counts = [self.sharing] if self.sharing else HALLUCINATORS
+            sides = [self.side] if self.side else [max(1, round(height * s)) for s in SIDES]
+            config = self
+            for side in sides:
+                for count in counts:
+                    for rank in ranks:
+                        config = with_numbers(self, rank=rank, sharing=count, side=side)
+                        config = config if self.bases else grown(config, "bases", budget, spec, spec.classes)
+                        if config.within(budget, spec):
+                            return config
+            self._explain(config, budget, spec)
+            return config
+
+        def _explain(self, smallest: Haba.Config, budget: Budget, spec: Spec) -> None:
+            """Hallucinators that the budget cannot hold: say how many it can."""
+            if self.sharing is None or self.sharing == 1:
+                return
+            fewer = [n for n in range(self.sharing - 1, 0, -1) if replace(smallest, sharing=n).within(budget, spec)]
+            if fewer:
+                do = f"codec.sharing={fewer[0]}"
+                raise refuse("codec.sharing", self.sharing, f"at most {fewer[0]} hallucinators within {budget}", do)
+
+        def build(self, spec: Spec, rng: torch.Generator) -> Haba:
+            return Haba(self, spec, rng)
+
+    def __init__(self, config: Config, spec: Spec, rng: torch.Generator) -> None:
+        super().__init__(config, spec, {"base": config.bases or 0, "hallucinator": config.sharing or 0})
+        shapes = {name: shape for name, (shape, _) in config.shapes(spec).items()}
+        self.bases = normal(rng, shapes["bases"])
+        near = NOISE if config.near else 1.0
+        self.enc = normal(rng, shapes["enc"], near * math.prod(shapes["enc"][2:]) ** -0.5)
+        self.dec = normal(rng, shapes["dec"], near * math.prod(shapes["dec"][2:]) ** -0.5)
+        self.enc_bias, self.dec_bias = normal(rng, shapes["enc_bias"], 0.0), normal(rng, shapes["dec_bias"], 0.0)
+        self.sigma, self.mu = normal(rng, shapes["sigma"], 0.0), normal(rng, shapes["mu"], 0.0)
+        with torch.no_grad():
+            self.sigma.add_(1)
+            if config.near:
+                for c in range(spec.shape[0]):
+                    self.enc[:, c, min(c, self.enc.shape[2] - 1), 1, 1] += 1
+                    self.dec[:, c, c, 1, 1] += 1
+
+    def images(self, index_N: Tensor) -> Tensor:
+        hallucinators = self.axes["hallucinator"]
+        base_N, style_N = index_N // hallucinators, index_N % hallucinators
+        used, parts, places = style_N.unique().tolist(), [], []
+        for j in used:
+            place = (style_N == j).nonzero().flatten()
+            parts.append(self.hallucinate(self.bases[base_N[place].to(self.bases.device)], j))
+            places.append(place)
+        if len(used) == 1:
+            return parts[0]
+        return torch.cat(parts)[torch.cat(places).argsort().to(self.bases.device)]
+
+    def hallucinate(self, base_NCHW: Tensor, j: int) -> Tensor:
+        if base_NCHW.shape[-2:] != self.spec.shape[-2:]:
+            base_NCHW = F.interpolate(base_NCHW, size=self.spec.shape[-2:], mode="bilinear", align_corners=False)
+        x = F.conv2d(base_NCHW, self.enc[j], self.enc_bias[j])
+        return F.conv_transpose2d(self.sigma[j] * x + self.mu[j], self.dec[j], self.dec_bias[j])
+
+    def draw(self, rng: torch.Generator, n: int) -> Tensor:
+        """One hallucinator for the minibatch; as many more as it takes to fill one larger than the bases."""
+        return self.draws(rng, n, 1)[0]
+
+    def draws(self, rng: torch.Generator, n: int, batches: int) -> list[Tensor]:
+        """The bases walked through in random order, each minibatch under hallucinators of its own."""
+        bases, styles = self.axes["base"], self.axes["hallucinator"]
+        if n >= len(self):
+            return [torch.arange(len(self))] * batches
+        out = []
+        order = torch.empty(0, dtype=torch.int64)
+        for _ in range(batches):
+            style = torch.randperm(styles, generator=rng)
+            whole = n // bases
+            index = [torch.arange(bases) * styles + style[i] for i in range(whole)]
+            rest = n - whole * bases
+            if rest:
+                if len(order) < rest:
+                    order = torch.randperm(bases, generator=rng)
+                index.append(order[:rest] * styles + style[whole])
+                order = order[rest:]
+            out.append(torch.cat(index))
+        return out
+
+    def begin(self, take: Take, rng: torch.Generator) -> None:
+        """Bases are real images, shrunk; with fewer channels, the first ones' mean over the channels."""
+        k, rank = self.spec.classes, self.config.rank
+        for c in range(k):
+            x = take(c, self.units_of(c)).to(self.bases)
+            x = (
+                F.interpolate(x, size=self.bases.shape[-2:], mode="area")
+                if x.shape[-2:] != self.bases.shape[-2:]
+                else x
+            )
+            if rank < x.shape[1]:
+                x = torch.cat([x[:, : rank - 1], x[:, rank - 1 :].mean(1, keepdim=True)], 1)
+            self.bases[c::k] = x
