@@ -97,6 +97,9 @@ class Options:
         """The largest configuration that fits, given that something does."""
         raise NotImplementedError
 
+    def build(self, spec: Spec, rng: torch.Generator) -> Family:
+        raise NotImplementedError
+
     # What follows from it.
 
     def all_shapes(self, spec: Spec) -> Shapes:
