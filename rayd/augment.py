@@ -169,13 +169,13 @@ def _scale(x: Tensor, values: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, values: Tensor) -> Tensor:
-    """Bilinear rotation about the centre, zeros outside."""
+    """Bilinear rotation about the centre, zeros outside; coordinates at least in fp32."""
+    x32 = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     angle = values[:, 0]
-    zero = torch.zeros_like(angle)
-    cos, sin = angle.cos(), angle.sin()
-    affine = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3).to(x.dtype).expand(len(x), 2, 3)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    affine = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3).to(x32.dtype).expand(len(x), 2, 3)
     grid = F.affine_grid(affine, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(x32, grid, mode="bilinear", padding_mode="zeros", align_corners=False).to(x.dtype)
 
 
 _APPLY = {"color": _color, "crop": _crop, "cutout": _cutout, "flip": _flip, "scale": _scale, "rotate": _rotate}

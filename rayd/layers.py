@@ -40,6 +40,8 @@ class Moments(NamedTuple):
     var_C: Tensor
     running_mean_C: Tensor
     running_var_C: Tensor
+    seen: int
+    """Numbers per channel that the mean and the (biased) variance were taken over."""
 
 
 class Plan:
@@ -114,7 +116,7 @@ class Scope:
         if self.train or self.watch:
             seen_mean = x32.mean((0, 2, 3))
             seen_var = (x32 - seen_mean[:, None, None]).square().mean((0, 2, 3))
-            self.moments[name] = Moments(seen_mean, seen_var, *running)
+            self.moments[name] = Moments(seen_mean, seen_var, *running, x32.numel() // x32.shape[1])
             if self.train:
                 mean, var = seen_mean, seen_var
         return (x32 - mean[:, None, None]) * torch.rsqrt(var + EPS)[:, None, None]
@@ -182,13 +184,12 @@ class Net:
         logits_NK = self.head(scope, self.blocks(scope, images_NCHW)[-1])
         if not scope.moments:
             return logits_NK, theta_P[self.trainable :]
-        tail: list[Tensor] = []
-        for seen in scope.moments.values():
-            count = images_NCHW.shape[0]
-            unbiased = seen.var_C * (count / max(count - 1, 1))
-            tail += [torch.lerp(old, new.detach().to(old.dtype), MOMENTUM)
-                     for old, new in ((seen.running_mean_C, seen.mean_C), (seen.running_var_C, unbiased))]
-        return logits_NK, torch.cat(tail)
+        tail: dict[str, Tensor] = {}
+        for name, seen in scope.moments.items():
+            unbiased_C = seen.var_C * (seen.seen / max(seen.seen - 1, 1))
+            for key, old, new in (("mean", seen.running_mean_C, seen.mean_C), ("var", seen.running_var_C, unbiased_C)):
+                tail[f"{name}.{key}"] = torch.lerp(old, new.detach().to(old.dtype), MOMENTUM)
+        return logits_NK, torch.cat([tail[name] for name in self.slots if name in tail])
 
     def moments(self, theta_P: Tensor, images_NCHW: Tensor) -> tuple[Tensor, list[Moments]]:
         """Logits in evaluation mode, and what each batch norm saw beside what it remembers."""

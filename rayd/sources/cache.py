@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from rayd.data import DataConfig, Images, cache_folder, counts, statistics_of
-from rayd.decode import Array, Shape, decode_all
 from rayd.errors import refuse
-from rayd.sources import Contents, Listing, Source
+from rayd.sources.decode import Array, Shape, decode_all
+from rayd.sources.listing import Contents, Listing, Source
 
 VERSION = 1
 
@@ -47,14 +47,18 @@ def images(config: DataConfig, source: Source) -> dict[str, Images]:
 
 
 def _check(config: DataConfig, part: str, one: Images) -> None:
-    bad = one.manifest["skipped"]
-    share = len(bad) / max(len(bad) + len(one), 1)
+    too_bad(config, part, one.manifest["skipped"], len(one))
+    if len(one) == 0:
+        raise refuse("data.path", config.path, f"a dataset with at least one {part} image")
+
+
+def too_bad(config: DataConfig, part: str, bad: list[dict[str, str]], good: int) -> None:
+    """Refuse a part with a larger share of files that are no labelled pictures than the config allows."""
+    share = len(bad) / max(len(bad) + good, 1)
     if share > config.max_bad:
         named = ", ".join(f"{item['name']} ({item['why']})" for item in bad[:5]) + (" ..." if len(bad) > 5 else "")
         raise refuse("data.max_bad", config.max_bad, f"at least {share:.4f}, the share of bad files in the {part} part",
-                     f"{len(bad)} of {len(bad) + len(one)} are no labelled pictures: {named}; remove them or raise it")
-    if len(one) == 0:
-        raise refuse("data.path", config.path, f"a dataset with at least one {part} image")
+                     f"{len(bad)} of {len(bad) + good} are no labelled pictures: {named}; remove them or raise it")
 
 
 def _whole(home: Path) -> bool:
@@ -101,12 +105,11 @@ def _write(folder: Path, part: str, listing: Listing, shape: Shape, contents: Co
 
 
 def decoded(
-    listing: Listing, shape: Shape, start: int = 0, stop: int | None = None
+    listing: Listing, shape: Shape, start: int = 0, stop: int | None = None, threads: int | None = None
 ) -> Iterator[tuple[str, int, Array | str]]:
     """Name, label and pixels (or what is wrong) of a slice of a listing, in order."""
     stop = len(listing) if stop is None else stop
-    workers = min(os.cpu_count() or 1, 16)
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 16)) as pool:
         results = decode_all(listing.fetch(start, stop), shape, pool)
         for i, pixels in zip(range(start, stop), results, strict=True):
             yield listing.names[i], listing.labels[i], pixels
@@ -163,6 +166,7 @@ class Sink:
         self.shape = self.shape or (0, 0, 0)
         self.file.seek(0)
         self._header(len(self.labels))
+        self.file.seek(0, os.SEEK_END)
         self.hash.update(json.dumps([self.shape, self.labels]).encode())
         return {"sha256": self.hash.hexdigest(), "skipped": self.skipped}
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from rayd.data import DataConfig
 from rayd.errors import refuse
-from rayd.sources import Contents, Files, Listing, Source, choose, label_index, split_test
+from rayd.sources.listing import Contents, Files, Listing, Source, choose, label_index, split_test
 
 PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff", "img", "image"}
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from rayd.data import DataConfig
-from rayd.decode import Array
 from rayd.seeds import generator
-from rayd.sources import Contents, Files, Listing, Numbered, Source, split_test
+from rayd.sources.decode import Array
+from rayd.sources.listing import Contents, Files, Listing, Numbered, Source, split_test
 
 
 def digits(files: Files, config: DataConfig) -> Source | None:
@@ -47,7 +47,8 @@ def generated(files: Files, config: DataConfig) -> Source | None:
 
     parts = {"train": part("train", config.count), "test": part("test", max(config.count // 2, 1))}
     classes = tuple(f"class{c}" for c in range(config.classes))
-    return Source([], lambda: Contents(classes, parts), channels, "generated")
+    identity = [config.seed, config.count, config.classes, side, channels]
+    return Source(identity, lambda: Contents(classes, parts), channels, "generated")
 
 
 def torchvision_set(files: Files, config: DataConfig) -> Source | None:

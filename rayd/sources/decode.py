@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+Payload = bytes | Array | Callable[[], bytes]
+"""A file's bytes, a decoded uint8 [C, H, W], or how to read the bytes (done in the thread that decodes them)."""
 BLOCK = 256
 """Pictures in flight: bounds memory whatever the size of the set."""
 
@@ -27,10 +29,11 @@ class Shape:
     """squash: whole image to a square; crop: short side to size, middle kept; pad: long side to size, black borders."""
 
 
-def decode(payload: bytes | Array, shape: Shape) -> Array | str:
-    """uint8 [C, H, W], or why this is no readable picture. Arrays are taken as decoded [C, H, W] already."""
+def decode(payload: Payload, shape: Shape) -> Array | str:
+    """uint8 [C, H, W], or why this is no readable picture. A file that cannot be read at all is an error."""
     from PIL import Image
 
+    payload = payload() if callable(payload) else payload
     try:
         if isinstance(payload, np.ndarray):
             if shape.size in (None, payload.shape[-1]) and len(payload) == shape.channels:
@@ -58,7 +61,7 @@ def _fit(picture: Any, size: int, rule: str) -> Any:
     return fit(picture, (size, size), Image.Resampling.BILINEAR)
 
 
-def decode_all(payloads: Iterable[bytes | Array], shape: Shape, pool: ThreadPoolExecutor) -> Iterator[Array | str]:
+def decode_all(payloads: Iterable[Payload], shape: Shape, pool: ThreadPoolExecutor) -> Iterator[Array | str]:
     """In order, in threads (Pillow lets go of the interpreter while it decodes), a block at a time."""
     source = iter(payloads)
     while block := list(islice(source, BLOCK)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -10,15 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from rayd import bundled
 from rayd.data import DataConfig, seeded_order
-from rayd.decode import Array
-from rayd.errors import Refused, refuse
-from rayd.parquet import Rows
-from rayd.sources import (
+from rayd.errors import refuse
+from rayd.sources import bundled
+from rayd.sources.decode import Array
+from rayd.sources.listing import (
     Contents,
     Files,
-    Folder,
     Format,
     Listing,
     Numbered,
@@ -28,7 +27,9 @@ from rayd.sources import (
     label_index,
     split_test,
 )
-from rayd.tars import webdataset
+from rayd.sources.parquet import Rows
+from rayd.sources.places import Folder, place
+from rayd.sources.tars import webdataset
 
 SUBSETS = {
     "imagenette": "01440764 02102040 02979186 03000684 03028079 03394916 03417042 03425413 03445777 03888257",
@@ -139,7 +140,7 @@ def prepared(files: Files, config: DataConfig) -> Source | None:
                 drawn = seeded_order(n, config.seed).numpy()
                 index = np.concatenate([np.sort(drawn[:n_val]), np.sort(drawn[n_val:])])
             skipped = [one for marker in markers for one in marker["skipped"]]
-            shards = _Shards(Path(files.where), held["shards"], [len(marker["labels"]) for marker in markers], index)
+            shards = _Shards(files, held["shards"], [len(marker["labels"]) for marker in markers], index)
             parts[part] = Listing(Numbered(part, len(labels)), labels[index].tolist(), shards, skipped)
         return Contents(tuple(manifest["classes"]), split_test(parts))
 
@@ -153,8 +154,8 @@ PREPARED = "rayd prepared images"
 class _Shards:
     """Rows of mapped shard files in any order, each by its number in the whole part."""
 
-    def __init__(self, home: Path, names: list[str], rows: list[int], index: np.ndarray[Any, Any]) -> None:
-        self.home, self.names, self.index = home, names, index
+    def __init__(self, files: Files, names: list[str], rows: list[int], index: np.ndarray[Any, Any]) -> None:
+        self.files, self.names, self.index = files, names, index
         self.starts = np.cumsum([0, *rows])
 
     def __call__(self, start: int, stop: int) -> Iterator[Array]:
@@ -162,10 +163,19 @@ class _Shards:
         for i in self.index[start:stop].tolist():
             shard = int(np.searchsorted(self.starts, i, side="right")) - 1
             if shard not in opened:
-                opened = {shard: np.load(self.home / self.names[shard], mmap_mode="r", allow_pickle=False)}
+                opened = {shard: self._open(self.names[shard])}
             yield opened[shard][i - self.starts[shard]]
 
+    def _open(self, name: str) -> Array:
+        if isinstance(self.files, Folder):
+            shard: Array = np.load(self.files.path / name, mmap_mode="r", allow_pickle=False)
+        else:
+            shard = np.load(io.BytesIO(self.files.read(name)), allow_pickle=False)
+        return shard
 
+
+HERE = ("digits", "generated")
+"""Need no folder."""
 FORMATS: dict[str, tuple[Format, ...]] = {
     "digits": (bundled.digits,),
     "generated": (bundled.generated,),
@@ -199,29 +209,23 @@ HOW = {
 def find(config: DataConfig) -> Source:
     """The dataset in whichever layout it has, or a refusal that says where it was looked for and how to get it."""
     looked = places(config)
-    for place in looked:
-        for read in FORMATS[config.name]:
-            source = read(Folder(place), config) if place.is_dir() or config.name in ("digits", "generated") else None
+    for where in looked:
+        files = Folder(Path()) if config.name in HERE else place(where)
+        for read in FORMATS[config.name] if files else ():
+            source = read(files, config) if files else None
             if source is not None:
                 return source
-    raise missing(config, [str(place) for place in looked])
+    files_of_it = "an ImageNet folder with train/WNID and val/WNID" if config.name in SUBSETS else "its files"
+    raise refuse("data.path", config.path, f"a folder that holds {config.name}; looked in {', '.join(looked)}",
+                 f"{HOW.get(config.name, f'put {files_of_it} there')}, or give data.path=...")
 
 
-def missing(config: DataConfig, looked: list[str]) -> Refused:
-    subset = "an ImageNet folder with train/WNID and val/WNID there" if config.name in SUBSETS else "its files there"
-    got = HOW.get(config.name, f"put {subset}")
-    return refuse("data.path", config.path, f"a folder that holds {config.name}; looked in {', '.join(looked)}",
-                  f"{got}, or give data.path=...")
-
-
-def places(config: DataConfig) -> list[Path]:
-    if config.name in ("digits", "generated"):
-        return [Path()]
+def places(config: DataConfig) -> list[str]:
+    also = ALSO.get(config.name, ())
     if config.path is not None:
-        bases, names = [Path(config.path).expanduser()], ("", config.name, *ALSO.get(config.name, ()))
+        bases, names = [config.path.rstrip("/")], ("", config.name, *also)
     else:
         roots = [os.environ.get("RAYD_DATA"), "data"]
-        bases, names = [Path(root) for root in roots if root], (config.name, *ALSO.get(config.name, ()))
-    found = [base / name for base in bases for name in names]
-    inner = [place / name for place in found for name in ALSO.get(config.name, ()) if name not in place.parts]
-    return [*found, *inner]
+        bases, names = [root.rstrip("/") for root in roots if root], (config.name, *also)
+    found = [f"{base}/{name}".rstrip("/") for base in bases for name in names]
+    return list(dict.fromkeys([*found, *(f"{one}/{name}" for one in found for name in also if name not in one)]))

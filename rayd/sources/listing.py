@@ -1,4 +1,4 @@
-"""Where datasets are and how their files are listed; decoding and caching them is cache.py's.
+"""How a dataset is described before it is decoded.
 
 Every format becomes a `Source`: classes, and for each part (train, test) a `Listing` of named items in a fixed order.
 A format that does not recognise a folder returns None, so a dataset can be found in any of the layouts people have.
@@ -6,19 +6,17 @@ A format that does not recognise a folder returns None, so a dataset can be foun
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any, BinaryIO, Protocol
 
 import torch
 
-from rayd.data import DataConfig, Images
-from rayd.decode import Array
+from rayd.data import DataConfig
 from rayd.errors import refuse
 from rayd.seeds import generator
+from rayd.sources.decode import Payload
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PARTS = {"train": ("train", "training"), "test": ("test", "val", "validation", "valid")}
@@ -42,38 +40,13 @@ class Files(Protocol):
         ...
 
 
-class Folder:
-    """Files of a local folder; hidden ones are not seen."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.where = path, str(path)
-
-    def names(self, prefix: str = "") -> list[str]:
-        found: list[str] = []
-        for here, folders, names in os.walk(self.path / prefix):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            below = Path(here).relative_to(self.path)
-            found += [str(below / name) for name in names if not name.startswith(".")]
-        return sorted(found)
-
-    def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
-
-    def open(self, name: str) -> BinaryIO:
-        return (self.path / name).open("rb")
-
-    def stamp(self, name: str) -> list[Any]:
-        stat = (self.path / name).stat()
-        return [name, stat.st_size, stat.st_mtime_ns]
-
-
 @dataclass(frozen=True)
 class Listing:
-    """Named and labelled items in a fixed order; `fetch(start, stop)` streams their bytes (or decoded [C, H, W])."""
+    """Named and labelled items in a fixed order; `fetch(start, stop)` streams what they hold."""
 
     names: Sequence[str]
     labels: Sequence[int]
-    fetch: Callable[[int, int], Iterator[bytes | Array]]
+    fetch: Callable[[int, int], Iterator[Payload]]
     skipped: list[dict[str, str]] = field(default_factory=list)
     """What the listing already knows to be no labelled picture."""
 
@@ -83,7 +56,7 @@ class Listing:
     def take(self, index: Sequence[int]) -> Listing:
         """These items; ascending, so that streaming stays in order."""
 
-        def fetch(start: int, stop: int) -> Iterator[bytes | Array]:
+        def fetch(start: int, stop: int) -> Iterator[Payload]:
             wanted = index[start:stop]
             if not wanted:
                 return
@@ -126,7 +99,7 @@ def split_test(parts: dict[str, Listing]) -> dict[str, Listing]:
 
 
 def by_files(files: Files, names: Sequence[str], labels: Sequence[int]) -> Listing:
-    return Listing(names, labels, lambda start, stop: (files.read(name) for name in names[start:stop]))
+    return Listing(names, labels, lambda start, stop: (partial(files.read, name) for name in names[start:stop]))
 
 
 class Numbered(Sequence[str]):
@@ -163,37 +136,3 @@ def choose(names: Sequence[str], begins: Callable[[str, str], bool]) -> dict[str
     """Files of each part: those of the first of the part's words that any file answers to."""
     return {part: next((hit for word in words if (hit := [n for n in names if begins(n, word)])), [])
             for part, words in PARTS.items()}
-
-
-def load(config: DataConfig) -> dict[str, Images]:
-    """The dataset's parts out of the cache, decoded into it if need be."""
-    from rayd import cache, formats
-
-    return cache.images(config, formats.find(config))
-
-
-class RangeFile(io.RawIOBase):
-    """A seekable file over range reads; wrap it in a BufferedReader."""
-
-    def __init__(self, size: int, read: Callable[[int, int], bytes]) -> None:
-        self.length, self.fetch, self.at = size, read, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self.at = offset + (0, self.at, self.length)[whence]
-        return self.at
-
-    def tell(self) -> int:
-        return self.at
-
-    def readinto(self, buffer: Any) -> int:
-        count = max(min(len(buffer), self.length - self.at), 0)
-        if count:
-            buffer[:count] = self.fetch(self.at, count)
-            self.at += count
-        return count
