@@ -1,8 +1,9 @@
 """One loop for every method: a generator of Steps over planned items, resumable from its state.
 
 The caller says which share of the items is this worker's and gives a `reduce` that sums a flat vector over the workers
-(identity for one). It never sees storage or Ray. Every worker holds the same state and takes the same optimiser step, so
-the result does not depend on how many there are, up to the order of a floating-point sum.
+(identity for one). It never sees storage or Ray. Every worker holds the same state and takes the same optimiser step.
+Items are summed in double precision: the order of the sum, and so the number of workers, is then lost in rounding to
+single precision, where a single-precision sum would let Adam blow the last bit up.
 """
 
 from __future__ import annotations
@@ -192,14 +193,14 @@ class Distillation:
     def _step(self, items: list[Item], data: list[Any]) -> Step:
         self._schedule()
         params = [p for player in self.players for p in player.params]
-        totals = [torch.zeros_like(p) for p in params]
-        tally = torch.zeros(3, device=self.world.device)  # value, items that count, items skipped
+        totals = [torch.zeros_like(p, dtype=torch.float64) for p in params]
+        tally = torch.zeros(3, dtype=torch.float64, device=self.world.device)  # value, items that count, items skipped
         metrics: dict[str, Tensor] = {}
         for item, datum in zip(items, data, strict=True):
             match = self.objective(self.codec, item, datum)
             for term in self.terms:
                 match = term(self.codec, item, match)
-            value = match.value.detach().float().reshape(())
+            value = match.value.detach().double().reshape(())
             if match.skip:
                 tally += torch.stack([torch.zeros_like(value), torch.zeros_like(value), torch.ones_like(value)])
                 continue
@@ -207,7 +208,7 @@ class Distillation:
             for k, v in match.metrics.items():
                 metrics[k] = metrics.get(k, torch.zeros_like(value)) + torch.as_tensor(v, device=value.device).detach()
             self._add_gradients(match, totals)
-        flat = self.reduce(torch.cat([tally.to(torch.float32), *(t.flatten() for t in totals)]))
+        flat = self.reduce(torch.cat([tally, *(t.flatten() for t in totals)]))
         value_sum, count, skips = (float(v) for v in flat[:3])
         mean = self.objective.reduction == "mean"
         gradient = flat[3:] / count if mean and count else flat[3:]
@@ -271,15 +272,15 @@ class Distillation:
         self.skipped += 1
         if self.bad < self.guard.patience and not restore:
             return what
-        if self.rolled >= self.guard.rollbacks:
+        assert self.good is not None
+        number, rolled, skipped = self.number, self.rolled + 1, self.skipped
+        self.load(self.good)
+        if rolled > self.guard.rollbacks:
             raise Failed(
-                f"step {self.number}: {what}, after {self.rolled} rollbacks and {self.skipped} skipped steps. The last "
+                f"step {number}: {what}, after {rolled - 1} rollbacks and {skipped} skipped steps. The last "
                 f"good state is kept. Knobs: method.objective.step_size or lr_step (smaller), method.optimiser.lr "
                 f"(smaller), method.objective.skip_above, precision=fp32; then submit again with another out."
             )
-        number, rolled, skipped = self.number, self.rolled + 1, self.skipped
-        assert self.good is not None
-        self.load(self.good)
         self.number, self.rolled, self.skipped, self.bad = number, rolled, skipped, 0
         return f"{what}: rolled back to step {int(self.good['step'][0])}"
 

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from rayd.augment import Transform
-from rayd.buffer import Buffer
 from rayd.data import Images, Spec
 from rayd.errors import Failed, refuse
 from rayd.nets import Net
 from rayd.seeds import generator
 from rayd.trajectory import Segment
+
+
+class Rows(Protocol):
+    """What of an expert buffer is read."""
+
+    @property
+    def experts(self) -> int: ...
+    @property
+    def last_epoch(self) -> int: ...
+    def row(self, expert: int, epoch: int) -> Tensor: ...
+    def segment(self, expert: int, first: int, last: int) -> Segment: ...
 
 
 @dataclass
@@ -28,7 +39,7 @@ class Resident:
     seed: int
     precision: str = "fp32"
     compiled: bool = True
-    buffer: Buffer | None = None
+    buffer: Rows | None = None
 
     def __post_init__(self) -> None:
         self.spec: Spec = self.images.spec
@@ -69,7 +80,7 @@ class Resident:
         return self._pixels.numel()
 
     @property
-    def _rows(self) -> Buffer:
+    def _rows(self) -> Rows:
         if self.buffer is None:
             raise refuse("buffer", None, "the URI of an expert buffer", "this method needs experts: run jobs.experts first")
         return self.buffer

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rayd.augment import AugmentConfig, Transform
+from rayd.budget import Budget
 from rayd.data import Spec
 from rayd.distill import Distillation, GuardConfig, OptimiserConfig, Reduce, identity
 from rayd.errors import Failed, Refused
@@ -61,8 +62,8 @@ class Walks:
 def make(share: tuple[int, int] = (0, 1), reduce: Reduce = identity, *, steps: int = 6, world: Walks | None = None,
          guard: GuardConfig | None = None, ema: float = 0.0, **objective: object) -> Distillation:
     world = world or Walks()
-    codec = Pixel.Config(ipc=2, labels="soft").build(world.spec, generator(0, "codec"))
-    config = Mtt.Config(**({"inner_steps": 3, "batch": 4, "last": 2, "items": 4} | objective))  # type: ignore[arg-type]
+    codec = Pixel.Config(labels="soft").fit(Budget(ipc=2.1), world.spec).build(world.spec, generator(0, "codec"))
+    config = Mtt.Config(**({"inner_steps": 2, "batch": 4, "last": 2, "items": 4, "augment": AugmentConfig(ops=("flip",))} | objective))  # type: ignore[arg-type]
     return Distillation(codec, config.build(world), [], steps=steps, optimiser=OptimiserConfig(lr=0.05), world=world,
                         guard=guard, ema=ema, share=share, reduce=reduce)
 
@@ -82,7 +83,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers() -> None:
         assert (flat(workers[0]) - flat(alone)).norm() <= 1e-4 * flat(alone).norm()
 
 
-def test_a_step_sends_the_gradients_of_all_players_and_three_numbers() -> None:
+def test_a_step_sends_the_gradients_of_all_players_in_double_and_three_numbers() -> None:
     sent: list[int] = []
 
     def count(vector: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ def test_a_step_sends_the_gradients_of_all_players_and_three_numbers() -> None:
 
     distillation = make(reduce=count)
     list(distillation.run())
-    assert sent == [4 * (len(flat(distillation)) + 3)] * 6
+    assert sent == [8 * (len(flat(distillation)) + 3)] * 6
 
 
 @pytest.mark.parametrize("optimiser", ["adam", "adamw", "sgd"])
