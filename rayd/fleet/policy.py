@@ -1,0 +1,87 @@
+"""What the fleet decides, apart from what it does: pure functions, tested without a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from math import floor
+
+Resources = Mapping[str, float]
+SLACK = 1e-6
+
+
+def copies(bundle: Resources, node: Resources) -> int:
+    """How many bundles one node holds; a fraction of a GPU lies on one GPU, so fractions do not add up across them."""
+    counts = []
+    for name, need in bundle.items():
+        if need <= 0:
+            continue
+        have = node.get(name, 0.0)
+        if name == "GPU" and need < 1:
+            counts.append(floor(have + SLACK) * floor(1 / need + SLACK))
+        else:
+            counts.append(floor(have / need + SLACK))
+    return min(counts, default=0)
+
+
+def capacity(bundle: Resources, nodes: Sequence[Resources]) -> int:
+    """How many bundles the nodes hold together."""
+    return sum(copies(bundle, node) for node in nodes)
+
+
+def shortfall(bundle: Resources, count: int, nodes: Sequence[Resources], what: str = "worker") -> str:
+    """Why `count` bundles can never be placed on these nodes; empty where they can."""
+    fits = capacity(bundle, nodes)
+    if fits >= count:
+        return ""
+    need = ", ".join(f"{name} {amount:g}" for name, amount in bundle.items() if amount > 0)
+    names = [name for name, amount in bundle.items() if amount > 0]
+    have = "; ".join(", ".join(f"{name} {node.get(name, 0):g}" for name in names) for node in nodes) or "none"
+    lacking = [name for name in names if not any(node.get(name, 0) + SLACK >= bundle[name] for node in nodes)]
+    missing = f"no node has enough {' and '.join(lacking)}" if lacking else f"only {fits} of {count} fit at once"
+    return f"one {what} needs {need}, {count} asked for; the {len(nodes)} nodes have {have}: {missing}"
+
+
+def pool_size(asked: int, units: int, bundle: Resources, nodes: Sequence[Resources]) -> int:
+    """Actors to start: as many as asked (0: as the nodes hold), no more than there is work."""
+    return min(asked or capacity(bundle, nodes), units)
+
+
+class Loss(Enum):
+    """Why a piece of work did not come back."""
+
+    DIED = "its worker died"
+    UNREACHABLE = "its worker could not be reached"
+    LATE = "it gave no answer in time"
+    STORAGE = "reading or writing failed"
+    REFUSED = "it cannot be done"
+    BUG = "it raised an error"
+
+    @property
+    def worth_retrying(self) -> bool:
+        return self not in (Loss.REFUSED, Loss.BUG)
+
+    @property
+    def takes_the_worker(self) -> bool:
+        """The worker is gone or not to be trusted: another takes its place. A dead worker answers fastest of all."""
+        return self in (Loss.DIED, Loss.UNREACHABLE, Loss.LATE)
+
+
+@dataclass(frozen=True)
+class Decision:
+    again: bool
+    replace: bool
+    reason: str
+
+
+def after_loss(what: str, loss: Loss, attempts: int, limit: int, detail: str = "") -> Decision:
+    """Whether a piece of work that was lost for the `attempts`-th time is tried again."""
+    told = f"{what}: {loss.value}{f' ({detail})' if detail else ''}"
+    if not loss.worth_retrying:
+        return Decision(False, False, f"{told}; not tried again, it would end alike")
+    if attempts > limit:
+        return Decision(
+            False, loss.takes_the_worker, f"{told}; given up after {attempts} attempts (scale.max_failures={limit})"
+        )
+    return Decision(True, loss.takes_the_worker, f"{told}; attempt {attempts + 1} of {limit + 1}")

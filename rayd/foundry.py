@@ -1,0 +1,217 @@
+"""Where experts are made: the plan of a run's units, one unit's work, and all of them in this process.
+
+A unit is the experts of one shard. `build_unit` trains them and commits the shard; it is the same function under
+`scale=inline` and in every actor of the fleet, so both leave the same bytes. Committed units are skipped.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rayd import __version__
+from rayd.augment import Transform
+from rayd.config import Run
+from rayd.data import Images, Splits
+from rayd.errors import Failed
+from rayd.expert import Diverged, Unit, plan_units, train
+from rayd.nets import Net
+from rayd.progress import Built, Progress, size_text
+from rayd.shards import BufferWriter, Commit
+from rayd.store import Store
+from rayd.trajectory import Snapshot, Trajectory
+
+log = logging.getLogger(__name__)
+
+
+def buffer_identity(run: Run, splits: Splits, transform: Transform, net: Net) -> dict[str, Any]:
+    """What a buffer must agree in with a run that reads it."""
+    train_set = splits.train
+    return {
+        "data": {"name": train_set.name, "content": train_set.manifest["content"], "images": len(train_set)},
+        "transform": {"kind": transform.kind, "fingerprint": transform.fingerprint()},
+        "net": {"name": run.net.name, "norm": run.net.norm, "parameters": net.size, "fingerprint": net.fingerprint()},
+        "expert": run.expert.recipe(),
+    }
+
+
+def last_matched(run: Run) -> int | None:
+    """The last expert epoch that the run's method can match; none where the method does not say."""
+    last: int | None = getattr(run.method.objective, "last_epoch", None)
+    return last
+
+
+def device_of(run: Run) -> torch.device:
+    """inline: the GPU of this machine where there is one; on the fleet: what was asked for."""
+    gpu = torch.cuda.is_available() if run.scale.name == "inline" else run.scale.gpus > 0
+    return torch.device("cuda" if gpu else "cpu")
+
+
+@dataclass(frozen=True)
+class Shop:
+    """What every unit of a run needs: images, transform, network, and the buffer it goes into."""
+
+    run: Run
+    units: list[Unit]
+    train: Images
+    val: Images
+    transform: Transform
+    net: Net
+    device_type: str
+    writer: BufferWriter
+
+    @classmethod
+    def open(cls, run: Run, last_epoch: int | None = None) -> Shop:
+        """Read the data and name the work. `last_epoch`: what must be matched, where it is not the run's own method."""
+        units = plan_units(run.expert, run.seed, last_matched(run) if last_epoch is None else last_epoch)
+        splits = run.data.load()
+        transform = Transform.fit(splits.train, run.transform)
+        net = run.net.build(splits.train.spec)
+        device_type = device_of(run).type
+        fingerprint = buffer_identity(run, splits, transform, net) | {
+            "plan": {
+                "seed": run.seed,
+                "per_shard": run.expert.per_shard,
+                "threads": run.scale.threads,
+                "engine": run.expert.path(device_type),
+            }
+        }
+        layout = {
+            "size": net.size,
+            "trainable": net.trainable,
+            "names": list(net.flat.names),
+            "shapes": [list(shape) for shape in net.flat.shapes],
+        }
+        writer = BufferWriter(Store(run.experts_at), fingerprint, layout)
+        return cls(run, units, splits.train, splits.val, transform, net, device_type, writer)
+
+    def images_of(self, unit: Unit) -> int:
+        """Training images that a unit goes through."""
+        return len(unit.experts) * unit.epochs[-1] * len(self.train)
+
+    def bytes_of(self, unit: Unit) -> int:
+        width = 2 if self.run.expert.storage == "fp16" else 4
+        return len(unit.experts) * len(unit.epochs) * self.net.size * width
+
+    def saving(self) -> str:
+        """What is kept of each expert, and what that saves."""
+        config, unit = self.run.expert, self.units[0]
+        kept, all_of_them = len(unit.epochs), config.epochs + 1
+        total = sum(self.bytes_of(one) for one in self.units)
+        text = f"{config.experts} experts in {len(self.units)} shards, {kept} of {all_of_them} snapshots kept"
+        if unit.epochs[-1] < config.epochs:
+            text += f", {unit.epochs[-1]} of {config.epochs} epochs trained"
+        whole = total * all_of_them // kept
+        return f"{text}: {size_text(total)}" + (f" instead of {size_text(whole)}" if whole > total else "")
+
+    def pending(self) -> tuple[list[Unit], list[Commit], list[str]]:
+        """Units still to do, shards that are done, and the names of units known to diverge. Says what it replaces."""
+        self.writer.claim()
+        sizes = self.writer.store.sizes("experts-")
+        todo: list[Unit] = []
+        done: list[Commit] = []
+        failed: list[str] = []
+        for unit in self.units:
+            commit = self.writer.committed(unit.name, sizes)
+            if commit is not None and commit.holds(unit.experts, unit.epochs):
+                done.append(commit)
+            elif commit is None and f"{unit.name}.failed.json" in sizes and self._same_failure(unit):
+                failed.append(unit.name)
+            else:
+                if commit is not None:
+                    have = commit.marker["experts"][0]["epochs"]
+                    log.warning(
+                        "%s holds %d experts to epoch %d, this run asks %d to epoch %d: trained again and replaced",
+                        commit.tar,
+                        len(commit.marker["experts"]),
+                        have[-1],
+                        len(unit.experts),
+                        unit.epochs[-1],
+                    )
+                todo.append(unit)
+        return todo, done, failed
+
+    def _same_failure(self, unit: Unit) -> bool:
+        """A failure is only believed if it befell the same numbers on the way to these epochs."""
+        told = self.writer.failed(unit.name) or {}
+        return told.get("fingerprint") == self.writer.fingerprint and told.get("epoch", 0) <= unit.epochs[-1]
+
+
+def build_unit(shop: Shop, unit: Unit) -> Built:
+    """Train the experts of one unit and commit their shard; a divergence is recorded, not retried."""
+    run, began = shop.run, time.monotonic()
+    snapshots = train(
+        run.expert,
+        shop.net,
+        shop.transform,
+        shop.train,
+        unit.seeds,
+        epochs=unit.epochs[-1],
+        experts=unit.experts,
+        val=shop.val,
+        device=shop.device_type,
+    )
+    kept: dict[int, list[Snapshot]] = {expert: [] for expert in unit.experts}
+    accuracies: list[float] = []
+    seeds = dict(zip(unit.experts, unit.seeds, strict=True))
+    try:
+        with shop.writer.shard(unit.name, run.expert.storage) as shard:
+            for snapshot in snapshots:
+                if snapshot.epoch in unit.epochs:
+                    kept[snapshot.expert].append(snapshot)
+                if snapshot.epoch == unit.epochs[-1]:
+                    accuracies.append(snapshot.metrics.get("val_accuracy", float("nan")))
+                    shard.add(Trajectory.of(kept.pop(snapshot.expert)), seed=seeds[snapshot.expert])
+            commit = shard.publish(made_by())
+    except Diverged as error:
+        log.warning("%s: %s", unit.name, error)
+        numbers = {**error.numbers, "unit": unit.name, "reason": str(error), "fingerprint": shop.writer.fingerprint}
+        shop.writer.fail(unit.name, numbers)
+        return Built(unit.name, 0, 0, time.monotonic() - began, failure=error.numbers)
+    seconds = time.monotonic() - began
+    return Built(unit.name, commit.bytes, shop.images_of(unit), seconds, accuracy=sum(accuracies) / len(accuracies))
+
+
+def made_by() -> dict[str, str]:
+    """Versions that may change a row's last bits."""
+    return {"rayd": __version__, "torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+
+
+def start(shop: Shop) -> tuple[list[Unit], Progress]:
+    """What is left to do, and a Progress that knows what was done before."""
+    todo, done, failed = shop.pending()
+    log.info("%s", shop.saving())
+    progress = Progress(
+        len(shop.units),
+        len(done),
+        planned=sum(len(unit.experts) for unit in todo),
+        failed=len(failed),
+        bytes=sum(commit.bytes for commit in done),
+    )
+    return todo, progress
+
+
+def build_inline(shop: Shop) -> Iterator[Progress]:
+    """Every unit that is not committed yet, one after another, in this process."""
+    todo, progress = start(shop)
+    yield progress
+    torch.set_num_threads(shop.run.scale.threads)
+    for unit in todo:
+        yield progress.add(build_unit(shop, unit), len(unit.experts))
+    finish(shop, progress)
+
+
+def finish(shop: Shop, progress: Progress) -> None:
+    """Write the manifest; too many diverged units end the run as failed."""
+    progress.bytes = shop.writer.finish()
+    limit = shop.run.expert.max_failed
+    if progress.failed / len(shop.units) > limit:
+        raise Failed(
+            f"{progress.failed} of {len(shop.units)} units diverged, more than expert.max_failed={limit}; their "
+            f"numbers are in {shop.writer.store.where('experts-*.failed.json')}. What is committed stays; lower expert.lr"
+        )

@@ -1,0 +1,110 @@
+"""Where the making of experts stands, in numbers and words; who shows it is not decided here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Built:
+    """What came of one unit; small enough to travel."""
+
+    unit: str
+    bytes: int
+    images: int
+    seconds: float
+    failure: Mapping[str, Any] | None = None
+    accuracy: float | None = None
+    """Mean over its experts, at the last snapshot."""
+
+
+@dataclass
+class Progress:
+    """Where the making of experts stands; the same object, brought up to date, is yielded again and again."""
+
+    total: int
+    """Units of the plan."""
+    skipped: int
+    """Of those, committed before."""
+    experts: int = 0
+    """Experts made by this command."""
+    planned: int = 0
+    """Experts it has to make."""
+    failed: int = 0
+    """Units that diverged, earlier ones included."""
+    retried: int = 0
+    """Units given to another worker because theirs was lost."""
+    bytes: int = 0
+    """Of all committed shards."""
+    images: int = 0
+    actors: int = 1
+    done: int = 0
+    """Units made by this command."""
+    last: Built | None = None
+    """The unit that just ended, if one did."""
+    accuracy: float | None = None
+    """Mean accuracy of the last unit's experts."""
+    pids: tuple[int, ...] = ()
+    """Worker processes on this machine."""
+    began: float = field(default_factory=time.monotonic)
+
+    def add(self, built: Built, experts: int) -> Progress:
+        self.last = built
+        if built.failure is not None:
+            self.failed += 1
+            return self
+        self.done += 1
+        self.experts += experts
+        self.bytes += built.bytes
+        self.images += built.images
+        self.accuracy = built.accuracy
+        return self
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    @property
+    def per_hour(self) -> float:
+        return self.experts / max(self.seconds, 1e-9) * 3600
+
+    @property
+    def rate(self) -> float:
+        """Images per second since this command began, compilation and all."""
+        return self.images / max(self.seconds, 1e-9)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to go, by the pace so far."""
+        return self.seconds * (self.planned - self.experts) / self.experts if self.experts else None
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The live table."""
+        before = f" ({self.skipped} from before)" if self.skipped else ""
+        table = [
+            ("shards", f"{self.skipped + self.done}/{self.total}{before}"),
+            ("experts", f"{self.experts}/{self.planned}"),
+            ("per hour", f"{self.per_hour:.0f}"),
+            ("left", "?" if self.left is None else f"{self.left:.0f} s"),
+            ("failed", str(self.failed)),
+            ("retried", str(self.retried)),
+            ("workers", str(self.actors)),
+            ("buffer", size_text(self.bytes)),
+            ("images/s", f"{self.rate:.0f}"),
+        ]
+        return table if self.accuracy is None else [*table, ("accuracy", f"{self.accuracy:.3f}")]
+
+    def line(self) -> str:
+        """The same in one line, for a job's log."""
+        return "  ".join(f"{name} {value}" for name, value in self.rows())
+
+
+def size_text(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1000
+    raise AssertionError

@@ -1,0 +1,171 @@
+"""Stochastic gradient descent of several experts at once: batches, one step, accuracy.
+
+Images stay on the device as uint8; draws come from each expert's own generators, so an expert's numbers do not depend
+on its neighbours. The sharpness-aware step (Foret et al., arXiv 2010.01412; adaptive: arXiv 2102.11600; GSAM: arXiv
+2203.08065) takes the gradient at theta + rho * theta^2 g / ||theta g||, less alpha times its part orthogonal to it.
+
+Shapes: K experts at once, B images of a batch, N images, P parameters (running statistics behind the trainable ones).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+
+from rayd.augment import Augment, Draw, Transform
+from rayd.compiler import compiled
+from rayd.data import Images
+from rayd.layers import MOMENTUM
+from rayd.nets import Net
+from rayd.seeds import generator
+
+if TYPE_CHECKING:
+    from rayd.expert import ExpertConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TINY = 1e-12
+
+
+class Ground:
+    """What the experts of one shard share: resident images, compiled arithmetic, the draws of every batch."""
+
+    def __init__(
+        self,
+        config: ExpertConfig,
+        net: Net,
+        transform: Transform,
+        images: Images,
+        val: Images | None,
+        device: torch.device,
+        stacked: bool,
+    ) -> None:
+        self.config, self.net, self.transform, self.device, self.stacked = config, net, transform, device, stacked
+        self.pixels, self.labels = images.pixels_NCHW.to(device), images.labels_N.to(device)
+        self.val = (
+            None
+            if val is None or not config.check or not len(val)
+            else val.select(torch.arange(min(config.check, len(val))))
+        )
+        self.augment = config.augment.build()
+        self.dtype = DTYPES[config.precision]
+        self.batch = min(config.batch, len(self.labels))
+        gradient, logits = loss_gradient(net, self.dtype), self._logits
+        over = (lambda f: vmap(f)) if stacked else (lambda f: f)
+        self._plain_gradient, self._plain_logits = over(gradient), over(logits)
+        self._gradient = compiled(self._plain_gradient, device, config.compiled)
+        self._forward = compiled(self._plain_logits, device, config.compiled)
+
+    def batches(self, seeds: Sequence[int], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented images [K, B, C, H, W] in network space and labels of one epoch, each expert in its own order."""
+        n, shape = len(self.labels), tuple(self.pixels.shape[1:])
+        order_KN = torch.stack([torch.randperm(n, generator=generator(seed, "order", epoch)) for seed in seeds])
+        order_KN = order_KN.to(self.device)
+        rngs = [generator(seed, "augment", epoch) for seed in seeds]
+        for start in range(0, n, self.batch):
+            index_KB = order_KN[:, start : start + self.batch]
+            size = index_KB.shape[1]
+            x = self.transform(self.pixels[index_KB.flatten()]).view(len(seeds), size, *shape)
+            draws = [self.augment.draw(rng, size, shape).to(self.device) for rng in rngs]
+            yield together(self.augment, x, draws), self.labels[index_KB]
+
+    def step(self, theta_KP: Tensor, velocity_KP: Tensor | None, x: Tensor, y_KB: Tensor, lr: float) -> Tensor:
+        """One SGD step of every expert, in place; the losses before it."""
+        config, head = self.config, slice(0, self.net.trainable)
+        x = x.to(self.dtype)
+        g_KP, losses_K, tails = self.gradient(theta_KP, x, y_KB)
+        g, weights = g_KP[:, head], theta_KP[:, head]
+        if config.sam:
+            g = self._sharpness(theta_KP, g, x, y_KB)
+        if config.weight_decay:
+            g = g + config.weight_decay * weights
+        if velocity_KP is not None:
+            velocity_KP[:, head].mul_(config.momentum).add_(g)
+            g = velocity_KP[:, head]
+        weights.sub_(g, alpha=lr)
+        if tails.shape[1]:
+            theta_KP[:, self.net.trainable :].mul_(1 - MOMENTUM).add_(tails)
+        return losses_K
+
+    def _sharpness(self, theta_KP: Tensor, g: Tensor, x: Tensor, y_KB: Tensor) -> Tensor:
+        head = slice(0, self.net.trainable)
+        weights = theta_KP[:, head]
+        reach = self.config.sam / ((weights.abs() * g).norm(dim=1, keepdim=True) + TINY)
+        there_KP = theta_KP.clone()
+        there_KP[:, head] += weights.square() * g * reach
+        g_there = self.gradient(there_KP, x, y_KB)[0][:, head]
+        along = (g * g_there).sum(1, keepdim=True) / (g_there.square().sum(1, keepdim=True) + TINY)
+        return g_there - self.config.sam_alpha * (g - along * g_there)
+
+    def gradient(self, theta_KP: Tensor, x: Tensor, y_KB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients [K, P], losses [K], the batch's share of running statistics. The odd last batch runs eagerly."""
+        run = self._gradient if y_KB.shape[1] == self.batch else self._plain_gradient
+        if self.stacked:
+            g_KP, (losses_K, tails) = run(theta_KP, x, y_KB)
+            return g_KP, losses_K, tails
+        g_P, (loss, tail) = run(theta_KP[0], self._laid(x[0]), y_KB[0])
+        return g_P[None], loss[None], tail[None]
+
+    def accuracies(self, theta_KP: Tensor) -> list[float] | None:
+        """On the validation images, unaugmented."""
+        if self.val is None:
+            return None
+        right_K = torch.zeros(len(theta_KP), device=self.device)
+        for start in range(0, len(self.val), self.batch):
+            x = self.transform(self.val.pixels_NCHW[start : start + self.batch].to(self.device)).to(self.dtype)
+            y = self.val.labels_N[start : start + self.batch].to(self.device)
+            run = self._forward if len(y) == self.batch else self._plain_logits
+            with torch.no_grad():
+                if self.stacked:
+                    logits_KBC = run(theta_KP, x.expand(len(theta_KP), *x.shape))
+                else:
+                    logits_KBC = run(theta_KP[0], self._laid(x))[None]
+            right_K += (logits_KBC.argmax(2) == y).sum(1)
+        return [round(right / len(self.val), 6) for right in right_K.tolist()]
+
+    def _logits(self, theta_P: Tensor, x_BCHW: Tensor) -> Tensor:
+        return self.net(theta_P.to(self.dtype), x_BCHW).float()
+
+    def _laid(self, x_BCHW: Tensor) -> Tensor:
+        """Channels last, which the CPU's bf16 convolutions want."""
+        return x_BCHW.contiguous(memory_format=torch.channels_last) if self.device.type == "cpu" else x_BCHW
+
+
+def loss_gradient(net: Net, dtype: torch.dtype) -> Callable[..., Any]:
+    """(theta_P, x, y) -> gradient of the mean cross-entropy, (loss, the batch's share of the running statistics).
+
+    The statistics are asked for from a remembered zero, so that they come out as MOMENTUM times what the batch holds:
+    the moving average itself is kept in fp32 whatever the network's precision.
+    """
+
+    def loss(theta_P: Tensor, x: Tensor, y_B: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        head = theta_P[: net.trainable].to(dtype)
+        zeros = torch.zeros_like(theta_P[net.trainable :], dtype=dtype)
+        logits, share = net.train_step_stats(torch.cat([head, zeros]), x)
+        value = F.cross_entropy(logits.float(), y_B)
+        return value, (value.detach(), share.detach().float())
+
+    def gradient(theta_P: Tensor, x: Tensor, y_B: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        g_P, (_, rest) = grad_and_value(loss, has_aux=True)(theta_P, x, y_B)
+        return g_P, rest
+
+    return gradient
+
+
+def together(augment: Augment, x_KBCHW: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """Every expert's own draw applied, in one call for all that drew the same operations."""
+    if len(draws) == 1:
+        return augment(x_KBCHW[0], draws[0])[None]
+    out = torch.empty_like(x_KBCHW)
+    size = x_KBCHW.shape[1]
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for k, draw in enumerate(draws):
+        groups.setdefault(draw.ops, []).append(k)
+    for ops, ks in groups.items():
+        values = torch.cat([draws[k].values_NK.expand(size, -1) for k in ks])
+        out[ks] = augment(x_KBCHW[ks].flatten(0, 1), Draw(ops, values)).unflatten(0, (len(ks), size))
+    return out

@@ -1,0 +1,297 @@
+"""Shards of experts: valid WebDatasets, committed one at a time.
+
+`experts-00012.tar` holds, for every expert of one work unit, `KEY.theta.npy` ([snapshots, P], no pickle) and
+`KEY.json`. `experts-00012.json`, written after it, is the commit marker: sizes, sha256, where each row lies and its
+checksum. `manifest.parquet` is derived from the markers and can be rebuilt; `buffer.json` holds the fingerprint of what
+determines a row's values, and the layout of theta.
+
+Shapes: S snapshots of an expert, P parameters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rayd.errors import Failed, Refused
+from rayd.expert import key_of
+from rayd.store import Store
+from rayd.trajectory import Trajectory
+
+FORMAT = 1
+HEAD, MANIFEST = "buffer.json", "manifest.parquet"
+DTYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
+READERS = 16
+"""Markers read at a time: on an object store each costs a round trip."""
+
+
+def differences(there: Mapping[str, Any], asked: Mapping[str, Any], where: str = "") -> list[str]:
+    """What `asked` says otherwise than `there`, one line each; keys that `asked` lacks do not matter."""
+    lines: list[str] = []
+    for key, want in asked.items():
+        have, path = there.get(key), f"{where}{key}"
+        if isinstance(want, Mapping) and isinstance(have, Mapping):
+            lines += differences(have, want, f"{path}.")
+        elif have != want:
+            lines.append(f"{path}: the buffer has {_short(have)}, this run asks {_short(want)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 48 else f"{text[:20]}...{text[-6:]}"
+
+
+def refuse_other(store: Store, there: Mapping[str, Any], asked: Mapping[str, Any], name: str = HEAD) -> None:
+    found = differences(there, asked)
+    if found:
+        raise Refused(
+            f"{store.where(name)}: the experts there are not those of this run: {'; '.join(found)}. "
+            "Give another buffer=..., or make this run's settings equal"
+        )
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One shard as its marker tells it."""
+
+    name: str
+    marker: Mapping[str, Any]
+
+    @property
+    def tar(self) -> str:
+        return f"{self.name}.tar"
+
+    @property
+    def bytes(self) -> int:
+        return int(self.marker["bytes"])
+
+    def holds(self, experts: Iterable[int], epochs: Iterable[int]) -> bool:
+        """Whether every one of these experts has every one of these epochs."""
+        have = {row["expert"]: set(row["epochs"]) for row in self.marker["experts"]}
+        return all(k in have and set(epochs) <= have[k] for k in experts)
+
+
+def remedy(store: Store, name: str) -> str:
+    return f"delete {store.where(name)}.tar and .json and run jobs.experts again, which makes the same bytes anew"
+
+
+class BufferWriter:
+    """Claims a folder for one fingerprint, then commits shards to it, from any number of processes."""
+
+    def __init__(self, store: Store, fingerprint: Mapping[str, Any], layout: Mapping[str, Any]) -> None:
+        self.store, self.fingerprint, self.layout = store, fingerprint, layout
+
+    def claim(self) -> None:
+        """The folder is this run's, or it is refused."""
+        if not self.store.exists(HEAD):
+            if any(name.endswith(".tar") for name in self.store.sizes("experts-")):
+                raise Refused(f"{self.store.where(HEAD)}: missing beside shards; restore it or give another buffer=...")
+            self.store.write_json(HEAD, {"format": FORMAT, "fingerprint": self.fingerprint, "theta": self.layout})
+        head = read_head(self.store)
+        refuse_other(self.store, head["fingerprint"], self.fingerprint)
+
+    def committed(self, name: str, sizes: Mapping[str, int] | None = None) -> Commit | None:
+        """The shard, if its marker is there and agrees with it."""
+        tar, marker = f"{name}.tar", f"{name}.json"
+        sizes = self.store.sizes(name) if sizes is None else sizes
+        if marker not in sizes:
+            return None
+        commit = Commit(name, self.store.read_json(marker))
+        check_size(self.store, commit, sizes.get(tar))
+        refuse_other(self.store, commit.marker["fingerprint"], self.fingerprint, marker)
+        return commit
+
+    def shard(self, name: str, storage: str) -> Shard:
+        return Shard(self, name, DTYPES[storage])
+
+    def fail(self, name: str, numbers: Mapping[str, Any]) -> None:
+        """A unit that diverged: its numbers instead of a shard."""
+        self.store.write_json(f"{name}.failed.json", dict(numbers))
+
+    def failed(self, name: str) -> Mapping[str, Any] | None:
+        return self.store.read_json(f"{name}.failed.json") if self.store.exists(f"{name}.failed.json") else None
+
+    def finish(self) -> int:
+        """The manifest, and nothing left over; returns the bytes of all shards."""
+        self.store.sweep()
+        commits = read_commits(self.store)
+        write_manifest(self.store, commits)
+        return sum(commit.bytes for commit in commits)
+
+
+class Shard:
+    """One tar under construction on a local disk; nothing is seen of it before `publish`."""
+
+    def __init__(self, writer: BufferWriter, name: str, dtype: np.dtype[Any]) -> None:
+        self.writer, self.name, self.dtype = writer, name, dtype
+        self.rows: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Shard:
+        from webdataset import TarWriter
+
+        self._scratch = self.writer.store.scratch(f"{self.name}.tar")
+        self._path = self._scratch.__enter__()
+        self._file = open(self._path, "wb")
+        self._tar = TarWriter(self._file, encoder=False, compress=False, mtime=0, user="rayd", group="rayd")
+        return self
+
+    def add(self, trajectory: Trajectory, **more: Any) -> None:
+        """One expert: its rows and its figures."""
+        rows_SP = trajectory.thetas_SP.numpy().astype(self.dtype)
+        if not np.isfinite(rows_SP).all():
+            raise Failed(
+                f"{self.name}, expert {trajectory.expert}: numbers too large for fp16; set expert.storage=fp32"
+            )
+        npy = io.BytesIO()
+        np.save(npy, rows_SP, allow_pickle=False)
+        key = key_of(trajectory.expert)
+        facts = {"expert": trajectory.expert, "epochs": list(trajectory.epochs), **trajectory.meta, **more}
+        told = json.dumps(facts, sort_keys=True).encode()
+        self._tar.write({"__key__": key, "json": told, "theta.npy": npy.getvalue()})
+        self.rows.append(
+            {
+                "key": key,
+                "expert": trajectory.expert,
+                "epochs": list(trajectory.epochs),
+                "dtype": rows_SP.dtype.str,
+                "row_bytes": rows_SP[0].nbytes,
+                "header_bytes": npy.tell() - rows_SP.nbytes,
+                "sha256": [hashlib.sha256(row).hexdigest() for row in rows_SP],
+                "val_accuracy": trajectory.meta.get("val_accuracy"),
+                "train_loss": trajectory.meta.get("train_loss"),
+            }
+        )
+
+    def publish(self, made_by: Mapping[str, Any]) -> Commit:
+        """The shard, then its marker. A shard it replaces loses its marker first."""
+        store, name = self.writer.store, self.name
+        self._tar.close()
+        self._file.close()
+        with tarfile.open(self._path) as tar:
+            starts = {member.name: member.offset_data for member in tar}
+        for row in self.rows:
+            row["offset"] = starts[f"{row['key']}.theta.npy"] + row.pop("header_bytes")
+        marker = {
+            "shard": f"{name}.tar",
+            "bytes": self._path.stat().st_size,
+            "sha256": sha256_of(self._path),
+            "experts": self.rows,
+            "fingerprint": self.writer.fingerprint,
+            "made_by": dict(made_by),
+        }
+        if store.exists(f"{name}.json"):
+            store.delete(MANIFEST)
+            store.delete(f"{name}.json")
+        store.publish(self._path, f"{name}.tar")
+        store.write_json(f"{name}.json", marker)
+        store.delete(f"{name}.failed.json")
+        return Commit(name, marker)
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.close()
+        self._scratch.__exit__(*error)
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_head(store: Store) -> dict[str, Any]:
+    if not store.exists(HEAD):
+        raise Refused(f"{store.where(HEAD)}: no expert buffer here; make one with jobs.experts, or give buffer=...")
+    head: dict[str, Any] = store.read_json(HEAD)
+    if head.get("format") != FORMAT:
+        raise Refused(f"{store.where(HEAD)}: format {head.get('format')}; this version reads format {FORMAT}")
+    return head
+
+
+def check_size(store: Store, commit: Commit, size: int | None) -> None:
+    if size != commit.bytes:
+        said = "is missing" if size is None else f"has {size} bytes"
+        raise Failed(
+            f"{store.where(commit.tar)} {said}, its marker says {commit.bytes}: the shard was damaged or the marker is "
+            f"stale; {remedy(store, commit.name)}"
+        )
+
+
+def read_commits(store: Store, sizes: Mapping[str, int] | None = None, *, strict: bool = True) -> list[Commit]:
+    """Every committed shard; `strict` refuses shards without a marker, and markers that do not fit their shard."""
+    sizes = store.sizes("experts-") if sizes is None else sizes
+    names = [name.removesuffix(".json") for name in sizes if name.endswith(".json") and ".failed." not in name]
+    with ThreadPoolExecutor(READERS) as pool:
+        markers = list(pool.map(lambda name: store.read_json(f"{name}.json"), names))
+    commits = [Commit(name, marker) for name, marker in zip(names, markers, strict=True)]
+    if strict:
+        for commit in commits:
+            check_size(store, commit, sizes.get(commit.tar))
+        refuse_unmarked(store, sizes)
+    return commits
+
+
+def refuse_unmarked(store: Store, sizes: Mapping[str, int]) -> None:
+    for name in sizes:
+        if name.endswith(".tar") and f"{name.removesuffix('.tar')}.json" not in sizes:
+            raise Refused(
+                f"{store.where(name)}: has no marker, so it was never committed (or the marker was lost); "
+                "run jobs.experts again, which commits it"
+            )
+
+
+def manifest_of(store: Store, commits: list[Commit]) -> Any:
+    """One row per snapshot, sorted by expert and epoch; the files it describes are named in its metadata."""
+    import pyarrow as pa
+
+    rows = [
+        (
+            row["expert"],
+            epoch,
+            commit.tar,
+            row["offset"] + i * row["row_bytes"],
+            row["row_bytes"],
+            row["dtype"],
+            bytes.fromhex(row["sha256"][i]),
+            (row["val_accuracy"] or {i: None})[i],
+        )
+        for commit in commits
+        for row in commit.marker["experts"]
+        for i, epoch in enumerate(row["epochs"])
+    ]
+    rows.sort(key=lambda row: row[:2])
+    kinds = (pa.int32(), pa.int32(), pa.string(), pa.int64(), pa.int64(), pa.string(), pa.binary(32), pa.float32())
+    names = ("expert", "epoch", "shard", "offset", "bytes", "dtype", "sha256", "val_accuracy")
+    arrays = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(kinds)]
+    sizes = {commit.tar: commit.bytes for commit in commits} | {
+        f"{commit.name}.json": store.size(f"{commit.name}.json") for commit in commits
+    }
+    return pa.table(arrays, names=names).replace_schema_metadata({"rayd.sizes": json.dumps(sizes, sort_keys=True)})
+
+
+def write_manifest(store: Store, commits: list[Commit]) -> None:
+    import pyarrow.parquet as pq
+
+    out = io.BytesIO()
+    pq.write_table(manifest_of(store, commits), out)
+    store.write(MANIFEST, out.getvalue())
+
+
+def read_manifest(store: Store, sizes: Mapping[str, int]) -> Any:
+    """The table, made out of the markers where the stored one does not describe the shards that are there."""
+    import pyarrow.parquet as pq
+
+    here = {name: size for name, size in sizes.items() if not name.endswith(".failed.json")}
+    if store.exists(MANIFEST):
+        table = pq.read_table(io.BytesIO(store.read(MANIFEST)))
+        if json.loads((table.schema.metadata or {}).get(b"rayd.sizes", b"{}")) == here:
+            return table
+    return manifest_of(store, read_commits(store, sizes))
