@@ -119,6 +119,12 @@ class MethodConfig:
             raise refuse("method.ema", self.ema, "a decay from 0 (none) to below 1")
 
     @property
+    def reads_experts(self) -> bool:
+        """Whether an expert buffer has to be there first: rows to match, a pool of networks, a teacher for the start."""
+        starts = getattr(self.codec, "labels", "") == "soft" or getattr(self.codec, "start", "") == "confident"
+        return starts or not self.needs.isdisjoint({"segment", "pool", "teacher"})
+
+    @property
     def sentence(self) -> str:
         return " + ".join(self.spoken)
 

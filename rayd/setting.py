@@ -14,7 +14,7 @@ from rayd.augment import Transform
 from rayd.budget import Ledger, Stored
 from rayd.buffer import Buffer
 from rayd.config import Run
-from rayd.data import DataConfig, Splits
+from rayd.data import Splits
 from rayd.distill import Distillation, Reduce
 from rayd.errors import refuse
 from rayd.evaluate import evaluate
@@ -68,9 +68,10 @@ class Setting:
         """Mean accuracy of two short trainings on the split carved out of training."""
         recipe = replace(self.run.recipe, steps=max(1, self.run.recipe.steps // 4))
         val = self.splits.val.select(torch.arange(min(CHECKED, len(self.splits.val))))
+        seeds = [seed_of(self.run.seed, "validate", i) for i in range(2)]
         scores = evaluate(
-            recipe, self.world.net, codec, val, self.world.transform, [seed_of(self.run.seed, "validate", i) for i in range(2)],
-            device=self.device, step_size=self.step_size(),
+            recipe, self.world.net, codec, val, self.world.transform, seeds, device=self.device, step_size=self.step_size(),
+            compile=self.world.compiled,
         )
         return sum(score.accuracy for score in scores) / len(scores)
 
@@ -130,14 +131,7 @@ def assemble(run: Run, device: torch.device) -> Setting:
 def surroundings(run: Run) -> tuple[Splits, Transform, Net]:
     """Data, network space and network: what every stage of a run starts from."""
     splits = run.data.load()
-    return splits, fitted(run.data, splits, run.transform), run.net.build(splits.train.spec)
-
-
-def fitted(config: DataConfig, splits: Splits, kind: Any) -> Transform:
-    """The transform, by the dataset's stated statistics where the config gives them."""
-    if kind == "normalise" and config.mean is not None and config.std is not None:
-        return Transform(kind, torch.tensor(config.mean), torch.tensor(config.std))
-    return Transform.fit(splits.train, kind)
+    return splits, Transform.fit(splits.train, run.transform), run.net.build(splits.train.spec)
 
 
 def _teacher(world: Resident) -> Callable[[Tensor], Tensor]:

@@ -86,7 +86,7 @@ def train(run: Run) -> None:
         store.delete(FAILURE)
     cluster.start(scale)
     bundle = cluster.bundle(scale)
-    cluster.require(scale, bundle, scale.workers, "scale.workers")
+    cluster.require(bundle, scale.workers)
     trainer = TorchTrainer(
         worker,
         train_loop_config={"run": to_dict(run), "report_every": max(1, run.method.steps // REPORTS)},
@@ -94,7 +94,7 @@ def train(run: Run) -> None:
         torch_config=TorchConfig(timeout_s=600),
         run_config=RunConfig(
             name=f"distill-{uuid.uuid4().hex[:8]}",
-            storage_path=str(cluster.scratch(run.out)),
+            storage_path=cluster.train_storage(run.out),
             failure_config=FailureConfig(max_failures=scale.retries, controller_failure_limit=2),
         ),
     )

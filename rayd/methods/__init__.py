@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+from rayd.methods.calibrate import Calibrate
 from rayd.methods.contract import Codec, Objective, Term
+from rayd.methods.contrast import Contrast
+from rayd.methods.distribution import Distribution
+from rayd.methods.formation import Formation
+from rayd.methods.gradient import Gradient
+from rayd.methods.guidance import Guidance
+from rayd.methods.haba import Haba
+from rayd.methods.lodc import Lodc
+from rayd.methods.lss import Lss
+from rayd.methods.mim4dd import Mim4dd
 from rayd.methods.mtt import Mtt
+from rayd.methods.ncfm import Ncfm
+from rayd.methods.nsd import Nsd
+from rayd.methods.pixel import Pixel
 
-CODECS: dict[str, type[Codec]] = {}
+CODECS: dict[str, type[Codec]] = {
+    "pixel": Pixel,
+    "lodc": Lodc,
+    "lss": Lss,
+    "nsd": Nsd,
+    "haba": Haba,
+    "formation": Formation,
+}
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "mtt": Mtt,
+    "gradient": Gradient,
+    "distribution": Distribution,
+    "ncfm": Ncfm,
 }
 
-TERMS: dict[str, type[Term]] = {}
+TERMS: dict[str, type[Term]] = {
+    "guidance": Guidance,
+    "contrast": Contrast,
+    "calibrate": Calibrate,
+    "mim4dd": Mim4dd,
+}

@@ -75,7 +75,9 @@ class Mtt(Objective):
             if not 0 <= self.first < self.last:
                 raise refuse("objective.first", self.first, f"0 <= first < last={self.last}")
             if self.grow_from is not None and not self.first < self.grow_from <= self.last:
-                raise refuse("objective.grow_from", self.grow_from, f"above first={self.first}, at most last={self.last}")
+                raise refuse(
+                    "objective.grow_from", self.grow_from, f"above first={self.first}, at most last={self.last}"
+                )
             if self.gradient not in ("exact", "tesla"):
                 raise refuse("objective.gradient", self.gradient, "exact or tesla")
             if not self.step_size > 0:
