@@ -12,7 +12,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -109,10 +108,9 @@ def decoded(
 ) -> Iterator[tuple[str, int, Array | str]]:
     """Name, label and pixels (or what is wrong) of a slice of a listing, in order."""
     stop = len(listing) if stop is None else stop
-    with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 16)) as pool:
-        results = decode_all(listing.fetch(start, stop), shape, pool)
-        for i, pixels in zip(range(start, stop), results, strict=True):
-            yield listing.names[i], listing.labels[i], pixels
+    results = decode_all(listing.fetch(start, stop), shape, threads or min(os.cpu_count() or 1, 16))
+    for i, pixels in zip(range(start, stop), results, strict=True):
+        yield listing.names[i], listing.labels[i], pixels
 
 
 class Sink:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -14,8 +15,8 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 Payload = bytes | Array | Callable[[], bytes]
 """A file's bytes, a decoded uint8 [C, H, W], or how to read the bytes (done in the thread that decodes them)."""
-BLOCK = 256
-"""Pictures in flight: bounds memory whatever the size of the set."""
+HANDFUL = 32
+"""Pictures that a thread decodes at a time; two handfuls a thread are in flight, which bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,21 @@ def _fit(picture: Any, size: int, rule: str) -> Any:
     return fit(picture, (size, size), Image.Resampling.BILINEAR)
 
 
-def decode_all(payloads: Iterable[Payload], shape: Shape, pool: ThreadPoolExecutor) -> Iterator[Array | str]:
-    """In order, in threads (Pillow lets go of the interpreter while it decodes), a block at a time."""
+def decode_all(payloads: Iterable[Payload], shape: Shape, threads: int) -> Iterator[Array | str]:
+    """In order, in threads (Pillow lets go of the interpreter while it decodes), a few handfuls at a time."""
     source = iter(payloads)
-    while block := list(islice(source, BLOCK)):
-        yield from pool.map(lambda payload: decode(payload, shape), block, chunksize=16)
+    if threads == 1:
+        yield from (decode(payload, shape) for payload in source)
+        return
+    handfuls: deque[Future[list[Array | str]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        while True:
+            while len(handfuls) < 2 * threads and (handful := list(islice(source, HANDFUL))):
+                handfuls.append(pool.submit(_decode_some, handful, shape))
+            if not handfuls:
+                return
+            yield from handfuls.popleft().result()
+
+
+def _decode_some(payloads: list[Payload], shape: Shape) -> list[Array | str]:
+    return [decode(payload, shape) for payload in payloads]

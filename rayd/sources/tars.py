@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tarfile
+from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rayd.data import DataConfig
 from rayd.errors import refuse
@@ -31,31 +34,47 @@ def webdataset(files: Files, config: DataConfig) -> Source | None:
     def contents() -> Contents:
         named = files.read(given[0]).decode().split("\n") if given else []
         indexed = {part: _index(files, names) for part, names in chosen.items()}
-        found = [sample.label for samples, _ in indexed.values() for sample in samples]
+        found = [label for samples, _ in indexed.values() for label in samples.labels]
         if not found:
             raise refuse("data.path", files.where, "tars with samples of KEY.jpg (png, webp) and KEY.cls or KEY.json")
         classes, index = label_index([one for one in named if one] or None, found, config)
-        parts = {part: Listing([f"{one.tar}:{one.key}" for one in samples], [index[one.label] for one in samples],
-                               _Fetch(files, samples), skipped) for part, (samples, skipped) in indexed.items()}
+        parts = {part: Listing(samples, [index[label] for label in samples.labels], _Fetch(files, samples), skipped)
+                 for part, (samples, skipped) in indexed.items()}
         return Contents(classes, split_test(parts))
 
     used = [*given, *(name for names in chosen.values() for name in names)]
     return Source([files.stamp(name) for name in used], contents, 3, files.where)
 
 
-class Sample(NamedTuple):
-    tar: str
-    key: str
-    offset: int
-    size: int
-    label: int | str
+@dataclass
+class Samples(Sequence[str]):
+    """Where the labelled pictures of some tars lie, in columns, since there may be millions; a sequence of names."""
+
+    tars: list[str]
+    tar: array[int] = field(default_factory=lambda: array("l"))
+    offset: array[int] = field(default_factory=lambda: array("q"))
+    size: array[int] = field(default_factory=lambda: array("q"))
+    keys: list[str] = field(default_factory=list)
+    labels: list[int | str] = field(default_factory=list)
+
+    def add(self, tar: int, key: str, offset: int, size: int, label: int | str) -> None:
+        for column, value in ((self.tar, tar), (self.offset, offset), (self.size, size)):
+            column.append(value)
+        self.keys.append(key)
+        self.labels.append(label)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, i: Any) -> Any:
+        return f"{self.tars[self.tar[i]]}:{self.keys[i]}"
 
 
-def _index(files: Files, tars: Sequence[str]) -> tuple[list[Sample], list[dict[str, str]]]:
+def _index(files: Files, tars: Sequence[str]) -> tuple[Samples, list[dict[str, str]]]:
     """Headers only (and labels): pictures are read when they are decoded. Nothing is unpickled."""
-    samples: list[Sample] = []
+    samples = Samples(list(tars))
     skipped: list[dict[str, str]] = []
-    for name in tars:
+    for number, name in enumerate(tars):
         pictures: dict[str, tuple[int, int]] = {}
         labels: dict[str, Any] = {}
         with files.open(name) as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
@@ -74,7 +93,7 @@ def _index(files: Files, tars: Sequence[str]) -> tuple[list[Sample], list[dict[s
                         labels[key] = label
         for key in dict.fromkeys([*pictures, *labels]):
             if key in pictures and key in labels:
-                samples.append(Sample(name, key, *pictures[key], labels[key]))
+                samples.add(number, key, *pictures[key], labels[key])
             else:
                 skipped.append({"name": f"{name}:{key}", "why": "no label" if key in pictures else "no picture"})
     return samples, skipped
@@ -94,19 +113,19 @@ def _label(data: bytes, kind: str) -> int | str | None:
 
 
 class _Fetch:
-    def __init__(self, files: Files, samples: list[Sample]) -> None:
+    """Pictures by range; each tar is opened once and read onwards."""
+
+    def __init__(self, files: Files, samples: Samples) -> None:
         self.files, self.samples = files, samples
 
     def __call__(self, start: int, stop: int) -> Iterator[bytes]:
-        name, file = "", None
-        try:
-            for tar, _, offset, size, _ in self.samples[start:stop]:
-                if tar != name or file is None:
-                    if file is not None:
-                        file.close()
-                    name, file = tar, self.files.open(tar)
-                file.seek(offset)
-                yield file.read(size)
-        finally:
-            if file is not None:
-                file.close()
+        held = self.samples
+        with contextlib.ExitStack() as stack:
+            number, file = -1, None
+            for i in range(start, stop):
+                if held.tar[i] != number or file is None:
+                    stack.close()
+                    number = held.tar[i]
+                    file = stack.enter_context(self.files.open(held.tars[number]))
+                file.seek(held.offset[i])
+                yield file.read(held.size[i])
