@@ -1,0 +1,458 @@
+"""The contract, codec by codec."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rayd.budget import STORAGE, Budget, Ledger, Stored, packed, unpacked
+from rayd.data import Spec
+from rayd.errors import Refused
+from rayd.methods.codec import Options
+from rayd.methods.formation import Formation
+from rayd.methods.haba import Haba
+from rayd.methods.lodc import Lodc
+from rayd.methods.lss import Lss
+from rayd.methods.nsd import Nsd
+from rayd.methods.pixel import Pixel
+from rayd.strict import parse, to_dict
+from rayd.transform import Transform
+from rayd.unroll import Inner, unroll
+
+SPEC = Spec((3, 16, 16), 4)
+CELLS = {
+    "CIFAR-10": (Spec((3, 32, 32), 10), (1, 10, 50)),
+    "CIFAR-100": (Spec((3, 32, 32), 100), (1, 10)),
+    "Tiny": (Spec((3, 64, 64), 200), (1,)),
+    "128px": (Spec((3, 128, 128), 10), (1, 10)),
+    "digits": (Spec((1, 8, 8), 10), (1, 10)),
+}
+CONFIGS = {
+    "pixel": Pixel.Config(),
+    "lodc": Lodc.Config(),
+    "lss": Lss.Config(),
+    "lss-two": Lss.Config(sides="two"),
+    "lss-global": Lss.Config(scope="global", labels="soft"),
+    "nsd": Nsd.Config(),
+    "nsd-global": Nsd.Config(scope="global", labels="soft"),
+    "nsd-mixed": Nsd.Config(channels="mixed", basis="svd", blend="pick"),
+    "nsd-random": Nsd.Config(basis="random", labels="soft"),
+    "haba": Haba.Config(labels="soft"),
+    "formation": Formation.Config(under=Pixel.Config()),
+    "formation-lodc": Formation.Config(under=Lodc.Config(rank=4, labels="soft")),
+    "formation-haba": Formation.Config(under=Haba.Config()),
+}
+
+
+def smooth(spec: Spec):
+    """take(c, n): images with a shape of their own class, the same each time."""
+
+    def take(c: int, n: int) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(c)
+        coarse = torch.randn(n, spec.shape[0], 4, 4, generator=rng)
+        return torch.nn.functional.interpolate(coarse, size=spec.shape[-2:], mode="bicubic")
+
+    return take
+
+
+def built(config, spec=SPEC, budget=None, start=True):
+    config = config.fit(budget or Budget(ipc=3), spec)
+    codec = config.build(spec, torch.Generator().manual_seed(0))
+    if start:
+        codec.encode(smooth(spec), torch.Generator().manual_seed(1))
+    return codec
+
+
+@pytest.fixture(params=CONFIGS)
+def codec(request):
+    return built(CONFIGS[request.param])
+
+
+def test_shapes_and_classes(codec):
+    index = torch.arange(len(codec))
+    images, labels = codec.decode(index)
+    assert images.shape == (len(codec), *SPEC.shape)
+    assert torch.allclose(labels.sum(1), torch.ones(len(codec)))
+    assert torch.equal(labels.argmax(1), codec.classes())
+    assert sorted(torch.cat([codec.of_class(c) for c in range(4)]).tolist()) == index.tolist()
+    assert all(len(codec.of_class(c)) for c in range(4))
+    assert len(codec) == torch.tensor(list(codec.axes.values())).prod()
+    assert torch.isfinite(images).all() and 0.2 < float(images.detach().std()) < 3
+
+
+def test_decode_is_pure_and_indexable(codec):
+    index = torch.randperm(len(codec), generator=torch.Generator().manual_seed(3))[:7]
+    images, labels = codec.decode(index)
+    again, _ = codec.decode(index)
+    assert torch.equal(images, again)
+    every, all_labels = codec.decode(torch.arange(len(codec)))
+    assert torch.allclose(images, every[index], atol=1e-5)
+    assert torch.equal(labels, all_labels[index])
+    twice, _ = codec.decode(index[[0, 0, 1]])
+    assert torch.allclose(twice, images[[0, 0, 1]], atol=1e-5)
+
+
+def test_every_stored_number_gets_a_gradient(codec):
+    images, labels = codec.decode(torch.arange(len(codec)))
+    rng = torch.Generator().manual_seed(4)
+    value = (images * torch.randn(images.shape, generator=rng)).sum()
+    value = value + (labels * torch.randn(labels.shape, generator=rng)).sum()
+    stored = {name: one.tensor for name, one in codec.stored().items()}
+    grads = torch.autograd.grad(value, list(stored.values()))
+    for name, g in zip(stored, grads, strict=True):
+        assert (g != 0).float().mean() > 0.999, name
+    moved = {id(p) for player in codec.players() for p in player.params}
+    assert moved == {id(t) for t in stored.values()}, "what is stored is what is learned"
+
+
+def test_minibatches(codec):
+    rng = torch.Generator().manual_seed(5)
+    batches = codec.draws(rng, 6, 5)
+    assert [len(b) for b in batches] == [6] * 5
+    assert all(b.unique().numel() == 6 and b.max() < len(codec) for b in batches)
+    assert len(codec.draw(rng, 5)) == 5
+    assert all(torch.equal(b, torch.arange(len(codec))) for b in codec.draws(rng, len(codec), 2))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("storage", STORAGE)
+def test_the_file_is_all_it_takes(name, storage):
+    """Ledger, save, rebuild: what is decoded from the file is what the stored numbers decode to."""
+    config = CONFIGS[name]
+    config = (
+        replace(config, under=replace(config.under, storage=storage))
+        if name.startswith("formation")
+        else replace(config, storage=storage)
+    )
+    codec = built(config)
+    stored = codec.stored()
+    file = packed(stored)
+    assert Ledger.of(stored).floats == sum(t.numel() for t in file.values()) == codec.config.floats(SPEC) - 1
+    assert Ledger.of(stored).floats < Budget(ipc=3).limit(SPEC)
+    plain = json.loads(json.dumps(to_dict(codec.config)))
+    again = parse(type(codec).Config, plain).build(SPEC, torch.Generator().manual_seed(9))
+    assert again.config == codec.config
+    for key, tensor in unpacked(file).items():
+        again.stored()[key].tensor.data.copy_(tensor)
+    index = torch.arange(len(codec))
+    images, labels = again.decode(index)
+    twice = packed(again.stored())
+    assert all(torch.equal(file[k], twice[k]) for k in file), "saving what was loaded gives the same bytes"
+    exact, exact_labels = codec.decode(index)
+    if storage == "fp32":
+        assert torch.equal(images, exact) and torch.equal(labels, exact_labels)
+    else:
+        assert float(((images - exact).square().mean().sqrt() / exact.std()).detach()) < 0.05
+
+
+def test_a_fresh_process_decodes_the_same(tmp_path):
+    codec = built(CONFIGS["nsd"])
+    from safetensors.torch import save_file
+
+    save_file(packed(codec.stored()), tmp_path / "x.safetensors")
+    (tmp_path / "x.json").write_text(json.dumps(to_dict(codec.config)))
+    program = (
+        "import json, sys, torch; from safetensors.torch import load_file; from rayd.budget import unpacked\n"
+        "from rayd.data import Spec; from rayd.methods.nsd import Nsd; from rayd.strict import parse\n"
+        "config = parse(Nsd.Config, json.load(open(sys.argv[1] + '.json')))\n"
+        "codec = config.build(Spec((3, 16, 16), 4), torch.Generator())\n"
+        "tensors = unpacked(load_file(sys.argv[1] + '.safetensors'))\n"
+        "[one.tensor.data.copy_(tensors[name]) for name, one in codec.stored().items()]\n"
+        "print(codec.decode(torch.arange(len(codec)))[0].double().sum().item().hex())"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "x")], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == codec.decode(torch.arange(len(codec)))[0].double().sum().item().hex()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_unit_step_moves_images_as_it_would_move_pixels(name):
+    """RMS change per pixel of a +-lr step of one factor at its scale, other signs than those of the measurement."""
+    codec = built(CONFIGS[name])
+    index = torch.arange(len(codec))
+    before, lr = codec.decode(index)[0].detach(), 1e-2
+    for player in codec.players():
+        if player.name == "labels":
+            continue
+        (p,) = player.params
+        kept, moved = p.detach().clone(), []
+        for seed in range(6):
+            signs = torch.randint(2, p.shape, generator=torch.Generator().manual_seed(100 + seed)) * 2 - 1
+            p.data = kept + lr * player.scale * signs
+            moved.append((codec.decode(index)[0].detach() - before).square().mean())
+            p.data = kept
+        rms = float(torch.stack(moved).mean().sqrt())
+        low = 0.5 if name.startswith("formation") else 0.75  # a cell is interpolated; a few biases are few numbers
+        assert low < rms / lr < 1.3, (player.name, rms / lr)
+
+
+def test_pixels_have_scale_one():
+    assert [p.scale for p in built(Pixel.Config()).players()] == [1.0]
+
+
+def test_scales_depend_on_the_plan_only():
+    one, two = (built(CONFIGS["nsd"]).players() for _ in range(2))
+    assert [p.scale for p in one] == [p.scale for p in two]
+
+
+@pytest.mark.parametrize("name", ["lodc", "lss-two", "nsd-global", "haba", "formation-lodc"])
+def test_the_inner_loop_gradient_through_decode_is_exact(name):
+    """Against the full graph of the same steps, in double precision."""
+    codec = built(CONFIGS[name]).double()
+    leaves = list(codec.parameters())
+    rng = torch.Generator().manual_seed(0)
+    theta = torch.randn(4 * 48, generator=rng, dtype=torch.float64) * 0.1
+    indices = codec.draws(rng, 6, 3)
+    rate = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+
+    def loss(theta_P, x_NCHW, y_NK):
+        pooled_ND = torch.nn.functional.avg_pool2d(x_NCHW, 4).flatten(1)
+        return -(y_NK * (pooled_ND @ theta_P.view(48, 4)).log_softmax(1)).sum(1).mean()
+
+    def batch(i):
+        images, targets = codec.decode(indices[i])
+        return images, targets.double()
+
+    def value(end):
+        return (end - 1).square().sum()
+
+    end = unroll(Inner(loss, torch.device("cpu"), compile=False), theta, batch, 3, rate, leaves)
+    ours = torch.autograd.grad(value(end), [*leaves, rate])
+    full = theta.requires_grad_()
+    for i in range(3):
+        (g,) = torch.autograd.grad(loss(full, *batch(i)), full, create_graph=True)
+        full = full - rate * g
+    theirs = torch.autograd.grad(value(full), [*leaves, rate])
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+# --- rank -----------------------------------------------------------------------------------------------------------
+
+
+def ranks(x: torch.Tensor) -> int:
+    return int(torch.linalg.matrix_rank(x.detach().double(), rtol=1e-5).max())
+
+
+@pytest.mark.parametrize("start", ["real", "noise"])
+def test_rank_as_promised(start):
+    for config in (
+        Lodc.Config(rank=2, start=start),
+        Lss.Config(rank=2, start=start),
+        Lss.Config(rank=3, sides="two", start=start),
+    ):
+        codec = built(config)
+        assert ranks(codec.decode(torch.arange(len(codec)))[0]) == config.rank
+    codec = built(Nsd.Config(rank=3, sharing=2, start=start))
+    images = codec.decode(torch.arange(len(codec)))[0]
+    kernel = torch.arange(len(codec)) // codec.axes["column"] % 2
+    for j in range(2):
+        assert ranks(images[kernel == j].transpose(0, 2).flatten(1)) == 3, "H mode"
+        assert ranks(images[kernel == j].transpose(0, 3).flatten(1)) == 3, "W mode"
+    own = images[: codec.axes["column"]].flatten(1)
+    assert ranks(own) == min(codec.config.slices, codec.axes["column"]), "B mode"
+
+
+def test_full_rank_from_real_images_reproduces_them():
+    take = smooth(SPEC)
+    budget = Budget(ipc=20)
+    configs = [
+        Pixel.Config(),
+        Lodc.Config(rank=16),
+        Lss.Config(rank=16),
+        Lss.Config(rank=16, sides="two", scope="global"),
+    ]
+    for config in configs:
+        codec = built(config, budget=budget)
+        for c in range(4):
+            own = codec.of_class(c)
+            assert torch.allclose(codec.decode(own)[0], take(c, len(own)), atol=1e-4), config
+    for basis in ("svd", "dct"):
+        codec = built(Nsd.Config(rank=16, sharing=1, slices=5, columns=5, basis=basis, blend="pick"), budget=budget)
+        for c in range(4):
+            assert torch.allclose(codec.decode(codec.of_class(c))[0], take(c, 5), atol=1e-4), basis
+
+
+def test_a_start_near_real_images():
+    """Hallucinators near the identity, formations of shrunk images."""
+    haba = built(Haba.Config(), budget=Budget(ipc=8))
+    own = haba.of_class(2)
+    real = smooth(SPEC)(2, haba.units_of(2)).repeat_interleave(haba.axes["hallucinator"], 0)
+    assert (haba.decode(own)[0] - real)[..., 2:-2, 2:-2].square().mean() < 0.4 * real.square().mean()
+    formation = built(CONFIGS["formation"])
+    own = formation.of_class(1)
+    real = smooth(SPEC)(1, len(own))
+    assert (formation.decode(own)[0] - real).square().mean() < 0.2 * real.square().mean()
+
+
+def test_formation_of_factor_one_is_the_codec_itself():
+    one, plain = built(Formation.Config(factor=1)), built(Pixel.Config())
+    assert torch.allclose(one.decode(torch.arange(12))[0], plain.decode(torch.arange(12))[0])
+
+
+def test_formation_pads_what_it_does_not_divide():
+    codec = built(Formation.Config(factor=3))
+    assert codec.decode(torch.arange(len(codec)))[0].shape == (len(codec), 3, 16, 16)
+
+
+# --- haba's minibatch -----------------------------------------------------------------------------------------------
+
+
+def test_one_hallucinator_a_minibatch():
+    codec = built(Haba.Config(), budget=Budget(ipc=6))
+    bases, styles = codec.axes.values()
+    batches = codec.draws(torch.Generator().manual_seed(0), 5, 40)
+    assert all((b % styles).unique().numel() == 1 for b in batches)
+    assert torch.cat(batches).unique().numel() > 0.8 * len(codec)
+    large = codec.draw(torch.Generator().manual_seed(0), bases + 3)
+    assert (large % styles).unique().numel() == 2 and large.unique().numel() == bases + 3
+
+
+# --- labels ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lss-global", "nsd-global", "nsd-random", "haba", "formation-lodc"])
+def test_a_teacher_sets_soft_labels(name):
+    codec = built(CONFIGS[name])
+    assert codec.learns_labels and CONFIGS[name].learns_labels
+    start = codec.decode(torch.arange(len(codec)))[1].detach()
+    assert torch.allclose(start.max(1).values, torch.tensor(0.9), atol=1e-4)
+    codec.teach(lambda x: torch.tensor([3.0, 1.0, 0.0, 0.0]).expand(len(x), 4))
+    taught = codec.decode(torch.arange(len(codec)))[1].detach()
+    own = codec.of_class(0)
+    assert torch.allclose(taught[own], torch.tensor([3.0, 1.0, 0, 0]).softmax(0).expand(len(own), 4), atol=1e-5)
+    rest = codec.classes() != 0
+    assert torch.equal(taught[rest], start[rest]), "a teacher that is wrong says nothing"
+
+
+def test_rates_of_labels():
+    (labels,) = [p for p in built(Lss.Config(labels="soft", lr_labels=5.0)).players() if p.name == "labels"]
+    assert (labels.lr, labels.optimiser, labels.momentum) == (5.0, "sgd", 0.9)
+
+
+def test_hard_labels_cost_nothing():
+    soft, hard = (built(Lss.Config(labels=kind, rank=2, images=20, subspaces=4)) for kind in ("soft", "hard"))
+    assert Ledger.of(soft.stored()).floats - Ledger.of(hard.stored()).floats == 20 * 4
+
+
+# --- fit ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_fit_fills_the_budget_and_never_exceeds_it(cell, name):
+    spec, ipcs = CELLS[cell]
+    config = CONFIGS[name]
+    if isinstance(config, Formation.Config) and isinstance(config.under, Lodc.Config):
+        config = Formation.Config(under=Lodc.Config())
+    for ipc in ipcs:
+        budget = Budget(ipc=ipc)
+        if name == "haba" and cell == "digits":
+            config = Haba.Config()  # ten numbers for each label leave no room
+        fitted = config.fit(budget, spec)
+        fill = fitted.fill(budget, spec)
+        assert (0.85 if "haba" in name else 0.9) <= fill <= 1, fitted.describe(budget, spec)
+        assert fitted.floats(spec) <= budget.limit(spec)
+        assert fitted.fit(budget, spec) == fitted, "a fitted configuration stays"
+        assert fitted.decoded(spec) >= spec.classes
+
+
+@pytest.mark.parametrize("storage", STORAGE)
+@pytest.mark.parametrize("name", ["pixel", "lodc", "lss", "nsd", "haba", "lss-global"])
+def test_bytes_and_floats_as_budgets(name, storage):
+    spec = CELLS["CIFAR-10"][0]
+    for budget in (Budget(bytes=130_000), Budget(floats=40_001)):
+        config = replace(CONFIGS[name], storage=storage).fit(budget, spec)
+        codec = config.build(spec, torch.Generator().manual_seed(0))
+        ledger = Ledger.of(codec.stored() | {"step_size": Stored(torch.ones(1), "step")})
+        used = ledger.bytes / budget.bytes if budget.bytes else ledger.floats / budget.floats
+        assert used == pytest.approx(config.fill(budget, spec))
+        assert (0.8 if name in ("pixel", "haba") else 0.9) <= used <= 1
+
+
+def test_two_dials_turn_every_family():
+    spec, budget = CELLS["CIFAR-10"][0], Budget(ipc=10)
+    for family, dials in {
+        Lodc: [(1, None), (8, None)],
+        Lss: [(2, 5), (8, 50)],
+        Nsd: [(6, 2), (16, 12)],
+        Haba: [(1, 2), (3, 8)],
+    }.items():
+        for rank, sharing in dials:
+            fitted = family.Config(rank=rank, sharing=sharing).fit(budget, spec)
+            assert (fitted.rank, fitted.sharing) == (rank, sharing) and 0.85 <= fitted.fill(budget, spec) <= 1
+
+
+def test_what_is_left_goes_to_classes_in_turn():
+    codec = built(Lodc.Config(), budget=Budget(floats=8 * 96 * 2 + 96 * 3), spec=SPEC)
+    counts = [len(codec.of_class(c)) for c in range(4)]
+    assert max(counts) - min(counts) == 1 and counts == sorted(counts, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "budget", "told"),
+    [
+        (Lodc.Config(rank=40), Budget(ipc=1), "rank=40.*1 to 32"),
+        (Lss.Config(rank=33), Budget(ipc=1), "rank"),
+        (Nsd.Config(rank=64), Budget(ipc=1), "rank"),
+        (Haba.Config(rank=4), Budget(ipc=1), "channels"),
+        (Pixel.Config(), Budget(ipc=0.5), "budget.ipc=1"),
+        (Pixel.Config(), Budget(floats=30720), "at least 30721"),
+        (Lodc.Config(rank=16), Budget(ipc=0.9), "smaller codec.rank"),
+        (Haba.Config(sharing=50), Budget(ipc=1), "codec.sharing=5"),
+        (Nsd.Config(), Budget(floats=50), "at least"),
+        (Nsd.Config(spectra=7), Budget(ipc=1), "multiple"),
+        (Lss.Config(subspaces=7), Budget(ipc=1), "scope=global"),
+        (Nsd.Config(colours=2), Budget(ipc=1), "channels=mixed"),
+        (Formation.Config(factor=20), Budget(ipc=1), "codec.factor=16"),
+    ],
+)
+def test_refused_with_the_nearest_that_works(config, budget, told):
+    with pytest.raises(Refused, match=told):
+        config.fit(budget, CELLS["CIFAR-10"][0])
+
+
+def test_refused_when_written():
+    for wrong in ({"rank": 0}, {"lr_labels": 0.0}, {"sharing": -1}):
+        with pytest.raises(Refused):
+            Options(**wrong)
+    with pytest.raises(Refused, match="dials"):
+        Pixel.Config(rank=2)
+    with pytest.raises(Refused, match="sharing"):
+        Lodc.Config(sharing=2)
+    with pytest.raises(Refused, match="fit"):
+        Pixel.Config().build(SPEC, torch.Generator())
+
+
+def test_formation_is_written_flat():
+    config = parse(Formation.Config, {"factor": 2, "of": "lodc", "rank": 4, "labels": "soft"})
+    assert config == Formation.Config(factor=2, under=Lodc.Config(rank=4, labels="soft"))
+    assert parse(Formation.Config, to_dict(config)) == config
+    with pytest.raises(Refused, match="pixel"):
+        parse(Formation.Config, {"of": "formation"})
+
+
+def test_formation_warns_where_little_is_left(caplog):
+    Formation.Config(under=Lodc.Config(rank=2)).fit(Budget(ipc=1), CELLS["CIFAR-10"][0])
+    assert "little is left" in caplog.text
+
+
+# --- projection -----------------------------------------------------------------------------------------------------
+
+
+def test_pixels_are_clamped_to_what_is_legal_on_request():
+    transform = Transform("normalise", torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.2, 0.2]))
+    codec = built(Pixel.Config(clamp=True))
+    codec.pixels.data.mul_(10)
+    codec.project(transform)
+    raw = transform.inverse(codec.pixels)
+    assert raw.min() >= -1e-6 and raw.max() <= 1 + 1e-6
+    white = Transform("zca", torch.zeros(2), torch.ones(1), torch.eye(2), torch.eye(2))
+    with pytest.raises(Refused, match="clamp"):
+        codec.project(white)

@@ -1,0 +1,186 @@
+"""Guidance by real samples, and the contrast of hallucinators with its rival."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from rayd.augment import AugmentConfig
+from rayd.budget import Budget
+from rayd.data import Spec
+from rayd.distill import Distillation, OptimiserConfig
+from rayd.errors import Refused
+from rayd.methods.contract import Item, Match, Objective
+from rayd.methods.contrast import Contrast, supervised_contrast
+from rayd.methods.guidance import Guidance
+from rayd.methods.haba import Haba
+from rayd.methods.nsd import Nsd
+from rayd.methods.pixel import Pixel
+from rayd.nets import Net, NetConfig
+from rayd.seeds import seed_of
+
+SPEC = Spec((3, 16, 16), 3)
+NONE = AugmentConfig(ops=())
+
+
+@dataclass
+class Small:
+    """A world of 30 real images, each class about a shape of its own."""
+
+    spec: Spec = SPEC
+    seed: int = 3
+    precision: str = "fp32"
+    compiled: bool = False
+    transform: None = None
+    net: Net = field(default_factory=lambda: NetConfig(name="convnet", depth=2, width=8).build(SPEC))
+
+    def __post_init__(self) -> None:
+        self.device = torch.device("cpu")
+        rng = torch.Generator().manual_seed(0)
+        shapes = torch.randn(3, 1, *SPEC.shape, generator=rng)
+        self.pixels = (shapes + 0.5 * torch.randn(3, 10, *SPEC.shape, generator=rng)).flatten(0, 1)
+
+    def members(self, c: int) -> torch.Tensor:
+        return torch.arange(10 * c, 10 * c + 10)
+
+    def real(self, index_N: torch.Tensor) -> torch.Tensor:
+        return self.pixels[index_N]
+
+    def take(self, c: int, n: int) -> torch.Tensor:
+        return self.pixels[self.members(c)[torch.arange(n) % 10]]
+
+
+class Nothing(Objective):
+    """Matches nothing: what terms do alone."""
+
+    gives = frozenset({"net", "theta"})
+
+    def __init__(self, world: Small) -> None:
+        super().__init__()
+        self.world = world
+
+    def plan(self, step: int) -> list[Item]:
+        return [Item(step, i, seed_of(3, "item", step, i)) for i in range(2)]
+
+    def forward(self, codec, item, data) -> Match:
+        theta = self.world.net.init(torch.Generator().manual_seed(item.seed % 1000))
+        value = sum(p.sum() for p in codec.parameters()) * 0
+        return Match(value, scene={"net": self.world.net, "theta": theta})
+
+
+def moved(codec, terms, steps=40, lr=0.02):
+    world = terms[0].world
+    work = Distillation(codec, Nothing(world), terms, steps=steps, optimiser=OptimiserConfig(lr=lr), world=world)
+    return list(work.run())
+
+
+def test_guidance_draws_features_towards_real_ones():
+    world = Small()
+    codec = Pixel.Config(start="noise").fit(Budget(ipc=2), SPEC).build(SPEC, torch.Generator().manual_seed(0))
+    term = Guidance.Config(weight=1.0, augment=NONE).build(world, codec)
+    steps = moved(codec, [term])
+    first, last = (sum(s.value for s in part) / 5 for part in (steps[:5], steps[-5:]))
+    assert last < 0.7 * first
+    assert steps[0].metrics["guidance"] == pytest.approx(steps[0].value, rel=1e-4)
+
+
+def test_guidance_is_zero_for_the_real_images_themselves():
+    world = Small()
+    codec = Pixel.Config().fit(Budget(ipc=10), SPEC).build(SPEC, torch.Generator().manual_seed(0))
+    codec.encode(world.take, torch.Generator())
+    item = Nothing(world).plan(0)[0]
+    match = Nothing(world)(codec, item, None)
+    assert float(Guidance.Config(augment=NONE).build(world, codec)(codec, item, match).value.detach()) < 1e-6
+    off = Guidance.Config(weight=0.0).build(world, codec)(codec, item, match)
+    assert off is match, "weight 0 costs nothing"
+
+
+def test_guidance_repeats_itself():
+    world = Small()
+    codec = Pixel.Config().fit(Budget(ipc=2), SPEC).build(SPEC, torch.Generator().manual_seed(0))
+    term, item = Guidance.Config(classes=2).build(world, codec), Nothing(world).plan(4)[1]
+    one, two = (float(term(codec, item, Nothing(world)(codec, item, None)).value.detach()) for _ in range(2))
+    assert one == two > 0
+
+
+@pytest.mark.parametrize("config", [Haba.Config(), Nsd.Config(rank=4)])
+def test_contrast_pairs_are_one_image_under_two_alternatives(config):
+    world = Small()
+    codec = config.fit(Budget(ipc=4), SPEC).build(SPEC, torch.Generator().manual_seed(0))
+    term = Contrast.Config(batch=16).build(world, codec)
+    first, second = term.pair(codec, torch.Generator().manual_seed(1))
+    axes = list(codec.axes.values())
+    for place, axis in enumerate(codec.axes):
+        after = int(torch.tensor(axes[place + 1 :]).prod())
+        same = first // after % axes[place] == second // after % axes[place]
+        assert not same.any() if axis == term.axis else same.all()
+    assert int(second.max()) < len(codec)
+
+
+def test_the_rival_moves_by_its_own_loss_alone():
+    """What the codec's players get is the gradient of the value; what the rival gets, that of its loss."""
+    world = Small()
+    codec = Haba.Config().fit(Budget(ipc=6), SPEC).build(SPEC, torch.Generator().manual_seed(0))
+    codec.encode(world.take, torch.Generator().manual_seed(1))
+    term = Contrast.Config(lr=0.1).build(world, codec)
+    item = Nothing(world).plan(0)[0]
+    match = term(codec, item, Nothing(world)(codec, item, None))
+    assert torch.autograd.grad(match.value, [term.rival], allow_unused=True, retain_graph=True) == (None,)
+    leaves = [p for p in codec.parameters()]
+    assert all(
+        g is None for g in torch.autograd.grad(match.losses["rival"], leaves, allow_unused=True, retain_graph=True)
+    )
+    before = term.rival.detach().clone()
+    steps = moved(codec, [term], steps=60, lr=1e-6)
+    assert not torch.equal(before, term.rival)
+    rival = [s.metrics["rival"] for s in steps]
+    assert sum(rival[-10:]) < 0.8 * sum(rival[:10]), "the rival learns"
+
+
+def test_contrast_pushes_hallucinators_apart():
+    world = Small()
+    codec = Haba.Config().fit(Budget(ipc=6), SPEC).build(SPEC, torch.Generator().manual_seed(0))
+    codec.encode(world.take, torch.Generator().manual_seed(1))
+    term = Contrast.Config(weight=10.0, augment=NONE).build(world, codec)
+    steps = moved(codec, [term], steps=60)
+    alike = [s.metrics["contrast"] for s in steps]
+    assert sum(alike[-5:]) / 5 < sum(alike[:5]) / 5 - 0.1
+
+
+def test_contrast_resumes_with_its_rival():
+    world = Small()
+    codec = Haba.Config().fit(Budget(ipc=6), SPEC).build(SPEC, torch.Generator().manual_seed(0))
+    term = Contrast.Config().build(world, codec)
+    state = term.state()
+    other = Contrast.Config().build(world, codec)
+    with torch.no_grad():
+        other.rival.zero_()
+    other.load(state)
+    assert torch.equal(other.rival, term.rival)
+
+
+def test_supervised_contrast_by_hand():
+    e = torch.nn.functional.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    label = torch.tensor([0, 0, 1, 1, 1, 2])
+    total, rows = 0.0, 0
+    for i in range(6):
+        others = [j for j in range(6) if j != i]
+        positives = [j for j in others if label[j] == label[i]]
+        if positives:
+            scale = torch.logsumexp(torch.stack([e[i] @ e[j] / 0.07 for j in others]), 0)
+            total -= float(sum(e[i] @ e[j] / 0.07 - scale for j in positives) / len(positives))
+            rows += 1
+    assert float(supervised_contrast(e, label, 0.07)) == pytest.approx(total / rows, rel=1e-4)
+
+
+def test_refusals():
+    world = Small()
+    pixel = Pixel.Config().fit(Budget(ipc=1), SPEC).build(SPEC, torch.Generator().manual_seed(0))
+    with pytest.raises(Refused, match="codec=haba"):
+        Contrast.Config().build(world, pixel)
+    with pytest.raises(Refused, match="weight"):
+        Guidance.Config(weight=-1.0)
+    with pytest.raises(Refused, match="batch"):
+        Contrast.Config(batch=0)
