@@ -1,0 +1,278 @@
+"""What infra/ holds, as far as it can be proved offline: schemas, Ray's own validation, what must not be in it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
+
+ROOT = Path(__file__).resolve().parent.parent
+INFRA = ROOT / "infra"
+SCHEMAS = {path.name: json.loads(path.read_text()) for path in sorted((INFRA / "schemas").glob("*.json"))}
+REGISTRY: Registry[Any] = Registry().with_resources((n, Resource.from_contents(s)) for n, s in SCHEMAS.items())
+MANIFESTS = sorted((INFRA / "kuberay").glob("*.yaml"))
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def errors(document: Any, schema: str) -> list[str]:
+    validator = Draft202012Validator(SCHEMAS[schema], registry=REGISTRY)
+    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
+
+
+def pods(document: Any) -> Iterator[dict[str, Any]]:
+    """Every pod specification of a manifest."""
+    if isinstance(document, dict):
+        if "containers" in document:
+            yield document
+        for value in document.values():
+            yield from pods(value)
+    elif isinstance(document, list):
+        for value in document:
+            yield from pods(value)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schemas_are_schemas(name: str) -> None:
+    Draft202012Validator.check_schema(SCHEMAS[name])
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_manifests_fit_their_schema(path: Path) -> None:
+    document = load(path)
+    assert errors(document, f"{document['kind'].lower()}.json") == []
+
+
+BROKEN: tuple[tuple[str, Any], ...] = (
+    ("spec.workerGroupSpecs.0.maxReplica", 4),
+    ("spec.headGroupSpec.rayStartParams.num-cpus", 0),
+    ("spec.authOptions.mode", "tokens"),
+    ("spec.headGroupSpec.template.spec.containers.0.resources.limits.memory", "8 GB"),
+    ("spec.workerGroupSpecs.0.template.spec.containers.0.image", "registry.example.com/rayd"),
+    ("spec.autoscalerOptions.version", 2),
+)
+
+
+@pytest.mark.parametrize(("where", "value"), BROKEN, ids=lambda item: str(item))
+def test_a_broken_manifest_is_caught(where: str, value: Any) -> None:
+    document = load(INFRA / "kuberay" / "cluster.yaml")
+    *parents, last = where.split(".")
+    holder: Any = json.loads(json.dumps(document))
+    whole = holder
+    for key in parents:
+        holder = holder[int(key)] if key.isdigit() else holder[key]
+    holder[last] = value
+    assert len(errors(whole, "raycluster.json")) == 1
+
+
+def test_ray_accepts_cluster_yaml() -> None:
+    """Ray's own reading of it; what `ray up` does before it talks to a cloud."""
+    code = (
+        "import sys, yaml\n"
+        "from ray.autoscaler._private.util import prepare_config, validate_config\n"
+        "config = yaml.safe_load(sys.stdin)\n"
+        "validate_config(prepare_config(config))\n"
+        "print(sorted(config['available_node_types']))\n"
+    )
+
+    def check(text: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-c", code]
+        return subprocess.run(words, input=text, capture_output=True, text=True, timeout=120, check=False)
+
+    text = (INFRA / "cluster.yaml").read_text()
+    assert check(text).stdout.strip() == "['gpu', 'head']"
+    assert check(text.replace("upscaling_speed", "upscale_speed")).returncode != 0
+
+
+def test_every_cluster_asks_for_the_token() -> None:
+    for name in ("cluster", "job"):
+        document = load(INFRA / "kuberay" / f"{name}.yaml")
+        spec = document["spec"].get("rayClusterSpec", document["spec"])
+        assert spec["authOptions"] == {"mode": "token", "secretName": "rayd-token"}
+        assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
+    up = load(INFRA / "cluster.yaml")
+    for command in up["head_start_ray_commands"] + up["worker_start_ray_commands"]:
+        if "ray start" in command:
+            assert command.index("RAY_AUTH_MODE=token") < command.index("ray start")
+    assert "--dashboard-host=127.0.0.1" in " ".join(up["head_start_ray_commands"])
+    assert "RAY_AUTH_MODE=token" in (INFRA / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("name", ["cluster", "job"])
+def test_pods_run_as_a_user_behind_the_policy(name: str) -> None:
+    document = load(INFRA / "kuberay" / f"{name}.yaml")
+    found = list(pods(document))
+    assert len(found) >= 2
+    for pod in found:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert not pod.get("hostNetwork", False)
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["limits"]["memory"]
+    chosen = load(INFRA / "kuberay" / "network.yaml")["spec"]["podSelector"]["matchLabels"]
+    labels = re.findall(r"labels: (\{.*\})", (INFRA / "kuberay" / f"{name}.yaml").read_text())
+    assert len(labels) == len(found)
+    assert all(yaml.safe_load(label).items() >= chosen.items() for label in labels)
+
+
+def test_workers_scale_to_zero() -> None:
+    group = load(INFRA / "kuberay" / "cluster.yaml")["spec"]["workerGroupSpecs"][0]
+    assert group["minReplicas"] == group["replicas"] == 0
+    gpu = load(INFRA / "cluster.yaml")["available_node_types"]["gpu"]
+    assert gpu["min_workers"] == 0
+    assert gpu["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+
+
+def test_no_secret_is_in_a_file() -> None:
+    for path in INFRA.rglob("*"):
+        if path.is_file():
+            text = path.read_text()
+            assert not re.search(r"kind: Secret\b|stringData:|BEGIN [A-Z ]*PRIVATE KEY|AKIA[0-9A-Z]{16}", text), path
+            assert not re.search(r"RAY_AUTH_TOKEN[= ]+[\"']?[0-9a-f]{16}", text), path
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions, continued lines joined."""
+    lines = [line for line in (INFRA / "Dockerfile").read_text().splitlines() if line.strip() and line[0] != "#"]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in joined.splitlines()]
+
+
+def test_the_dockerfile_is_sane() -> None:
+    steps = instructions()
+    names = [name for name, _ in steps]
+    assert names[0] == "FROM" and ":" in steps[0][1] and "latest" not in steps[0][1]
+    assert [value for name, value in steps if name == "USER"] == ["ray"]
+    assert names.index("USER") > max(i for i, name in enumerate(names) if name == "RUN")
+    assert ("ARG", "VARIANT=cpu") in steps
+    ignored = (INFRA / "Dockerfile.dockerignore").read_text().splitlines()
+    for _, value in (step for step in steps if step[0] == "COPY"):
+        for source in [word for word in shlex.split(value) if not word.startswith("--")][:-1]:
+            assert (ROOT / source).exists(), source
+            assert f"!{source}" in ignored, f"{source} is not in the build's context"
+    for name, value in steps:
+        if name == "RUN":
+            assert subprocess.run(["sh", "-n", "-c", value], check=False).returncode == 0
+            assert "pip install" not in value or "--constraint" in value
+    python = re.search(r"python:(\d+\.\d+)", steps[0][1])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert python is not None and f">={python[1]}" in project["requires-python"]
+    asked = re.search(r"rayd\[([a-z,]+)\]", (INFRA / "Dockerfile").read_text())
+    assert asked is not None and set(asked[1].split(",")) <= set(project["optional-dependencies"])
+
+
+def test_the_variant_is_checked() -> None:
+    case = next(v for n, v in instructions() if n == "RUN" and "VARIANT" in v).split("&&")[0]
+    for variant, code in (("cpu", 0), ("cuda", 0), ("gpu", 2)):
+        done = subprocess.run(["sh", "-c", case], env={"VARIANT": variant}, capture_output=True, text=True, check=False)
+        assert done.returncode == code
+    assert "allowed is cpu or cuda" in done.stderr
+
+
+def exported() -> set[str]:
+    """The names of the metrics that the fleet makes."""
+    made = set()
+    for path in (ROOT / "rayd" / "fleet").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("Counter", "Gauge", "Histogram")):
+                first = node.args[0] if node.args else None
+                if isinstance(first, ast.Constant) and str(first.value).startswith("rayd_"):
+                    made.add(str(first.value))
+    return made
+
+
+def test_the_dashboard_asks_only_for_what_is_exported() -> None:
+    dashboard = json.loads((INFRA / "grafana" / "rayd.json").read_text())
+    assert errors(dashboard, "dashboard.json") == []
+    asked = {name for panel in dashboard["panels"] for target in panel.get("targets", ())
+             for name in re.findall(r"\b(?:ray|autoscaler)_[a-z0-9_]+", target["expr"])}
+    ours = {re.sub(r"_(total|bucket|sum|count)$", "", n.removeprefix("ray_")) for n in asked if "_rayd_" in n}
+    assert ours - exported() == set()
+    import ray
+
+    folder = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
+    theirs = " ".join(path.read_text() for path in folder.glob("*.py"))
+    assert [name for name in asked if "_rayd_" not in name and not re.search(rf"\b{name}\b", theirs)] == []
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_prometheus_reads_rays_own_list() -> None:
+    config = load(INFRA / "prometheus" / "prometheus.yml")
+    assert errors(config, "prometheus.json") == []
+    from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
+
+    (found,) = config["scrape_configs"][0]["file_sd_configs"][0]["files"]
+    assert Path(found).name == PROMETHEUS_SERVICE_DISCOVERY_FILE
+
+
+@pytest.fixture
+def metadata() -> Iterator[tuple[str, list[bool]]]:
+    """A cloud's metadata service on this machine: `notice[0]` says whether the instance has been told to stop."""
+    notice = [False]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self._answer(200, b"session")
+
+        def do_GET(self) -> None:
+            assert self.headers["X-aws-ec2-metadata-token"] == "session"
+            self._answer(200 if notice[0] else 404, b"{}")
+
+        def _answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *words: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", notice
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_spot_notice_drains_the_node(tmp_path: Path, metadata: tuple[str, list[bool]]) -> None:
+    url, notice = metadata
+    told = tmp_path / "told"
+    fake = tmp_path / "ray"
+    fake.write_text(f'#!/bin/sh\necho "$@" > {told}\n')
+    fake.chmod(0o755)
+    words = [sys.executable, str(INFRA / "drain.py"), "--watch", "--endpoint", url, "--every", "0.05"]
+    watch = subprocess.Popen(words, env={"PATH": str(tmp_path)})
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            watch.wait(1.0)
+        assert not told.exists()
+        notice[0] = True
+        assert watch.wait(20) == 0
+    finally:
+        watch.kill()
+    assert "drain-node --reason DRAIN_NODE_REASON_PREEMPTION" in told.read_text()
+
+
+def test_no_notice_where_there_is_no_cloud(tmp_path: Path) -> None:
+    words = [sys.executable, str(INFRA / "drain.py"), "--watch", "--endpoint", "http://127.0.0.1:9"]
+    done = subprocess.run(words, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0 and "nothing to watch" in done.stderr
