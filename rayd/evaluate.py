@@ -1,0 +1,217 @@
+"""Accuracy of fresh networks trained on a set of images, under a recipe that says everything.
+
+A recipe counts steps, not epochs, so that sets of different sizes get the same work. All randomness of one network (its
+start, its batches, its augmentation) comes from its own seed, so a score does not depend on which others were computed
+beside it. On a GPU the networks of one call are one vmapped step. On a CPU one compiled step is fed with them one after
+another, which measures faster there than stacking: grouped convolutions lose more than fewer calls gain.
+
+Shapes: N images, B of a batch, K classes, P parameters (P0 trainable), E networks together.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rayd.augment import Transform
+from rayd.compiler import can_compile
+from rayd.data import Spec
+from rayd.errors import refuse
+from rayd.feed import Source, batches
+from rayd.nets import Net
+from rayd.recipes import RecipeConfig as RecipeConfig
+from rayd.seeds import generator
+
+TEST_BATCH = 500
+RECOMPILE = 64
+"""Compiled variants of the step that one process may hold."""
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+        2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045)  # fmt: skip
+"""Student's t at 97.5 %, by degrees of freedom from 1."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Test accuracy of one network at its last step."""
+
+    accuracy: float
+    seed: int
+    net: str
+    seconds: float = 0.0
+
+
+def summary(scores: Sequence[Score]) -> dict[str, Any]:
+    """mean, std (of the networks, n - 1), n, and the 95 % t-interval of the mean: mean +- ci95."""
+    values = [score.accuracy for score in scores]
+    n, mean = len(values), math.fsum(values) / len(values)
+    std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else 0.0
+    quantile = (T975[n - 2] if n - 2 < len(T975) else 1.96) if n > 1 else 0.0
+    return {"mean": mean, "std": std, "n": n, "ci95": quantile * std / math.sqrt(n), "values": values}
+
+
+@torch.no_grad()
+def evaluate(
+    recipe: RecipeConfig,
+    net: Net,
+    source: Any,
+    test: Any,
+    transform: Transform | None,
+    seeds: Sequence[int],
+    *,
+    device: torch.device | None = None,
+    step_size: float | None = None,
+    teacher: tuple[Net, Tensor] | None = None,
+    compile: bool = True,
+    together: bool | None = None,
+) -> list[Score]:
+    """One score per seed, tested after the last step. `source` and `test`: a codec, Images or a Source."""
+    device = device or torch.device("cpu")
+    rate = check(recipe, step_size, teacher)
+    train, exam = (Source.of(one, transform).resident(device) for one in (source, test))
+    if len(train) == 0:
+        raise refuse("images", 0, "at least one image to train on")
+    together = device.type == "cuda" if together is None else together
+    groups = [list(seeds)] if together else [[seed] for seed in seeds]
+    scores = []
+    for group in groups:
+        began = time.perf_counter()
+        thetas_EP = _train(recipe, net, train, group, rate, device, teacher, compile)
+        accuracies = [_accuracy(net, theta_P, exam, recipe.precision, device, compile) for theta_P in thetas_EP]
+        seconds = (time.perf_counter() - began) / len(group)
+        name = getattr(net.config, "name", type(net).__name__)
+        scores += [Score(a, seed, name, seconds) for a, seed in zip(accuracies, group, strict=True)]
+    return scores
+
+
+def check(recipe: RecipeConfig, step_size: float | None, teacher: object) -> float:
+    """The learning rate; refuses a recipe that this set cannot be scored by."""
+    if recipe.labels == "teacher" and teacher is None:
+        raise refuse("recipe.labels", "teacher", "hard | soft, for a set without a teacher", "set recipe.labels=hard")
+    if not recipe.learned:
+        return recipe.lr
+    if step_size is None:
+        raise refuse("recipe", recipe.name, "a recipe with a step size of its own, for a set that learned none",
+                     "choose recipe=cpu, or set recipe.learned=false")  # fmt: skip
+    return step_size
+
+
+# ---- training ----------------------------------------------------------------------------------------------------
+
+
+def _train(
+    recipe: RecipeConfig, net: Net, source: Source, seeds: list[int], rate: float, device: torch.device,
+    teacher: tuple[Net, Tensor] | None, compile: bool,
+) -> Tensor:  # fmt: skip
+    """theta after the last step of every seed's network."""
+    many = len(seeds) > 1
+    step = step_function(
+        net.config, net.spec, recipe.optimiser, recipe.momentum, recipe.weight_decay, recipe.temperature,
+        recipe.precision, many, compile and can_compile(device.type),
+    )  # fmt: skip
+    theta = torch.stack([net.init(generator(seed, "init")) for seed in seeds]).to(device)
+    first = torch.zeros(len(seeds), net.trainable, device=device)
+    second = torch.zeros_like(first) if recipe.optimiser != "sgd" else first.new_zeros(len(seeds), 1)
+    since = 0
+    feeds = [batches(recipe, source, seed, device, teacher) for seed in seeds]
+    for number, given in enumerate(zip(*feeds, strict=True)):
+        images, targets = (torch.stack(part) for part in zip(*given, strict=True))
+        if recipe.schedule == "half" and number == recipe.steps // 2 + 1:
+            first, second, since = torch.zeros_like(first), torch.zeros_like(second), number
+        lr = rate * factor(recipe.schedule, number, recipe.steps)
+        count = number - since + 1
+        hyper = torch.tensor([lr, 1 - 0.9**count, 1 - 0.999**count], device=device)
+        if many:
+            theta, first, second = step(theta, first, second, images, targets, hyper)
+        else:
+            theta, first, second = (x[None] for x in step(theta[0], first[0], second[0], images[0], targets[0], hyper))
+    return theta
+
+
+def factor(schedule: str, number: int, steps: int) -> float:
+    """Of the learning rate at step `number`, from 0."""
+    if schedule == "half":
+        return 0.1 if number > steps // 2 else 1.0
+    if schedule == "fifths":
+        return 0.5 ** sum(number >= steps * k // 5 for k in (1, 2, 3, 4))
+    if schedule == "cosine":
+        return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * number / steps))))
+    return 1.0
+
+
+@cache
+def step_function(
+    config: Any, spec: Spec, optimiser: str, momentum: float, decay: float, temperature: float, precision: str,
+    many: bool, compile: bool,
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
+    """One optimiser step as a pure function of tensors, made and compiled once for all that share it."""
+    net: Net = config.build(spec)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+    def loss(theta_P: Tensor, images: Tensor, targets_BK: Tensor) -> tuple[Tensor, Tensor]:
+        logits_BK, tail = net.train_step_stats(theta_P.to(dtype), images.to(dtype))
+        return F.cross_entropy(logits_BK.float() / temperature, targets_BK), tail.float()
+
+    def step(
+        theta_P: Tensor, m: Tensor, v: Tensor, images: Tensor, targets: Tensor, hyper: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        gradient_P, tail = torch.func.grad(loss, has_aux=True)(theta_P, images, targets)
+        head, g = theta_P[: net.trainable], gradient_P[: net.trainable]
+        if optimiser == "adamw":
+            head = head * (1 - hyper[0] * decay)
+        else:
+            g = g + decay * head
+        if optimiser == "sgd":
+            m = momentum * m + g
+            head = head - hyper[0] * m
+        else:
+            m, v = torch.lerp(g, m, 0.9), torch.lerp(g * g, v, 0.999)
+            head = head - hyper[0] * (m / hyper[1]) / ((v / hyper[2]).sqrt() + 1e-8)
+        return torch.cat([head, tail]), m, v
+
+    fn = torch.func.vmap(step, in_dims=(0, 0, 0, 0, 0, None)) if many else step
+    return _compiled(fn) if compile else fn
+
+
+def _compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled for fixed shapes, with room for all the networks and batches of a cross-architecture table."""
+    made = torch.compile(fn, dynamic=False, fullgraph=True)
+
+    def call(*tensors: Tensor) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=RECOMPILE):
+            return made(*tensors)
+
+    return call
+
+
+# ---- testing -----------------------------------------------------------------------------------------------------
+
+
+@cache
+def _forward(config: Any, spec: Spec, precision: str, compile: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    net: Net = config.build(spec)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+    def forward(theta_P: Tensor, images: Tensor) -> Tensor:
+        return net(theta_P.to(dtype), images.to(dtype)).argmax(1)
+
+    return _compiled(forward) if compile else forward
+
+
+def _accuracy(net: Net, theta_P: Tensor, test: Source, precision: str, device: torch.device, compile: bool) -> float:
+    full = len(test) >= TEST_BATCH
+    forward = _forward(net.config, net.spec, precision, compile and full and can_compile(device.type))
+    right = 0
+    for index in torch.arange(len(test)).split(TEST_BATCH):
+        images = test.decode(index)[0].to(device)
+        missing = TEST_BATCH - len(images) if full else 0
+        padded = torch.cat([images, images[:1].expand(missing, *images.shape[1:])]) if missing else images
+        right += int((forward(theta_P, padded)[: len(images)].cpu() == test.classes_N[index]).sum())
+    return right / len(test)

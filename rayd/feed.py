@@ -1,0 +1,135 @@
+"""Images by index, and the batches a network sees of them: order, augmentation and mixing drawn from one seed.
+
+Shapes: N images, B of a batch, S steps of a chunk, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rayd.augment import Augment, Draw, Transform
+from rayd.data import Images, Spec
+from rayd.nets import Net
+from rayd.recipes import RecipeConfig
+from rayd.seeds import generator
+
+RESIDENT = 2**30
+"""A set is decoded once if its images take no more bytes than this, by batch otherwise."""
+CHUNK = 2**25
+"""Bytes of images prepared ahead: many steps of a small batch share one call of the augmentation."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Images by index: what a network is trained on or tested with."""
+
+    decode: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """index_N -> images in network space [N, C, H, W], label probabilities [N, K]"""
+    classes_N: Tensor
+    spec: Spec
+
+    def __len__(self) -> int:
+        return len(self.classes_N)
+
+    @classmethod
+    def of(cls, given: Any, transform: Transform | None = None) -> Source:
+        """Of a codec, an artifact's codec, Images (through `transform`), or a Source."""
+        if isinstance(given, Source):
+            return given
+        if isinstance(given, Images):
+            if transform is None:
+                raise ValueError("Images need the transform into network space")
+            return cls._of_images(given, transform)
+        return cls(given.decode, given.classes(), given.spec)
+
+    @classmethod
+    def _of_images(cls, images: Images, transform: Transform) -> Source:
+        classes = images.spec.classes
+
+        def decode(index_N: Tensor) -> tuple[Tensor, Tensor]:
+            return transform(images.pixels_NCHW[index_N]), F.one_hot(images.labels_N[index_N], classes).float()
+
+        return cls(decode, images.labels_N, images.spec)
+
+    @classmethod
+    def tensors(cls, images_NCHW: Tensor, classes_N: Tensor, spec: Spec, targets_NK: Tensor | None = None) -> Source:
+        """Images in network space as they are."""
+        targets = F.one_hot(classes_N, spec.classes).float() if targets_NK is None else targets_NK
+        return cls(lambda index: (images_NCHW[index], targets[index]), classes_N.cpu(), spec)
+
+    @torch.no_grad()
+    def resident(self, device: torch.device, limit: int = RESIDENT) -> Source:
+        """Decoded once, where it fits."""
+        if len(self) * self.spec.floats * 4 > limit:
+            return self
+        parts = [self.decode(index) for index in torch.arange(len(self)).split(1000)]
+        images, targets = (torch.cat([part[i].detach().float() for part in parts]).to(device) for i in (0, 1))
+        return Source.tensors(images, self.classes_N, self.spec, targets)
+
+
+def batches(
+    recipe: RecipeConfig, source: Source, seed: int, device: torch.device, teacher: tuple[Net, Tensor] | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The steps' batches of one network, prepared a chunk at a time."""
+    size = min(recipe.batch, len(source))
+    shape = (size, *source.spec.shape)
+    orders, draws = generator(seed, "batch"), generator(seed, "augment")
+    mixes = generator(seed, "mix")
+    augment = recipe.augment.build() if recipe.augment else None
+    left = torch.empty(0, dtype=torch.int64)
+    length = max(1, CHUNK // (size * source.spec.floats * 4))
+    for begin in range(0, recipe.steps, length):
+        steps = min(length, recipe.steps - begin)
+        while len(left) < steps * size:
+            left = torch.cat([left, torch.randperm(len(source), generator=orders)])
+        index, left = left[: steps * size], left[steps * size :]
+        images, targets = (part.to(device) for part in source.decode(index))
+        if recipe.labels == "hard":
+            targets = F.one_hot(source.classes_N[index], source.spec.classes).float().to(device)
+        images = images.unflatten(0, (steps, size))
+        if augment is not None:
+            images = _augmented(augment, images, [augment.draw(draws, size, shape) for _ in range(steps)], device)
+        for x, y in zip(images, targets.unflatten(0, (steps, size)), strict=True):
+            x, y = _mixed(recipe, x, y, mixes)
+            if recipe.labels == "teacher" and teacher is not None:
+                y = (teacher[0](teacher[1].to(device), x) / recipe.temperature).softmax(1)
+            yield x, y
+
+
+def _augmented(augment: Augment, images_SBCHW: Tensor, draws: list[Draw], device: torch.device) -> Tensor:
+    """Steps that drew the same operations go through them together: each image is treated as it would be alone."""
+    out, size = torch.empty_like(images_SBCHW), images_SBCHW.shape[1]
+    for ops in dict.fromkeys(draw.ops for draw in draws):
+        steps = [i for i, draw in enumerate(draws) if draw.ops == ops]
+        values = torch.cat([draws[i].values_NK.expand(size, -1) for i in steps])
+        where = torch.tensor(steps, device=device)
+        out[where] = augment(images_SBCHW[where].flatten(0, 1), Draw(ops, values.to(device))).unflatten(0, (-1, size))
+    return out
+
+
+def _mixed(recipe: RecipeConfig, x: Tensor, y: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """CutMix (Yun et al., 2019, beta 1) on its share of the batches, mixup (Zhang et al., 2018) on all, where asked."""
+    if recipe.cutmix and float(torch.rand((), generator=rng)) < recipe.cutmix:
+        other, (h, w) = torch.randperm(len(x), generator=rng).to(x.device), x.shape[2:]
+        keep, *centre = torch.rand(3, generator=rng).tolist()
+        half = [int(side * (1 - keep) ** 0.5) // 2 for side in (h, w)]
+        (top, bottom), (left, right) = (
+            (max(int(c * side) - r, 0), min(int(c * side) + r, side))
+            for c, side, r in zip(centre, (h, w), half, strict=True)
+        )
+        x = x.clone()
+        x[:, :, top:bottom, left:right] = x[other][:, :, top:bottom, left:right]
+        share = (bottom - top) * (right - left) / (h * w)
+        y = torch.lerp(y, y[other], share)
+    if recipe.mixup:
+        a, b = torch._standard_gamma(torch.full((2,), recipe.mixup), generator=rng).tolist()
+        other = torch.randperm(len(x), generator=rng).to(x.device)
+        share = b / max(a + b, 1e-12)
+        x, y = torch.lerp(x, x[other], share), torch.lerp(y, y[other], share)
+    return x, y
