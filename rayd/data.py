@@ -23,8 +23,25 @@ from rayd.errors import refuse
 from rayd.seeds import generator
 
 Name = Literal[
-    "digits", "cifar10", "cifar100", "svhn", "mnist", "fashion", "tiny", "imagenette128", "imagenette", "imagewoof",
-    "imagefruit", "imageyellow", "imagemeow", "imagesquawk", "folder", "parquet", "webdataset", "prepared", "generated",
+    "digits",
+    "cifar10",
+    "cifar100",
+    "svhn",
+    "mnist",
+    "fashion",
+    "tiny",
+    "imagenette128",
+    "imagenette",
+    "imagewoof",
+    "imagefruit",
+    "imageyellow",
+    "imagemeow",
+    "imagesquawk",
+    "folder",
+    "parquet",
+    "webdataset",
+    "prepared",
+    "generated",
 ]
 NAMES = get_args(Name)
 NEED_PATH = ("folder", "parquet", "webdataset", "prepared")

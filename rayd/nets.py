@@ -17,7 +17,12 @@ from rayd.zoo import VGG11, AlexNet, ResNet18, ResNet50, ViT
 __all__ = ["ConvNet", "Moments", "Net", "NetConfig"]
 
 ZOO: dict[str, Callable[[NetConfig, Spec], Net]] = {
-    "resnet18": ResNet18, "resnet50": ResNet50, "vgg11": VGG11, "alexnet": AlexNet, "vit": ViT}
+    "resnet18": ResNet18,
+    "resnet50": ResNet50,
+    "vgg11": VGG11,
+    "alexnet": AlexNet,
+    "vit": ViT,
+}
 NAMES = ("convnet", *ZOO)
 NORMS = ("instance", "group", "batch", "none")
 
@@ -60,8 +65,12 @@ class ConvNet(Net):
         deepest = side.size.bit_length() - 1
         self.depth = config.depth or max(min(2, deepest), deepest - 2)
         if self.depth > deepest:
-            raise refuse("net.depth", self.depth, f"1 to {deepest} at {spec.shape[-1]} px",
-                         "every block halves the side, so a deeper net has nothing left to see")
+            raise refuse(
+                "net.depth",
+                self.depth,
+                f"1 to {deepest} at {spec.shape[-1]} px",
+                "every block halves the side, so a deeper net has nothing left to see",
+            )
         self.padding = side.padding
         width = config.width or 128
         plan = Plan(config.norm)

@@ -95,23 +95,38 @@ class Preparation:
     def units(self) -> list[Unit]:
         """All shards in order."""
         step = self.per_shard
-        return [Unit(part, start // step, start, min(start + step, len(listing)))
-                for part, listing in self.contents.parts.items() for start in range(0, len(listing), step)]
+        return [
+            Unit(part, start // step, start, min(start + step, len(listing)))
+            for part, listing in self.contents.parts.items()
+            for start in range(0, len(listing), step)
+        ]
 
     def agree(self) -> None:
         """Leave the plan in the folder, or refuse a folder that holds another one's shards."""
         identity = hashlib.sha256(json.dumps(self.source.identity).encode()).hexdigest()
         columns = [self.config.image_column, self.config.label_column]
-        plan = {"data": self.config.name, "source": identity, "size": self.shape.size, "channels": self.shape.channels,
-                "resize": self.shape.resize, "columns": columns, "per_shard": self.per_shard, "kind": formats.PREPARED}
+        plan = {
+            "data": self.config.name,
+            "source": identity,
+            "size": self.shape.size,
+            "channels": self.shape.channels,
+            "resize": self.shape.resize,
+            "columns": columns,
+            "per_shard": self.per_shard,
+            "kind": formats.PREPARED,
+        }
         if not self.store.exists(PLAN):
             self.store.write_json(PLAN, plan)
             return
         there = self.store.read_json(PLAN)
         for key, value in plan.items():
             if there.get(key) != value:
-                raise refuse(f"to: {key}", value, f"{there.get(key)}, which {self.store.where(PLAN)} was begun with",
-                             "prepare into another folder, or remove this one")
+                raise refuse(
+                    f"to: {key}",
+                    value,
+                    f"{there.get(key)}, which {self.store.where(PLAN)} was begun with",
+                    "prepare into another folder, or remove this one",
+                )
 
     def done(self, unit: Unit) -> bool:
         """Its marker is there and so are all bytes the marker promises."""
@@ -135,8 +150,14 @@ class Preparation:
                 facts = sink.close()
                 size = file.tell()
             self.store.publish(path, name)
-        marker = {"start": unit.start, "stop": unit.stop, "bytes": size, "labels": sink.labels,
-                  "histogram": sink.histogram_CV.tolist(), **facts}
+        marker = {
+            "start": unit.start,
+            "stop": unit.stop,
+            "bytes": size,
+            "labels": sink.labels,
+            "histogram": sink.histogram_CV.tolist(),
+            **facts,
+        }
         self.store.write(f"{unit.stem}.json", json.dumps(marker, sort_keys=True).encode())
         return Wrote(unit.part, unit.number, len(sink.labels), len(sink.skipped), time.perf_counter() - began)
 
@@ -157,12 +178,23 @@ class Preparation:
                 histogram_CV += np.asarray(marker["histogram"], np.int64).reshape(-1, 256) if marker["labels"] else 0
                 digest.update(marker["sha256"].encode())
             too_bad(self.config, part, skipped, len(labels))
-            parts[part] = {"rows": len(labels), "shards": [f"{unit.stem}.npy" for unit in units], "skipped": skipped,
-                           "counts": counts(torch.tensor(labels), self.contents.classes),
-                           "statistics": statistics_of(histogram_CV)}
-        manifest = {"kind": formats.PREPARED, "data": self.config.name, "classes": list(self.contents.classes),
-                    "size": self.shape.size, "channels": self.shape.channels, "resize": self.shape.resize,
-                    "content": digest.hexdigest(), "parts": parts}
+            parts[part] = {
+                "rows": len(labels),
+                "shards": [f"{unit.stem}.npy" for unit in units],
+                "skipped": skipped,
+                "counts": counts(torch.tensor(labels), self.contents.classes),
+                "statistics": statistics_of(histogram_CV),
+            }
+        manifest = {
+            "kind": formats.PREPARED,
+            "data": self.config.name,
+            "classes": list(self.contents.classes),
+            "size": self.shape.size,
+            "channels": self.shape.channels,
+            "resize": self.shape.resize,
+            "content": digest.hexdigest(),
+            "parts": parts,
+        }
         self.store.write_json(MANIFEST, manifest)
         return manifest
 

@@ -26,7 +26,7 @@ from rayd.errors import refuse
 
 Kind = Literal["normalise", "zca", "none"]
 EPS = 0.1
-CHUNK = 1000
+CHUNK = 4000
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +89,14 @@ class Transform:
 
     @classmethod
     def restore(cls, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Transform:
-        return cls(meta["kind"], tensors["mean"], tensors["std"], tensors.get("matrix"), tensors.get("inverse"),
-                   str(meta.get("source", "")))
+        return cls(
+            meta["kind"],
+            tensors["mean"],
+            tensors["std"],
+            tensors.get("matrix"),
+            tensors.get("inverse"),
+            str(meta.get("source", "")),
+        )
 
     def fingerprint(self) -> str:
         numbers = [] if self.kind == "zca" else [[round(float(v), 6) for v in t] for t in (self.mean_C, self.std_C)]

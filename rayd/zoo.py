@@ -22,8 +22,12 @@ SMALLEST = 28
 def _side(spec: Spec, name: str) -> Side:
     side = Side.of(spec)
     if side.size < SMALLEST:
-        raise refuse("net.name", name, f"convnet or vit at {side.size} px",
-                     f"{name} halves the image too often below {SMALLEST} px")
+        raise refuse(
+            "net.name",
+            name,
+            f"convnet or vit at {side.size} px",
+            f"{name} halves the image too often below {SMALLEST} px",
+        )
     return side
 
 
@@ -98,7 +102,15 @@ class VGG11(Net):
     """Eight 3x3 convolutions, pooled after 1, 2, 4, 6 and 8; what is left is averaged."""
 
     PLAN: ClassVar[tuple[tuple[int, bool], ...]] = (
-        (1, True), (2, True), (4, False), (4, True), (8, False), (8, True), (8, False), (8, True))
+        (1, True),
+        (2, True),
+        (4, False),
+        (4, True),
+        (8, False),
+        (8, True),
+        (8, False),
+        (8, True),
+    )
 
     def __init__(self, config: Any, spec: Spec) -> None:
         side = _side(spec, config.name)
@@ -126,7 +138,12 @@ class AlexNet(Net):
     """Five convolutions with three max poolings, averaged to 4x4 above 32 px. The field's has no normalisation."""
 
     PLAN: ClassVar[tuple[tuple[int, int, bool], ...]] = (
-        (128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 3, True))
+        (128, 5, True),
+        (192, 5, True),
+        (256, 3, False),
+        (192, 3, False),
+        (192, 3, True),
+    )
 
     def __init__(self, config: Any, spec: Spec) -> None:
         side = _side(spec, config.name)

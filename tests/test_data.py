@@ -90,8 +90,20 @@ def test_statistics_are_exact_and_can_be_given() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"name": "imagenet"}, {"val": -1}, {"val": 1.5}, {"size": 0}, {"channels": 2}, {"max_bad": 2}, {"mean": (0.5,)},
-     {"name": "folder"}, {"mean": (0.5,), "std": (0.0,)}, {"resize": "stretch"}, {"split": "random"}])
+    [
+        {"name": "imagenet"},
+        {"val": -1},
+        {"val": 1.5},
+        {"size": 0},
+        {"channels": 2},
+        {"max_bad": 2},
+        {"mean": (0.5,)},
+        {"name": "folder"},
+        {"mean": (0.5,), "std": (0.0,)},
+        {"resize": "stretch"},
+        {"split": "random"},
+    ],
+)
 def test_illegal_configs_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(Refused, match=r"data\."):
         DataConfig(**wrong)

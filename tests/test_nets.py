@@ -30,7 +30,8 @@ def batch(net: Net, n: int = 4, dtype: torch.dtype = torch.float32) -> tuple[Ten
 
 @pytest.mark.parametrize(
     ("size", "classes", "count"),
-    [(32, 10, 320_010), (32, 100, 504_420), (64, 200, 857_160), (128, 10, 615_690), (64, 1000, 2_496_360)])
+    [(32, 10, 320_010), (32, 100, 504_420), (64, 200, 857_160), (128, 10, 615_690), (64, 1000, 2_496_360)],
+)
 def test_parameter_counts_of_the_field(size: int, classes: int, count: int) -> None:
     net = NetConfig().build(Spec((3, size, size), classes))
     assert net.size == net.trainable == net.flat.size == count
@@ -38,8 +39,13 @@ def test_parameter_counts_of_the_field(size: int, classes: int, count: int) -> N
 
 @pytest.mark.parametrize(
     ("name", "size", "classes", "count"),
-    [("resnet18", 32, 10, 11_173_962), ("resnet18", 224, 1000, 11_689_512), ("resnet50", 224, 1000, 25_557_032),
-     ("vgg11", 32, 10, 9_231_114)])
+    [
+        ("resnet18", 32, 10, 11_173_962),
+        ("resnet18", 224, 1000, 11_689_512),
+        ("resnet50", 224, 1000, 25_557_032),
+        ("vgg11", 32, 10, 9_231_114),
+    ],
+)
 def test_parameter_counts_of_the_zoo(name: str, size: int, classes: int, count: int) -> None:
     net = NetConfig(name=name, norm="batch").build(Spec((3, size, size), classes))  # type: ignore[arg-type]
     assert net.trainable == count and net.size > count
@@ -47,7 +53,8 @@ def test_parameter_counts_of_the_zoo(name: str, size: int, classes: int, count: 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize(
-    "spec", [Spec((1, 28, 28), 10), Spec((3, 28, 28), 3), Spec((3, 64, 64), 7), Spec((3, 224, 224), 5)])
+    "spec", [Spec((1, 28, 28), 10), Spec((3, 28, 28), 3), Spec((3, 64, 64), 7), Spec((3, 224, 224), 5)]
+)
 def test_any_size(name: str, spec: Spec) -> None:
     net = small(name, spec)
     theta_P, x, _ = batch(net, 2)
@@ -71,7 +78,8 @@ def test_digits_and_depths() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"name": "lenet"}, {"norm": "layer"}, {"depth": 0}, {"width": -1}, {"name": "vgg11", "depth": 2}])
+    "wrong", [{"name": "lenet"}, {"norm": "layer"}, {"depth": 0}, {"width": -1}, {"name": "vgg11", "depth": 2}]
+)
 def test_illegal_configs_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(Refused, match=r"net\."):
         NetConfig(**wrong)  # type: ignore[arg-type]

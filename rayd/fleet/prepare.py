@@ -41,9 +41,16 @@ def prepare(config: DataConfig, to: str, per_shard: int, scale: ScaleConfig) -> 
         pool = ActorPoolStrategy(size=size) if size else ActorPoolStrategy(min_size=1, max_size=len(rows))
         written = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             Writer,
-            fn_constructor_kwargs={"data": to_dict(config), "to": work.store.uri, "per_shard": per_shard,
-                                   "threads": scale.threads},
-            batch_size=1, compute=pool, num_cpus=scale.cpus)
+            fn_constructor_kwargs={
+                "data": to_dict(config),
+                "to": work.store.uri,
+                "per_shard": per_shard,
+                "threads": scale.threads,
+            },
+            batch_size=1,
+            compute=pool,
+            num_cpus=scale.cpus,
+        )
         for row in written.iter_rows():
             yield Wrote(**row)
     work.finish()

@@ -56,8 +56,12 @@ def too_bad(config: DataConfig, part: str, bad: list[dict[str, str]], good: int)
     share = len(bad) / max(len(bad) + good, 1)
     if share > config.max_bad:
         named = ", ".join(f"{item['name']} ({item['why']})" for item in bad[:5]) + (" ..." if len(bad) > 5 else "")
-        raise refuse("data.max_bad", config.max_bad, f"at least {share:.4f}, the share of bad files in the {part} part",
-                     f"{len(bad)} of {len(bad) + good} are no labelled pictures: {named}; remove them or raise it")
+        raise refuse(
+            "data.max_bad",
+            config.max_bad,
+            f"at least {share:.4f}, the share of bad files in the {part} part",
+            f"{len(bad)} of {len(bad) + good} are no labelled pictures: {named}; remove them or raise it",
+        )
 
 
 def _whole(home: Path) -> bool:
@@ -99,8 +103,13 @@ def _write(folder: Path, part: str, listing: Listing, shape: Shape, contents: Co
         facts = sink.close()
     np.save(folder / f"{part}.labels.npy", np.asarray(sink.labels, np.int64), allow_pickle=False)
     labels = torch.tensor(sink.labels, dtype=torch.int64)
-    return {"rows": len(labels), "skipped": [*listing.skipped, *facts["skipped"]], "content": facts["sha256"],
-            "counts": counts(labels, contents.classes), "statistics": statistics_of(sink.histogram_CV)}
+    return {
+        "rows": len(labels),
+        "skipped": [*listing.skipped, *facts["skipped"]],
+        "content": facts["sha256"],
+        "counts": counts(labels, contents.classes),
+        "statistics": statistics_of(sink.histogram_CV),
+    }
 
 
 def decoded(
@@ -182,6 +191,13 @@ def _in_memory(config: DataConfig, source: Source, contents: Contents, part: str
     pixels = np.stack([one for one in listing.fetch(0, len(listing)) if isinstance(one, np.ndarray)])
     labels = torch.tensor(listing.labels)
     digest = hashlib.sha256(pixels.tobytes() + labels.numpy().tobytes()).hexdigest()
-    own: dict[str, Any] = {"name": config.name, "source": source.where, "resize": config.resize, "order": None,
-                           "content": digest, "counts": counts(labels, contents.classes), "skipped": []}
+    own: dict[str, Any] = {
+        "name": config.name,
+        "source": source.where,
+        "resize": config.resize,
+        "order": None,
+        "content": digest,
+        "counts": counts(labels, contents.classes),
+        "skipped": [],
+    }
     return Images(torch.from_numpy(pixels), labels, contents.classes, config.name, own)

@@ -62,8 +62,14 @@ def parquet(files: Files, config: DataConfig) -> Source | None:
         labels = {part: rows.column(config.label_column) for part, rows in held.items()}
         named = held["train"].label_names(config.label_column)
         classes, index = label_index(named, [one for some in labels.values() for one in some], config)
-        parts = {part: Listing(Numbered(chosen[part][0], len(rows)), [index[label] for label in labels[part]],
-                               _Fetch(rows, config.image_column)) for part, rows in held.items()}
+        parts = {
+            part: Listing(
+                Numbered(chosen[part][0], len(rows)),
+                [index[label] for label in labels[part]],
+                _Fetch(rows, config.image_column),
+            )
+            for part, rows in held.items()
+        }
         return Contents(classes, split_test(parts))
 
     return Source([files.stamp(name) for names in chosen.values() for name in names], contents, 3, files.where)
@@ -195,10 +201,12 @@ ALSO = {
 }
 """Other names under which people keep them."""
 HOW = {
-    **{name: f"python -c \"from torchvision.datasets import {cls} as D; D('data/{name}', {a}, download=True); "
-             f"D('data/{name}', {b}, download=True)\""
-       for name, (cls, _, _) in bundled.TORCHVISION.items()
-       for a, b in [("'train'", "'test'") if name == "svhn" else (True, False)]},
+    **{
+        name: f"python -c \"from torchvision.datasets import {cls} as D; D('data/{name}', {a}, download=True); "
+        f"D('data/{name}', {b}, download=True)\""
+        for name, (cls, _, _) in bundled.TORCHVISION.items()
+        for a, b in [("'train'", "'test'") if name == "svhn" else (True, False)]
+    },
     "tiny": "download tiny-imagenet-200.zip from cs231n.stanford.edu and unpack it there",
     "imagenette128": "put ImageNette at 128 px there, as train.parquet and val.parquet or as folders train/ and val/",
     "imagenette": "python -c \"from torchvision.datasets import Imagenette as D; D('data/imagenette', download=True)\"",
@@ -216,8 +224,12 @@ def find(config: DataConfig) -> Source:
             if source is not None:
                 return source
     files_of_it = "an ImageNet folder with train/WNID and val/WNID" if config.name in SUBSETS else "its files"
-    raise refuse("data.path", config.path, f"a folder that holds {config.name}; looked in {', '.join(looked)}",
-                 f"{HOW.get(config.name, f'put {files_of_it} there')}, or give data.path=...")
+    raise refuse(
+        "data.path",
+        config.path,
+        f"a folder that holds {config.name}; looked in {', '.join(looked)}",
+        f"{HOW.get(config.name, f'put {files_of_it} there')}, or give data.path=...",
+    )
 
 
 def places(config: DataConfig) -> list[str]:

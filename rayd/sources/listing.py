@@ -125,8 +125,11 @@ def label_index(
     if all(isinstance(label, int) for label in seen):
         names = tuple(classes or map(str, range(seen[-1] + 1)))
         if seen[0] < 0 or seen[-1] >= len(names):
-            raise refuse("data.label_column", config.label_column,
-                         f"a column of labels from 0 to {len(names) - 1}, not {seen[0]} to {seen[-1]}")
+            raise refuse(
+                "data.label_column",
+                config.label_column,
+                f"a column of labels from 0 to {len(names) - 1}, not {seen[0]} to {seen[-1]}",
+            )
         return names, {label: label for label in seen}
     names = tuple(classes or map(str, seen))
     return names, {label: names.index(str(label)) for label in seen}
@@ -134,5 +137,7 @@ def label_index(
 
 def choose(names: Sequence[str], begins: Callable[[str, str], bool]) -> dict[str, list[str]]:
     """Files of each part: those of the first of the part's words that any file answers to."""
-    return {part: next((hit for word in words if (hit := [n for n in names if begins(n, word)])), [])
-            for part, words in PARTS.items()}
+    return {
+        part: next((hit for word in words if (hit := [n for n in names if begins(n, word)])), [])
+        for part, words in PARTS.items()
+    }

@@ -17,8 +17,11 @@ class Rows:
 
         self.files = [ParquetFile(file) for file in files]
         self.columns = list(self.files[0].schema_arrow.names)
-        groups = [(i, g, file.metadata.row_group(g).num_rows)
-                  for i, file in enumerate(self.files) for g in range(file.metadata.num_row_groups)]
+        groups = [
+            (i, g, file.metadata.row_group(g).num_rows)
+            for i, file in enumerate(self.files)
+            for g in range(file.metadata.num_row_groups)
+        ]
         self._groups = groups
         self._starts: list[int] = [0, *accumulate(rows for _, _, rows in groups)]
 

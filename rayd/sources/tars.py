@@ -19,7 +19,6 @@ from rayd.sources.listing import Contents, Files, Listing, Source, choose, label
 PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff", "img", "image"}
 
 
-
 def webdataset(files: Files, config: DataConfig) -> Source | None:
     """Tars of samples (KEY.jpg with KEY.cls, or KEY.json with a label), in train/ and val/ or named train-*, val-*."""
     listed = files.names()
@@ -38,8 +37,10 @@ def webdataset(files: Files, config: DataConfig) -> Source | None:
         if not found:
             raise refuse("data.path", files.where, "tars with samples of KEY.jpg (png, webp) and KEY.cls or KEY.json")
         classes, index = label_index([one for one in named if one] or None, found, config)
-        parts = {part: Listing(samples, [index[label] for label in samples.labels], _Fetch(files, samples), skipped)
-                 for part, (samples, skipped) in indexed.items()}
+        parts = {
+            part: Listing(samples, [index[label] for label in samples.labels], _Fetch(files, samples), skipped)
+            for part, (samples, skipped) in indexed.items()
+        }
         return Contents(classes, split_test(parts))
 
     used = [*given, *(name for names in chosen.values() for name in names)]
