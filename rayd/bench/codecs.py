@@ -1,7 +1,8 @@
 """What decoding a minibatch costs beside the network's forward and backward on the same images.
 
 Every codec at its default dials. `decode` is the forward alone (twice a step of an inner loop: to step and to replay),
-and `decode + gradient` adds the way back to the factors (once). The plain way is the network: shares should be under 15 %.
+and `decode + gradient` adds the way back to the factors (once). The plain way is the network, of which decoding should
+take less than 15 %.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ class Haba(Family):
         return torch.cat(parts)[torch.cat(places).argsort().to(self.bases.device)]
 
     def hallucinate(self, base_NCHW: Tensor, j: int) -> Tensor:
-        """The transposed convolution is written as a padded one, which takes a third of the time with so few channels."""
+        """The transposed convolution as a padded one, which takes a third of the time with so few channels."""
         if base_NCHW.shape[-2:] != self.spec.shape[-2:]:
             base_NCHW = F.interpolate(base_NCHW, size=self.spec.shape[-2:], mode="bilinear", align_corners=False)
         x = self.sigma[j] * F.conv2d(base_NCHW, self.enc[j], self.enc_bias[j]) + self.mu[j]
