@@ -1,0 +1,281 @@
+"""Trials under Ray Tune: plan, book and decisions are rayd.search's; Tune places trials and brings back lost ones.
+
+A trial of one worker is a Tune function that distils in its own process. A trial of several is a thin driver around a Ray
+Train job, without a CPU of its own: one that held a CPU would wait for workers that wait for its CPU. Nothing of
+Tune's own state is ever read back: a search that goes on is told by the book, and Tune is given what is left.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+
+import ray
+import torch
+from ray import tune
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from rayd.config import Run
+from rayd.errors import Failed, Refused, refuse
+from rayd.fleet import cluster, train
+from rayd.search.asha import Halving
+from rayd.search.space import ATTEMPTS, FAMILY, Dial, Point, SearchConfig, Trial, make
+from rayd.search.trials import Book, Record, advance, curve_of, score, seeded
+from rayd.seeds import seed_of
+from rayd.strict import parse, to_dict
+
+log = logging.getLogger(__name__)
+
+METRIC = "val"
+TRIFLE = 1 << 20
+"""Bytes of memory that stand for a driver which takes no CPU: an empty bundle is refused by Ray."""
+
+
+# ---- in a trial's process --------------------------------------------------------------------------------------------
+
+
+def alone(config: Mapping[str, Any]) -> None:
+    """A trial of one worker. What cannot go on is said, not raised: trying it again would end alike."""
+    run, search = parse(Run, config["run"]), parse(SearchConfig, config["search"])
+    torch.set_num_threads(run.scale.threads)
+    try:
+        for step, value in advance(run, search):
+            tune.report({"step": step, METRIC: value})
+        score(run, search)
+    except (Refused, Failed) as error:
+        tune.report({"step": 0, METRIC: 0.0, "failed": str(error)})
+
+
+class Milestones(TuneReportCallback):
+    """Tells Tune of each milestone that the run's own store holds; Train's workers report oftener than that."""
+
+    def __init__(self, run: Run, search: SearchConfig) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.run, self.search, self.told = run, search, 0
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        for step, value in curve_of(self.run, self.search):
+            if step > self.told:
+                self.told = step
+                super().after_report(run_context, [{"step": step, METRIC: value}], None)
+
+
+def together(config: Mapping[str, Any]) -> None:
+    """A trial of several workers: a Ray Train job, whose workers go on from the run's own checkpoints."""
+    run, search = parse(Run, config["run"]), parse(SearchConfig, config["search"])
+    need, scale = cluster.bundle(run.scale), run.scale
+    inner = seeded(run, search)[0]
+    limits: dict[str, Any] = {"max_failures": scale.max_failures, "controller_failure_limit": 2}
+    told: dict[str, Any] = {"callbacks": [Milestones(run, search)], "failure_config": FailureConfig(**limits)}
+    trainer = TorchTrainer(
+        train.worker,
+        train_loop_config={"run": to_dict(inner), "report_every": search.every},
+        scaling_config=ScalingConfig(num_workers=scale.workers, use_gpu=scale.gpus > 0, resources_per_worker=need),
+        torch_config=TorchConfig(timeout_s=int(scale.timeout)),
+        run_config=RunConfig(
+            name=f"trial-{uuid.uuid4().hex[:8]}",
+            storage_path=cluster.train_storage(inner.out),
+            **told,
+        ),
+    )
+    try:
+        trainer.fit()
+        curve = curve_of(run, search)
+        tune.report({"step": curve[-1][0], METRIC: curve[-1][1]})
+        ray.get(ray.remote(score).options(**cluster.options(need)).remote(run, search), timeout=scale.timeout)
+    except (Refused, Failed) as error:
+        tune.report({"step": 0, METRIC: 0.0, "failed": str(error)})
+
+
+# ---- in the driver ---------------------------------------------------------------------------------------------------
+
+
+class Cut(FIFOScheduler):
+    """Stops a trial when the rungs say so."""
+
+    def __init__(self, halving: Halving, budgets: Mapping[int, str], last: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.halving, self.budgets, self.last = halving, budgets, last
+        self.stopped: set[int] = set()
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        number, step = int(trial.config["number"]), int(result["step"])
+        if "failed" in result or step >= self.last:
+            return str(TrialScheduler.CONTINUE)
+        if self.halving.survives(self.budgets[number], number, step, float(result[METRIC])):
+            return str(TrialScheduler.CONTINUE)
+        self.stopped.add(number)
+        return str(TrialScheduler.STOP)
+
+
+class Proposals(Searcher):
+    """Hands out the trials that have not ended, in order, then what Optuna thinks of; writes each end into the book."""
+
+    def __init__(self, book: Book, todo: list[Trial], cut: Cut, budgets: dict[int, str], tpe: Tpe | None) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        self.book, self.todo, self.cut, self.budgets, self.tpe = book, list(todo), cut, budgets, tpe
+        self.live: dict[str, Trial] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        if self.todo:
+            trial: Trial | None = self.todo.pop(0)
+        else:
+            trial = self.tpe.ask() if self.tpe else None
+        if trial is None:
+            return Searcher.FINISHED
+        self.live[trial_id] = trial
+        self.budgets[trial.number] = trial.budget
+        return {"number": trial.number, "run": to_dict(trial.run), "search": to_dict(self.book.config)}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        trial, result = self.live.pop(trial_id), result or {}
+        if "failed" in result:
+            record = self.book.fail(trial, str(result["failed"]))
+        elif error:
+            tries = self.book.base.scale.max_failures + 1
+            record = self.book.fail(trial, f"its worker was lost {tries} times (scale.max_failures)")
+        elif trial.number in self.cut.stopped:
+            record = self.book.stop(trial)
+        else:
+            record = self.book.finish(trial)
+        if self.tpe:
+            self.tpe.tell(record)
+        log.info("%s", line(record))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the book has it all."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `save`."""
+
+
+def line(record: Record) -> str:
+    reached = f"{record.accuracy:.4f}" if record.accuracy is not None else "no accuracy"
+    dials = ", ".join(f"{path.split('.')[-1]} {value}" for path, value in record.point.items())
+    return f"trial {record.number} ({dials}): {record.end}, {reached}, {record.seconds:.0f} s; {record.reason}"
+
+
+class Tpe:
+    """Optuna's tree of Parzen estimators by Ray's integration, over one flat space; told of every end by the book."""
+
+    def __init__(self, book: Book, count: int) -> None:
+        self.book, self.count = book, count
+        config = book.config
+        self.space: dict[str, Any] = {FAMILY: tune.choice(list(config.names))} if len(config.names) > 1 else {}
+        for name in config.names:
+            self.space |= {f"{name}:{path}": domain(dial) for path, dial in config.dials(name).items()}
+        space = OptunaSearch.convert_search_space(self.space)
+        self.optuna = OptunaSearch(space=space, metric=METRIC, mode="max", seed=seed_of(book.base.seed, "tpe") % 2**31)
+        self.asked: dict[int, str] = {}
+        earlier = book.proposed()
+        ended = {record.number: record for record in book.records()}
+        self.raws = {number: raw for number, (_, raw) in earlier.items()}
+        for number in sorted(ended):
+            self.tell(ended[number])
+        self.todo = [trial for number, (trial, _) in sorted(earlier.items()) if number not in ended]
+        self.next = max(earlier, default=-1) + 1
+
+    def ask(self) -> Trial | None:
+        """A new trial, kept before it runs; none once there are as many as planned."""
+        for _ in range(ATTEMPTS):
+            if self.next >= self.count:
+                return None
+            name = uuid.uuid4().hex
+            raw = dict(self.optuna.suggest(name) or {})
+            try:
+                trial = make(self.book.base, self.book.config, self.book.spec, self.next, self._point(raw))
+            except Refused:
+                self.optuna.on_trial_complete(name, error=True)
+                continue
+            self.book.propose(trial, raw)
+            self.raws[trial.number], self.asked[trial.number] = raw, name
+            self.next += 1
+            return trial
+        log.warning(
+            "no point that fits the budget in %d proposals: the search ends with %d trials", ATTEMPTS, self.next
+        )
+        return None
+
+    def _point(self, raw: Mapping[str, Any]) -> Point:
+        family = raw.get(FAMILY, self.book.config.names[0])
+        point: Point = {FAMILY: family} if family else {}
+        for path, dial in self.book.config.dials(family).items():
+            value = raw[f"{family}:{path}"]
+            point[path] = dial.choices[value] if dial.choices else value
+        return point
+
+    def tell(self, record: Record) -> None:
+        """How a trial ended: one asked for in this life, or one out of the book."""
+        value, name = record.accuracy, self.asked.pop(record.number, None)
+        if name is not None:
+            self.optuna.on_trial_complete(name, {METRIC: value} if value is not None else None, error=value is None)
+        elif value is not None and record.number in self.raws:
+            self.optuna.add_evaluated_point(self.raws[record.number], value)
+
+
+def domain(dial: Dial) -> Any:
+    """Choices by their index: a value may be a whole mapping."""
+    if dial.choices:
+        return tune.choice(list(range(len(dial.choices))))
+    assert dial.low is not None and dial.high is not None
+    if dial.whole:
+        return (tune.lograndint if dial.log else tune.randint)(int(dial.low), int(dial.high) + 1)
+    return (tune.loguniform if dial.log else tune.uniform)(dial.low, dial.high)
+
+
+def concurrency(config: SearchConfig, room: int, workers: int, pending: int) -> int:
+    """Trials at once: what the cluster holds, what was asked, what there is to do."""
+    return max(1, min(room // workers, config.concurrent or room, max(pending, 1)))
+
+
+def search(book: Book, trials: Mapping[int, Trial]) -> None:
+    """Every trial of the book that has not ended. `trials`: the plan of a random or grid search; empty for TPE."""
+    config, scale = book.config, book.base.scale
+    if scale.workers > 1 and config.seeds > 1:
+        raise refuse("search.seeds", config.seeds, "1 where a trial has several workers", "set scale.workers=1")
+    cluster.start(scale)
+    need = cluster.bundle(scale)
+    cluster.require(need, scale.workers, what="trial" if scale.workers == 1 else "worker of a trial")
+    tpe = Tpe(book, config.trials) if config.searcher == "tpe" else None
+    known = {trial.number: trial for trial, _ in book.proposed().values()} if tpe else dict(trials)
+    ended = book.ended()
+    todo = [trial for number, trial in sorted(known.items()) if number not in ended]
+    left = len(todo) + (max(0, config.trials - tpe.next) if tpe else 0)
+    if not left:
+        return
+    budgets = {number: trial.budget for number, trial in known.items()}
+    cut = Cut(book.halving(known), budgets, config.steps)
+    at_once = concurrency(config, cluster.room(need), scale.workers, left)
+    log.info("%d trials, %d at once, %d ended before", left, at_once, len(ended))
+    trainable = (
+        tune.with_resources(alone, dict(need))
+        if scale.workers == 1
+        else tune.with_resources(together, {"CPU": 0, "memory": TRIFLE})
+    )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            num_samples=left,
+            max_concurrent_trials=at_once,
+            scheduler=cut,
+            search_alg=Proposals(book, todo, cut, budgets, tpe),
+            reuse_actors=False,
+        ),
+        run_config=tune.RunConfig(
+            name=f"search-{uuid.uuid4().hex[:8]}",
+            storage_path=cluster.train_storage(book.base.out),
+            failure_config=tune.FailureConfig(max_failures=scale.max_failures),
+            verbose=0,
+        ),
+    )
+    tuner.fit()

@@ -1,0 +1,325 @@
+"""What may vary: dials, families of methods, and the points a plan draws from them.
+
+A point is a mapping from paths of the run (`method.codec.rank`, `budget.ipc`) to values, with `family` where there are
+several. Random points come from (seed, number, attempt), so trial 7 is the same whoever asks for it, and a longer
+search begins with the trials of a shorter one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+
+from rayd.budget import Ledger, Stored
+from rayd.config import Run
+from rayd.data import Spec
+from rayd.errors import Refused, refuse
+from rayd.seeds import generator
+from rayd.setting import FROM_BUFFER
+from rayd.strict import parse, positive, read, to_dict
+
+Point = dict[str, Any]
+FAMILY = "family"
+SHORT = {"rank": "method.codec.rank", "sharing": "method.codec.sharing", "ipc": "budget.ipc", "bytes": "budget.bytes"}
+"""Names one may use instead of the whole path."""
+ROOMS = ("method.", "budget.")
+"""What may vary: everything else (data, network, experts, recipe) is what makes trials comparable."""
+ATTEMPTS = 64
+"""Draws for one trial before the space is called empty: points that do not fit the budget are drawn again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dial:
+    """One axis: choices, or a range from low to high."""
+
+    choices: tuple[Any, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    """The range's scale: each factor of ten as likely as the next."""
+    whole: bool = False
+    """Whole numbers only."""
+    grid: int = 0
+    """Values that a grid takes from a range, ends included."""
+
+    def __post_init__(self) -> None:
+        if bool(self.choices) == (self.low is not None and self.high is not None):
+            raise refuse("search.space", self, "a list of choices, or a mapping with low and high")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise refuse("search.space.low", self.low, f"below high={self.high}")
+        if self.log and (self.low or 0) <= 0:
+            raise refuse("search.space.low", self.low, "above 0 on a log scale")
+
+    @classmethod
+    def of(cls, given: Any, where: str) -> Dial:
+        """A list says choices, a mapping says a range."""
+        if isinstance(given, list | tuple):
+            return cls(choices=tuple(given))
+        return read(cls, given, where) if isinstance(given, Mapping) else cls(choices=(given,))
+
+    def at(self, share: float) -> Any:
+        """The value at a share of the dial, from 0 to 1."""
+        if self.choices:
+            return self.choices[min(int(share * len(self.choices)), len(self.choices) - 1)]
+        assert self.low is not None and self.high is not None
+        if self.log:
+            value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
+        else:
+            value = self.low + share * (self.high - self.low)
+        return (
+            min(max(round(value), math.ceil(self.low)), math.floor(self.high)) if self.whole else float(f"{value:.6g}")
+        )
+
+    def values(self, where: str) -> tuple[Any, ...]:
+        """What a grid takes."""
+        if self.choices:
+            return self.choices
+        if self.grid < 2:
+            raise refuse(f"{where}.grid", self.grid, "at least 2 values of a range under searcher=grid")
+        return tuple(dict.fromkeys(self.at(i / (self.grid - 1)) for i in range(self.grid)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyConfig:
+    """A method of the search with dials of its own."""
+
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Path -> value that makes it this family: `method.codec: {name: nsd}`."""
+    space: Mapping[str, Any] = field(default_factory=dict)
+    """Dials that only this family has, or has with other values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """What is searched, how long each trial is, who proposes and who stops."""
+
+    space: Mapping[str, Any] = field(default_factory=dict)
+    """Path -> [choices] or {low, high, log, whole, grid}; rank, sharing, ipc and bytes are short for their paths."""
+    families: Mapping[str, FamilyConfig] = field(default_factory=dict)
+    """Name -> {fixed, space}; none: the run's own method."""
+    searcher: Literal["random", "grid", "tpe"] = "random"
+    scheduler: Literal["asha", "none"] = "asha"
+    trials: int = 8
+    """At most: a small space may hold fewer points."""
+    steps: int = 100
+    """Of a whole trial."""
+    every: int = 25
+    """Steps between two validations, which are checkpoints too."""
+    grace: int = 25
+    """Steps that every trial gets."""
+    reduction: float = 2.0
+    """One in so many goes on at each rung."""
+    seeds: int = 1
+    """Distillations of one trial, side by side; its accuracy is their mean."""
+    concurrent: int = 0
+    """Trials at once; 0: as many as the resources hold."""
+    winner: int = 2
+    """Fresh seeds that the winner is distilled again with, at the method's own steps, and scored on test; 0: none."""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "steps", "every", "grace", "seeds"):
+            positive(f"search.{name}", getattr(self, name))
+        if self.reduction <= 1:
+            raise refuse("search.reduction", self.reduction, "above 1: one in so many goes on")
+        if self.every > self.steps or self.grace > self.steps:
+            raise refuse("search.steps", self.steps, f"at least every={self.every} and grace={self.grace}")
+        for name in ("concurrent", "winner"):
+            if getattr(self, name) < 0:
+                raise refuse(f"search.{name}", getattr(self, name), "zero or more")
+        for family in self.names:
+            if not self.dials(family):
+                raise refuse("search.space", "{}", "at least one dial", "search.space={rank: [1, 2, 4]}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Families; one without a name where none is given."""
+        return tuple(self.families) or ("",)
+
+    def dials(self, family: str) -> dict[str, Dial]:
+        """Path -> dial, those of the family last."""
+        own = self.families[family].space if family else {}
+        found = {
+            SHORT.get(path, path): Dial.of(one, f"search.space.{path}") for path, one in {**self.space, **own}.items()
+        }
+        for path in found:
+            if not path.startswith(ROOMS):
+                raise refuse("search.space", path, "a path under method. or budget., or rank | sharing | ipc | bytes",
+                             "data, network, experts and recipe stay fixed: they make trials comparable")  # fmt: skip
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two searches one: all but how many trials, how many at once and what follows."""
+        plain: dict[str, Any] = to_dict(self)
+        return {name: one for name, one in plain.items() if name not in ("trials", "concurrent", "winner")}
+
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        """The steps at which a trial is validated."""
+        return (*range(self.every, self.steps, self.every), self.steps)
+
+
+def placed(plain: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A plain run with one value at a path; a budget replaces the others, since only one may be given."""
+    if path.startswith("budget."):
+        return {**plain, "budget": {path.removeprefix("budget."): value}}
+    key, _, rest = path.partition(".")
+    if not rest:
+        return {**plain, key: value}
+    inner = plain.get(key)
+    if not isinstance(inner, Mapping):
+        raise refuse(path, value, "a path that the run has", f"{key} holds {inner!s}")
+    return {**plain, key: placed(inner, rest, value)}
+
+
+def run_of(base: Run, config: SearchConfig, point: Point) -> Run:
+    """The run of a point: the base, the family's own values, the dials; refused as any run is."""
+    plain: dict[str, Any] = to_dict(base)
+    family = point.get(FAMILY, "")
+    fixed = config.families[family].fixed if family else {}
+    values = {**fixed, **{path: one for path, one in point.items() if path != FAMILY}}
+    for path, value in values.items():
+        plain = placed(plain, SHORT.get(path, path), value)
+    steps = {"steps": config.steps, "validate": config.every, "checkpoint": config.every, "select": "last"}
+    return parse(Run, {**plain, "method": {**plain["method"], **steps}, "buffer": base.experts_at})
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a trial stores: known before it runs."""
+
+    numbers: Mapping[str, Any]
+    """The codec's own, resolved by `fit`."""
+    images: int
+    floats: int
+    bytes: int
+    fill: float
+    """Share of the budget; at most 1."""
+
+
+def size_of(run: Run, spec: Spec) -> Size:
+    """The largest set of this run within its budget, the reserved step size counted; refused where none fits."""
+    budget = run.budget.build()
+    config = run.method.codec.fit(budget, spec)
+    codec = config.build(spec, generator(run.seed, "codec"))
+    ledger = Ledger.of({**codec.stored(), "step_size": Stored(torch.zeros(1), "step")})
+    fill = ledger.bytes / budget.bytes if budget.bytes is not None else ledger.floats / budget.limit(spec)
+    if fill > 1:
+        raise refuse("budget", budget, f"at least {ledger.floats} floats, {ledger.bytes} bytes")
+    plain = {name: one for name, one in to_dict(config).items() if isinstance(one, int) and not isinstance(one, bool)}
+    return Size(plain, len(codec), ledger.floats, ledger.bytes, fill)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A numbered point, its run and its size."""
+
+    number: int
+    point: Point
+    run: Run
+    size: Size
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:05d}"
+
+    @property
+    def budget(self) -> str:
+        """Trials are held against those of the same budget only."""
+        given = {name: one for name, one in vars(self.run.budget.build()).items() if one is not None}
+        return next(f"{one:g} {name}" for name, one in given.items())
+
+
+def make(base: Run, config: SearchConfig, spec: Spec, number: int, point: Point) -> Trial:
+    run = run_of(base, config, point)
+    return Trial(
+        number, point, replace(run, out=f"{base.out.rstrip('/')}/search/trials/{number:05d}"), size_of(run, spec)
+    )
+
+
+def drawn(config: SearchConfig, seed: int, number: int, attempt: int) -> Point:
+    """A random point, by its number."""
+    rng = generator(seed, "search", number, attempt)
+    family = config.names[int(torch.randint(len(config.names), (), generator=rng))]
+    point: Point = {FAMILY: family} if family else {}
+    for path, dial in config.dials(family).items():
+        point[path] = dial.at(float(torch.rand((), generator=rng, dtype=torch.float64)))
+    return point
+
+
+def grid(config: SearchConfig) -> Iterator[Point]:
+    for family in config.names:
+        dials = config.dials(family)
+        for values in itertools.product(*(dial.values(f"search.space.{path}") for path, dial in dials.items())):
+            yield ({FAMILY: family} if family else {}) | dict(zip(dials, values, strict=True))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The trials of a random or grid search, and the points that cannot be: with the reason."""
+
+    trials: tuple[Trial, ...]
+    refused: tuple[tuple[Point, str], ...]
+
+
+def plan(base: Run, config: SearchConfig, spec: Spec) -> Plan:
+    """All trials before any runs. Each point once: two dials may well resolve to the same set."""
+    trials: list[Trial] = []
+    refused: list[tuple[Point, str]] = []
+    seen: set[str] = set()
+
+    def take(point: Point) -> None:
+        key = repr(sorted(point.items(), key=str))
+        if key in seen:
+            return
+        seen.add(key)
+        try:
+            trials.append(make(base, config, spec, len(trials), point))
+        except Refused as refusal:
+            refused.append((point, str(refusal)))
+
+    if config.searcher == "grid":
+        for point in grid(config):
+            if len(trials) < config.trials:
+                take(point)
+    else:
+        for number in range(config.trials):
+            for attempt in range(ATTEMPTS):
+                if len(trials) == number:
+                    take(drawn(config, base.seed, number, attempt))
+            if len(trials) == number:
+                break
+    if not trials:
+        reason = refused[0][1] if refused else "no point was drawn"
+        raise refuse("search.space", f"{len(refused)} points", "at least one that fits the budget", reason)
+    return Plan(tuple(trials), tuple(refused))
+
+
+# ---- what trials share -----------------------------------------------------------------------------------------------
+
+
+def corners(base: Run, config: SearchConfig) -> Iterator[Run]:
+    """One run for every combination of extreme values of the objective's dials: what may need the longest experts."""
+    for family in config.names:
+        ends: dict[str, tuple[Any, ...]] = {}
+        for path, dial in config.dials(family).items():
+            if path.startswith("method.objective"):
+                ends[path] = dial.choices or (dial.at(0.0), dial.at(1.0))
+        for values in itertools.product(*ends.values()):
+            yield run_of(base, config, ({FAMILY: family} if family else {}) | dict(zip(ends, values, strict=True)))
+
+
+def experts_for(base: Run, config: SearchConfig) -> Run | None:
+    """The corner whose experts serve every trial: the longest window; none where no trial asks for experts."""
+    asking = [run for run in corners(base, config) if needs_experts(run)]
+    return max(asking, key=lambda run: getattr(run.method.objective, "last_epoch", run.expert.epochs), default=None)
+
+
+def needs_experts(run: Run) -> bool:
+    codec = run.method.codec
+    labelled = getattr(codec, "labels", "hard") == "soft" or getattr(codec, "start", "real") == "confident"
+    return bool(FROM_BUFFER & set(run.method.needs)) or labelled
