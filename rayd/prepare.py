@@ -196,6 +196,7 @@ class Preparation:
             "parts": parts,
         }
         self.store.write_json(MANIFEST, manifest)
+        self.store.sweep()
         return manifest
 
 

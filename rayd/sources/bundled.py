@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 
 import numpy as np
 import torch
 
 from rayd.data import DataConfig
+from rayd.errors import refuse
 from rayd.seeds import generator
 from rayd.sources.decode import Array
 from rayd.sources.listing import Contents, Files, Listing, Numbered, Source, split_test
 
 
+def need(package: str, extra: str, config: DataConfig) -> None:
+    """Refuse a dataset whose reader is not installed, before anything is imported."""
+    if find_spec(package) is None:
+        raise refuse("data.name", config.name, "a dataset whose reader is installed", f"pip install 'rayd[{extra}]'")
+
+
 def digits(files: Files, config: DataConfig) -> Source | None:
     """scikit-learn's 1,797 handwritten digits of 8x8; a fifth is the test set."""
+    need("sklearn", "digits", config)
 
     def contents() -> Contents:
         from sklearn.datasets import load_digits
@@ -57,6 +66,7 @@ def torchvision_set(files: Files, config: DataConfig) -> Source | None:
     known = [name for name in files.names() if name.startswith(mark)]
     if not known:
         return None
+    need("torchvision", "vision", config)
 
     def contents() -> Contents:
         from torchvision import datasets
@@ -64,7 +74,10 @@ def torchvision_set(files: Files, config: DataConfig) -> Source | None:
         kind, parts, classes = getattr(datasets, cls), {}, tuple(map(str, range(10)))
         for part in ("train", "test"):
             which = {"split": part} if config.name == "svhn" else {"train": part == "train"}
-            held = kind(files.where, download=False, **which)
+            try:
+                held = kind(files.where, download=False, **which)
+            except RuntimeError as error:
+                raise refuse("data.path", files.where, f"all files of {config.name}, whole", str(error)) from error
             pixels = np.asarray(held.data)
             if pixels.shape[-1] == 3:
                 pixels = pixels.transpose(0, 3, 1, 2)
@@ -83,7 +96,7 @@ def _array(name: str, pixels_NCHW: Array, labels: list[int]) -> Listing:
 TORCHVISION = {
     "cifar10": ("CIFAR10", "cifar-10-batches-py", 3),
     "cifar100": ("CIFAR100", "cifar-100-python", 3),
-    "svhn": ("SVHN", "t", 3),
+    "svhn": ("SVHN", "train_32x32.mat", 3),
     "mnist": ("MNIST", "MNIST/raw", 1),
     "fashion": ("FashionMNIST", "FashionMNIST/raw", 1),
 }

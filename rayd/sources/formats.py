@@ -200,6 +200,13 @@ ALSO = {
     **dict.fromkeys(("imagefruit", "imageyellow", "imagemeow", "imagesquawk"), ("imagenet",)),
 }
 """Other names under which people keep them."""
+LAYOUTS = {
+    "folder": "one folder of images a class, under train/ and val/ or alone",
+    "parquet": "train*.parquet and test*.parquet",
+    "webdataset": "*.tar",
+    "prepared": "the manifest.json that jobs.prepare wrote",
+}
+"""Layouts rather than datasets: what the folder must hold."""
 HOW = {
     **{
         name: f"python -c \"from torchvision.datasets import {cls} as D; D('data/{name}', {a}, download=True); "
@@ -223,12 +230,13 @@ def find(config: DataConfig) -> Source:
             source = read(files, config) if files else None
             if source is not None:
                 return source
-    files_of_it = "an ImageNet folder with train/WNID and val/WNID" if config.name in SUBSETS else "its files"
+    held = LAYOUTS.get(config.name, config.name)
+    how = HOW.get(config.name, "put an ImageNet folder with train/WNID and val/WNID there")
     raise refuse(
         "data.path",
         config.path,
-        f"a folder that holds {config.name}; looked in {', '.join(looked)}",
-        f"{HOW.get(config.name, f'put {files_of_it} there')}, or give data.path=...",
+        f"a folder that holds {held}; looked in {', '.join(looked)}",
+        "give data.path=..." if config.name in LAYOUTS else f"{how}, or give data.path=...",
     )
 
 
