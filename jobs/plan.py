@@ -1,0 +1,41 @@
+"""Say what a run will cost before anything is allocated: experts, buffer, ledger, traffic, memory and time.
+
+Counts and bytes are exact. Memory and time come from real steps on the device of the run's scale (`probe=0` leaves them
+out). The plan is kept in OUT/plan.json, and where the run has left results already, they stand beside it.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from jobs.compose import Asked, command
+
+
+@dataclass(frozen=True)
+class Own:
+    probe: float = 20.0
+
+
+def act(asked: Asked) -> int:
+    from rayd.plan import against, in_children, plan
+    from rayd.store import Store
+
+    run, probe = asked.run, in_children
+    if run.scale.name != "inline" and asked.own.probe > 0:
+        from rayd.fleet.probe import on_the_cluster
+
+        probe = on_the_cluster
+    told = plan(run, asked.own.probe, probe)
+    print("\n".join(told.lines()))
+    store = Store(run.out)
+    for what, planned, actual in against(told.json(), store, Store(run.experts_at)):
+        print(f"actual    {what}: planned {planned:,.6g}, is {actual:,.6g}")
+    if asked.own.probe > 0:
+        store.write_json("plan.json", told.json())
+    print(f"next: {asked.line('pipeline')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command("plan", __doc__, act, lambda: Own))

@@ -1,0 +1,113 @@
+"""Bytes that are known before anything is made: shards of a buffer, the ledger of an artifact, what travels in a step.
+
+A shard is a tar: for each expert two members, `KEY.json` and `KEY.theta.npy`, each a header and data in blocks of 512,
+and the whole padded to records of 10,240. Only the figures in `KEY.json` are not known: their text is bounded from both
+sides, and where both give the same number of records the size is exact.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rayd.budget import STEP, Budget, Shape, file_bytes, pack_shape
+from rayd.config import MethodConfig, Run, words
+from rayd.data import Spec
+from rayd.expert import ExpertConfig, Unit
+from rayd.shards import DTYPES
+
+BLOCK, RECORD = 512, 10240
+SHORTEST, LONGEST = 0.5, 1.2345678901234567e-05
+"""A training loss whose text is as short, and one whose text is as long, as they come."""
+
+
+def padded(size: int, to: int) -> int:
+    return -(-size // to) * to
+
+
+def row_bytes(parameters: int, storage: str) -> int:
+    return parameters * DTYPES[storage].itemsize
+
+
+def npy_bytes(shape: tuple[int, int], storage: str) -> int:
+    """Of the file that holds such an array: the header's length depends on the shape's digits."""
+    head = io.BytesIO()
+    dtype = DTYPES[storage]
+    told = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, told)
+    return head.tell() + math.prod(shape) * dtype.itemsize
+
+
+def accuracy_text(checked: int) -> int:
+    """Characters of the longest accuracy out of `checked` images."""
+    return max(len(str(round(right / checked, 6))) for right in range(checked + 1))
+
+
+def facts_bytes(expert: int, seed: int, epochs: tuple[int, ...], checked: int, longest: bool) -> int:
+    """Of `KEY.json`, with every figure at its shortest or longest."""
+    loss = LONGEST if longest else SHORTEST
+    facts = {
+        "expert": expert,
+        "epochs": list(epochs),
+        "seed": seed,
+        "val_accuracy": [0.0 if checked else None for _ in epochs],
+        "train_loss": [None if epoch == 0 else loss for epoch in epochs],
+    }
+    more = len(epochs) * (accuracy_text(checked) - 3) if longest and checked else 0
+    return len(json.dumps(facts, sort_keys=True).encode()) + more
+
+
+def shard_bytes(config: ExpertConfig, unit: Unit, parameters: int, checked: int) -> tuple[int, int]:
+    """The least and most bytes of one shard; equal but for rare cases."""
+    npy = padded(npy_bytes((len(unit.epochs), parameters), config.storage), BLOCK) + BLOCK
+    sizes = []
+    for longest in (False, True):
+        members = 0
+        for expert, seed in zip(unit.experts, unit.seeds, strict=True):
+            told = facts_bytes(expert, seed, unit.epochs, checked, longest)
+            members += npy + BLOCK + padded(told, BLOCK)
+        sizes.append(padded(members + 2 * BLOCK, RECORD))
+    return sizes[0], sizes[1]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The ledger before there is anything to weigh."""
+
+    floats: int
+    bytes: int
+    """Of codec.safetensors."""
+    ipc: float
+    images: int
+    """Decoded."""
+    by_role: dict[str, int]
+    moved: int
+    """Numbers of the codec and the step size that a step's gradient has."""
+
+
+def weigh(run: Run, spec: Spec, budget: Budget | None = None) -> Weight:
+    """The ledger of the run's artifact, from the codec's shapes; refuses what does not fit the budget."""
+    method = run.method
+    config: Any = method.codec.fit(budget or run.budget.build(), spec)
+    shapes = dict(config.all_shapes(spec)) | (dict(STEP) if learns_step(method, run.methods) else {})
+    files: dict[str, tuple[Shape, torch.dtype]] = {}
+    by_role: dict[str, int] = {}
+    for name, (shape, role) in shapes.items():
+        for suffix, part in pack_shape(shape, "fp32" if role == "step" else config.storage).items():
+            files[name + suffix] = part
+            by_role[role] = by_role.get(role, 0) + math.prod(part[0])
+    floats = sum(by_role.values())
+    moved = sum(math.prod(shape) for shape, _ in shapes.values())
+    ipc = floats / (spec.classes * spec.floats)
+    return Weight(floats, file_bytes(files), ipc, config.decoded(spec), by_role, moved)
+
+
+def learns_step(method: MethodConfig, folder: str | None) -> bool:
+    """Whether the artifact carries a step size of the inner loop."""
+    return hasattr(words(folder).objectives[method.spoken[1]], "step_size")
