@@ -10,6 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+import rayd
+from rayd import birth
 from rayd.budget import STORAGE, Budget, Ledger, Stored, packed, unpacked
 from rayd.data import Spec
 from rayd.errors import Refused
@@ -148,6 +150,32 @@ def test_the_file_is_all_it_takes(name, storage):
         assert torch.equal(images, exact) and torch.equal(labels, exact_labels)
     else:
         assert float(((images - exact).square().mean().sqrt() / exact.std()).detach()) < 0.05
+
+
+@pytest.mark.parametrize("storage", ["fp32", "int8"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_artifact_is_the_codec(name, storage):
+    """Ledger and file agree to the byte; what is loaded decodes to what the stored numbers say."""
+    config = CONFIGS[name]
+    under = isinstance(config, Formation.Config)
+    config = (
+        replace(config, under=replace(config.under, storage=storage)) if under else replace(config, storage=storage)
+    )
+    codec = built(config)
+    stored = codec.stored() | {"step_size": Stored(torch.tensor([0.01]), "step")}
+    written = {"name": name.split("-")[0], **to_dict(codec.config)}
+    transform = Transform("normalise", torch.zeros(3), torch.ones(3))
+    about = birth.Birth(codec=written, spec=SPEC, classes=("a", "b", "c", "d"))
+    made = birth.files(about, codec, stored, transform)
+    artifact = rayd.load(made.__getitem__)
+    ledger = json.loads(made["ledger.json"])
+    assert ledger["bytes"] == len(made["codec.safetensors"])
+    assert ledger["floats"] == codec.config.floats(SPEC)
+    back = artifact.codec.decode(torch.arange(len(codec)))[0]
+    if storage == "fp32":
+        assert torch.equal(back, codec.decode(torch.arange(len(codec)))[0])
+    again = packed(artifact.codec.stored())
+    assert all(torch.equal(again[key], tensor) for key, tensor in packed(codec.stored()).items())
 
 
 def test_a_fresh_process_decodes_the_same(tmp_path):

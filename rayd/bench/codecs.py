@@ -1,7 +1,7 @@
 """What decoding a minibatch costs beside the network's forward and backward on the same images.
 
 Every codec at its default dials. `decode` is the forward alone (twice a step of an inner loop: to step and to replay),
-and `decode + gradient` adds the way back to the factors (once). The plain way is the network, of which decoding should
+and `decode+grad` adds the way back to the factors (once). The plain way is the network, of which decoding should
 take less than 15 %.
 """
 
@@ -49,7 +49,7 @@ REPEATS = 15
 def rows(size: str = "default") -> Iterator[Row]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for spec, ipc, batch, width, depth in SIZES[size]:
-        where = f"{spec.shape[-1]}px ipc={ipc:g} batch={batch} width={width}"
+        where = f"{spec.shape[-1]}px ipc={ipc:g} w{width}"
         images = torch.randn(batch, *spec.shape, generator=generator(0, "bench")).to(device)
         plain = network(spec, images, width, depth)
         yield Row("codecs", f"network {where}", 1e3 * plain, "ms")
@@ -67,9 +67,9 @@ def rows(size: str = "default") -> Iterator[Row]:
                 decoded = codec.decode(index)[0]
                 torch.autograd.grad(decoded, leaves, torch.ones_like(decoded))
 
-            for what, run in (("decode", forward), ("decode + gradient", both)):
+            for what, run in (("decode", forward), ("decode+grad", both)):
                 seconds = timed(run, device)
-                yield Row("codecs", f"{name}, {what} {where}", 100 * seconds / share, "% of network", share / seconds)
+                yield Row("codecs", f"{name} {what} {where}", 100 * seconds / share, "% of network", share / seconds)
 
 
 def network(spec: Spec, images: torch.Tensor, width: int, depth: int) -> float:

@@ -17,6 +17,7 @@ Shapes: N images of a minibatch, K classes, U units.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ from rayd.data import Spec
 from rayd.errors import Refused, refuse
 from rayd.methods.contract import Codec, Player
 from rayd.seeds import generator
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T", bound="Options")
 Take = Callable[[int, int], Tensor]
@@ -124,6 +127,7 @@ class Options:
         )
         if not fitted.within(budget, spec):
             raise too_small(fitted, budget, spec)
+        log.info("%s", fitted.describe(budget, spec))
         return fitted
 
     def describe(self, budget: Budget, spec: Spec) -> str:
