@@ -15,12 +15,12 @@ from rayd import birth
 from rayd.budget import STORAGE, Budget, Ledger, Stored, packed, unpacked
 from rayd.data import Spec
 from rayd.errors import Refused
-from rayd.methods.codec import Options
 from rayd.methods.formation import Formation
 from rayd.methods.haba import Haba
 from rayd.methods.lodc import Lodc
 from rayd.methods.lss import Lss
 from rayd.methods.nsd import Nsd
+from rayd.methods.options import Options
 from rayd.methods.pixel import Pixel
 from rayd.strict import parse, to_dict
 from rayd.transform import Transform

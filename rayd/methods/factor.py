@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from rayd.budget import Shapes
 from rayd.data import Spec
-from rayd.methods.codec import Family, Options
+from rayd.methods.codec import Family
+from rayd.methods.options import Options
 
 BANKS = ("mix", "tint", "rows", "cols")
 

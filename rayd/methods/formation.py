@@ -25,12 +25,13 @@ from rayd.augment import Transform
 from rayd.budget import Budget, Shapes, Stored
 from rayd.data import Spec
 from rayd.errors import refuse
-from rayd.methods.codec import Family, Options, Take
+from rayd.methods.codec import Family, Take
 from rayd.methods.contract import Codec, Player
 from rayd.methods.haba import Haba
 from rayd.methods.lodc import Lodc
 from rayd.methods.lss import Lss
 from rayd.methods.nsd import Nsd
+from rayd.methods.options import Options
 from rayd.methods.pixel import Pixel
 from rayd.strict import parse, to_dict
 

@@ -25,7 +25,8 @@ from torch import Tensor
 from rayd.budget import Budget, Shapes
 from rayd.data import Spec
 from rayd.errors import refuse
-from rayd.methods.codec import Family, Options, Take, grown, normal, with_numbers
+from rayd.methods.codec import Family, Take, normal
+from rayd.methods.options import Options, grown, with_numbers
 
 HALLUCINATORS = (5, 4, 3, 2)
 SIDES = (1.0, 0.875, 0.75, 0.625, 0.5)

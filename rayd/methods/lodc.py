@@ -17,8 +17,9 @@ from torch import Tensor
 from rayd.budget import Budget, Shapes
 from rayd.data import Spec
 from rayd.errors import refuse
-from rayd.methods.codec import Options, Take, check_rank, grown
+from rayd.methods.codec import Take
 from rayd.methods.factor import Factorised
+from rayd.methods.options import Options, check_rank, grown
 
 
 class Lodc(Factorised):

@@ -21,8 +21,9 @@ from torch import Tensor
 from rayd.budget import Budget, Shapes
 from rayd.data import Spec
 from rayd.errors import refuse
-from rayd.methods.codec import Options, Take, check_rank, equivalent, grown
+from rayd.methods.codec import Take
 from rayd.methods.factor import Factorised, leading
+from rayd.methods.options import Options, check_rank, equivalent, grown
 
 
 class Lss(Factorised):

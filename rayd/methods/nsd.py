@@ -24,8 +24,9 @@ from torch import Tensor
 from rayd.budget import Budget, Shapes
 from rayd.data import Spec
 from rayd.errors import refuse
-from rayd.methods.codec import Options, Take, check_rank, equivalent, grown, largest, with_numbers
+from rayd.methods.codec import Take
 from rayd.methods.factor import Factorised, dct, leading
+from rayd.methods.options import Options, check_rank, equivalent, grown, largest, with_numbers
 
 JITTER = 0.01
 """Noise on kernels that would otherwise start alike."""

@@ -15,7 +15,8 @@ from rayd.augment import Transform
 from rayd.budget import Budget, Shapes
 from rayd.data import Spec
 from rayd.errors import refuse
-from rayd.methods.codec import Family, Options, Take, grown, normal
+from rayd.methods.codec import Family, Take, normal
+from rayd.methods.options import Options, grown
 
 
 class Pixel(Family):
