@@ -38,7 +38,7 @@ CONFIGS = {
     "pixel": Pixel.Config(),
     "lodc": Lodc.Config(),
     "lss": Lss.Config(),
-    "lss-two": Lss.Config(sides="two"),
+    "lss-one": Lss.Config(sides="one"),
     "lss-global": Lss.Config(scope="global", labels="soft"),
     "nsd": Nsd.Config(),
     "nsd-global": Nsd.Config(scope="global", labels="soft"),
@@ -229,7 +229,7 @@ def test_scales_depend_on_the_plan_only():
     assert [p.scale for p in one] == [p.scale for p in two]
 
 
-@pytest.mark.parametrize("name", ["lodc", "lss-two", "nsd-global", "haba", "formation-lodc"])
+@pytest.mark.parametrize("name", ["lodc", "lss", "nsd-global", "haba", "formation-lodc"])
 def test_the_inner_loop_gradient_through_decode_is_exact(name):
     """Against the full graph of the same steps, in double precision."""
     codec = built(CONFIGS[name]).double()
@@ -272,7 +272,7 @@ def ranks(x: torch.Tensor) -> int:
 def test_rank_as_promised(start):
     for config in (
         Lodc.Config(rank=2, start=start),
-        Lss.Config(rank=2, start=start),
+        Lss.Config(rank=2, sides="one", start=start),
         Lss.Config(rank=3, sides="two", start=start),
     ):
         codec = built(config)
@@ -293,7 +293,7 @@ def test_full_rank_from_real_images_reproduces_them():
     configs = [
         Pixel.Config(),
         Lodc.Config(rank=16),
-        Lss.Config(rank=16),
+        Lss.Config(rank=16, sides="one"),
         Lss.Config(rank=16, sides="two", scope="global"),
     ]
     for config in configs:

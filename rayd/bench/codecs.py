@@ -31,7 +31,7 @@ CODECS: dict[str, Any] = {
     "pixel": Pixel.Config(),
     "lodc": Lodc.Config(),
     "lss": Lss.Config(),
-    "lss two sides": Lss.Config(sides="two"),
+    "lss one side": Lss.Config(sides="one"),
     "nsd": Nsd.Config(),
     "nsd global": Nsd.Config(scope="global"),
     "haba": Haba.Config(),
