@@ -215,6 +215,25 @@ def test_webdataset_tars(tmp_path: Path) -> None:
     assert np.array_equal(loaded.train.pixels_NCHW[0].permute(1, 2, 0).numpy(), first)
 
 
+@pytest.mark.parametrize("layout", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_tars_of_every_kind_are_read_as_tarfile_does(layout: int) -> None:
+    from rayd.sources.tars import members
+
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=layout) as tar:
+        for i, name in enumerate(("a.jpg", "d/b.cls", "folder/" * 18 + "long.png", "z.json")):
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = 300 * i, 1.5 if layout == tarfile.PAX_FORMAT else 1  # type: ignore[assignment]
+            tar.addfile(info, io.BytesIO(bytes(info.size)))
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as tar:
+        known = [(member.name, member.offset_data, member.size) for member in tar if member.isfile()]
+    assert list(members(io.BytesIO(out.getvalue()), "here")) == known
+    damaged = bytearray(out.getvalue())
+    damaged[3] ^= 1
+    with pytest.raises(Refused, match="damaged at byte 0"):
+        list(members(io.BytesIO(bytes(damaged)), "here"))
+
+
 def test_parquet_in_the_hugging_face_layout(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

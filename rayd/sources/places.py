@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rayd.errors import refuse
 from rayd.sources.listing import Files
+
+AHEAD = 2**20
+"""Bytes fetched at a time from behind a URI: a tar's headers lie close together."""
 
 
 class Folder:
@@ -55,12 +59,12 @@ class Bucket:
         return sorted(name for name in self.infos if name.startswith(f"{prefix}/" if prefix else ""))
 
     def read(self, name: str) -> bytes:
-        with self.open(name) as file:
+        with self.filesystem.open_input_file(f"{self.root}/{name.removeprefix('./')}") as file:
             return bytes(file.read())
 
     def open(self, name: str) -> BinaryIO:
-        opened: BinaryIO = self.filesystem.open_input_file(f"{self.root}/{name.removeprefix('./')}")
-        return opened
+        opened = self.filesystem.open_input_file(f"{self.root}/{name.removeprefix('./')}")
+        return io.BufferedReader(opened, AHEAD)
 
     def stamp(self, name: str) -> list[Any]:
         info = self.infos[name.removeprefix("./")]
