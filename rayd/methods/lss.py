@@ -8,7 +8,7 @@ Images live in low-rank subspaces: the images of a subspace share its mappers an
 and K floats for each image with soft labels, which the paper learns (`labels: soft`); they count. Its progressive
 schedule is the objective's growing window (DATM's). The paper's shapes, rank and number of subspaces could not be had:
 one side is the literal reading, two sides and subspaces shared by all classes (`scope: global`) are ours. Two sides are
-the default: at CIFAR-10 IPC 1, 133 real images lose 10 % of their energy in them (rank 8), and 150 lose 33 % in one side
+the default: at CIFAR-10 IPC 1, 133 real images lose 10 % of their energy in them (rank 8); 150 lose 33 % in one side
 (rank 2).
 """
 
