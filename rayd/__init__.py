@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rayd.artifact import Artifact
     from rayd.methods.contract import Codec
+    from rayd.store import Store
 
 __version__ = "0.1.0"
 
 
-def load(source: str | Path | Callable[[str], bytes]) -> Artifact:
-    """An artifact, checked against its card: a folder, or a function that reads a file by name."""
+def load(source: str | Path | Store | Callable[[str], bytes]) -> Artifact:
+    """An artifact, checked against its card: a folder, a URI, a Store, or a function of file names."""
     from rayd import artifact
 
     return artifact.load(source, rebuild)

@@ -33,6 +33,7 @@ from rayd.augment import Transform
 from rayd.budget import Stored, unpacked
 from rayd.data import Spec
 from rayd.errors import Refused
+from rayd.store import Store
 
 FORMAT = 1
 KIND = "rayd artifact"
@@ -82,8 +83,20 @@ def folder_writer(folder: str | Path) -> Write:
     return lambda name, data: write_file(Path(folder) / name, data)
 
 
-def folder_reader(folder: str | Path) -> Read:
-    return lambda name: (Path(folder) / name).read_bytes()
+def reader(source: str | Path | Store | Read) -> Read:
+    """Files by name: of a local folder, of a URI, of a Store, or by the function given."""
+    if isinstance(source, str | Path) and "://" not in str(source):
+        return lambda name: (Path(source) / name).read_bytes()
+    if callable(source):
+        return source
+    store = Store(source) if isinstance(source, str | Path) else source
+
+    def read(name: str) -> bytes:
+        if not store.exists(name):
+            raise FileNotFoundError(store.where(name))
+        return store.read(name)
+
+    return read
 
 
 def self_hash(card: Mapping[str, Any]) -> str:
@@ -196,9 +209,9 @@ def quantise(pixels: Tensor) -> Tensor:
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def load(source: str | Path | Read, build: Callable[[Artifact], Any]) -> Artifact:
-    """Checked, unpacked, nothing executed. `source` is a folder or a function that reads a file by name."""
-    read = source if callable(source) else folder_reader(source)
+def load(source: str | Path | Store | Read, build: Callable[[Artifact], Any]) -> Artifact:
+    """Checked, unpacked, nothing executed."""
+    read = reader(source)
     card, contents = verified(read)
     numbers = unpacked(from_bytes(contents["codec.safetensors"], "codec.safetensors")[0])
     if "teacher.safetensors" in contents:

@@ -5,6 +5,7 @@ Shapes: N images, K classes.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from rayd.artifact import FORMAT, KIND, Read, Write, self_hash, step_size_of, to_bytes, verified, write_file
 from rayd.augment import Transform
-from rayd.budget import BESIDE, BOUND, Ledger, Stored, packed
+from rayd.budget import BESIDE, BOUND, Ledger, Stored, packed, unpacked
 from rayd.card import readme
 from rayd.data import Spec
 from rayd.errors import Refused
@@ -25,6 +26,8 @@ from rayd.png import grid, png
 
 SMALL = 64
 """A transform of at most so many numbers is written as text."""
+PLACES = ("out", "buffer")
+"""Where a run lay, which is no part of what it made: two equal runs leave the same card."""
 
 
 class Decoder(Protocol):
@@ -33,6 +36,7 @@ class Decoder(Protocol):
     def __len__(self) -> int: ...
     def decode(self, index_N: Tensor) -> tuple[Tensor, Tensor]: ...
     def of_class(self, c: int) -> Tensor: ...
+    def stored(self) -> dict[str, Stored]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +82,7 @@ def files(
         {**about, "tensors": {name: t.tolist() for name, t in numbers.items()} if small else {}}
     )
     out["ledger.json"] = _json(ledger.json())
-    out["preview.png"] = preview(codec, transform, spec)
+    out["preview.png"] = preview(as_stored(codec), transform, spec)
     card: dict[str, Any] = {
         "kind": KIND,
         "format": FORMAT,
@@ -89,10 +93,11 @@ def files(
         "classes": list(birth.classes),
         "images": len(codec),
         "roles": {name: one.role for name, one in stored.items()},
+        "storage": {name: one.storage for name, one in stored.items()},
         "step_size": step_size_of(stored),
         "data": dict(birth.data or {}),
         "seeds": dict(birth.seeds or {}),
-        "config": dict(birth.config or {}),
+        "config": {key: one for key, one in (birth.config or {}).items() if key not in PLACES},
         "claim": dict(birth.claim or {}),
         "versions": {"torch": torch.__version__.split("+")[0]},
         "ledger": {
@@ -105,6 +110,15 @@ def files(
         "scores": {},
     }
     return out | {"timing.json": _json(dict(timing or {}))} | _sealed(card, out)
+
+
+def as_stored(codec: Decoder) -> Decoder:
+    """A copy that went through its storage types: what a reader of the artifact gets."""
+    twin = copy.deepcopy(codec)
+    with torch.no_grad():
+        for name, tensor in unpacked(packed(twin.stored())).items():
+            twin.stored()[name].tensor.copy_(tensor)
+    return twin
 
 
 def save(folder: str | Path, made: Mapping[str, bytes]) -> Path:

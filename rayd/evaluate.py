@@ -31,6 +31,8 @@ from rayd.recipes import RecipeConfig as RecipeConfig
 from rayd.seeds import generator
 
 TEST_BATCH = 500
+WORTH = 200
+"""Steps from which compiling (some ten seconds, once for all networks alike) pays; fewer run eagerly."""
 RECOMPILE = 64
 """Compiled variants of the step that one process may hold."""
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
@@ -69,11 +71,12 @@ def evaluate(
     device: torch.device | None = None,
     step_size: float | None = None,
     teacher: tuple[Net, Tensor] | None = None,
-    compile: bool = True,
+    compile: bool | None = None,
     together: bool | None = None,
 ) -> list[Score]:
     """One score per seed, tested after the last step. `source` and `test`: a codec, Images or a Source."""
     device = device or torch.device("cpu")
+    compile = recipe.steps >= WORTH if compile is None else compile
     rate = check(recipe, step_size, teacher)
     train, exam = (Source.of(one, transform).resident(device) for one in (source, test))
     if len(train) == 0:
@@ -89,6 +92,13 @@ def evaluate(
         name = getattr(net.config, "name", type(net).__name__)
         scores += [Score(a, seed, name, seconds) for a, seed in zip(accuracies, group, strict=True)]
     return scores
+
+
+@torch.no_grad()
+def trained(recipe: RecipeConfig, net: Net, source: Any, transform: Transform | None, seed: int) -> Tensor:
+    """theta_P of one network under the recipe, on the CPU: what a coreset's features come from."""
+    train, cpu = Source.of(source, transform), torch.device("cpu")
+    return _train(recipe, net, train.resident(cpu), [seed], recipe.lr, cpu, None, recipe.steps >= WORTH)[0]
 
 
 def check(recipe: RecipeConfig, step_size: float | None, teacher: object) -> float:

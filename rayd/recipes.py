@@ -70,7 +70,9 @@ ZOO = (
 RECIPES: dict[str, RecipeConfig] = {
     "cpu": RecipeConfig(name="cpu"),
     "quick": RecipeConfig(name="quick", steps=200, seeds=2),
-    "plain": RecipeConfig(name="plain", steps=300, momentum=0.0, weight_decay=0.0, schedule="constant", augment=None),
+    "plain": RecipeConfig(
+        name="plain", steps=300, lr=0.05, momentum=0.0, weight_decay=0.0, schedule="constant", augment=None,
+    ),
     "dc": RecipeConfig(name="dc", steps=300, augment=None),
     "dsa": RecipeConfig(name="dsa", steps=1000),
     "mtt": RecipeConfig(name="mtt", learned=True),

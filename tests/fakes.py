@@ -55,3 +55,59 @@ def tiny(n: int = 60, size: int = 8, classes: int = 3, channels: int = 1, seed: 
         pixels[labels == c, :, c * size // classes : (c + 1) * size // classes] += 120
     names = tuple(f"class {c}" for c in range(classes))
     return Images(pixels.to(torch.uint8), labels, names, "tiny", {"content": f"tiny-{n}-{size}-{seed}", "name": "tiny"})
+
+
+DATA = {"name": "generated", "size": 8, "channels": 1, "classes": 3, "count": 90, "val": 0.1}
+
+
+def a_run(method: object = None, recipe: dict[str, object] | None = None, **more: object):  # type: ignore[no-untyped-def]
+    """A run on generated images that takes seconds at most."""
+    from rayd.config import Run
+    from rayd.strict import parse
+
+    method = method or {"codec": {"name": "pixel"}, "objective": {"name": "distribution"}}
+    short = {"name": "short", "steps": 40, "batch": 32, "lr": 0.05, "seeds": 3, **(recipe or {})}
+    plain = {
+        "data": DATA,
+        "net": {"name": "convnet", "width": 8, "depth": 1},
+        "expert": {},
+        "recipe": short,
+        "method": method,
+    }
+    return parse(Run, {**plain, **more})
+
+
+def an_artifact(folder, run, images=None, step_size: float | None = 0.02):  # type: ignore[no-untyped-def]
+    """An artifact of that run; its images are the real start, or `images` in network space."""
+    from rayd import birth
+    from rayd.seeds import generator
+    from rayd.setting import surroundings
+    from rayd.strict import to_dict
+
+    splits, transform, _ = surroundings(run)
+    spec = splits.train.spec
+    config = run.method.codec.fit(run.budget.build(), spec)
+    codec = config.build(spec, generator(run.seed, "codec"))
+
+    def take(c: int, n: int) -> Tensor:
+        return transform(splits.train.pixels_NCHW[splits.train.of_class(c).repeat(n)[:n]])
+
+    codec.encode(take, generator(run.seed, "encode"))
+    if images is not None:
+        with torch.no_grad():
+            codec.pixels.copy_(images)
+    stored = codec.stored()
+    if step_size is not None:
+        stored["step_size"] = Stored(torch.tensor([step_size]), "step")
+    word = run.method.spoken[0]
+    about = birth.Birth(
+        codec={"name": word, **to_dict(config)},
+        spec=spec,
+        classes=splits.train.classes,
+        sentence=run.method.sentence,
+        config=to_dict(run),
+        fingerprint=run.fingerprint(),
+        data=splits.train.manifest,
+        seeds={"run": run.seed},
+    )
+    return birth.save(folder, birth.files(about, codec, stored, transform, {"distill_s": 1.0}))

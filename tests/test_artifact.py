@@ -6,12 +6,15 @@ import sys
 
 import pytest
 import torch
-from fakes import Pixels, tiny
+from fakes import DATA, Pixels, a_run, an_artifact, tiny
 
+import rayd
 from rayd import artifact, birth
 from rayd.augment import Transform
 from rayd.budget import Stored
 from rayd.errors import Refused
+from rayd.methods import CODECS
+from rayd.verify import verify
 
 
 def make(kind="normalise", ipc=2):
@@ -95,7 +98,7 @@ def test_foreign_newer_and_missing_are_refused(tmp_path):
 
 def test_scores_are_amended_and_the_card_stays_whole(tmp_path):
     folder = birth.save(tmp_path, make()[1])
-    read, write = artifact.folder_reader(folder), artifact.folder_writer(folder)
+    read, write = artifact.reader(folder), artifact.folder_writer(folder)
     score = {"recipe": "plain", "mean": 0.5, "std": 0.01, "n": 5, "ci95": 0.012, "view": "exact"}
     birth.amend(read, write, {"scores": {"plain": score}, "reads": 1}, {"controls.json": b"{}"})
     card = artifact.load(folder, build).card
@@ -116,3 +119,17 @@ def test_loading_needs_torch_and_safetensors_alone():
     code = f"import sys, rayd.artifact, rayd.birth; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", list(CODECS))
+@pytest.mark.parametrize("storage", ["fp32", "fp16", "int8"])
+def test_every_codec_comes_back_as_stored(tmp_path, monkeypatch, name, storage):
+    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
+    under = {"name": name, "storage": storage, **({"of": "lodc"} if name == "formation" else {})}
+    method = {"codec": under, "objective": {"name": "distribution"}}
+    run = a_run(method=method, budget={"ipc": 4}, data={**DATA, "size": 16, "channels": 3})
+    folder = an_artifact(tmp_path / "a", run)
+    back = rayd.load(folder)
+    assert back.images("network").shape == (len(back), 3, 16, 16) and torch.isfinite(back.images()).all()
+    assert back.ledger["bytes"] == (folder / "codec.safetensors").stat().st_size
+    assert all(one.holds for one in verify(str(folder), run, scores=False)), list(verify(str(folder), run, False))

@@ -135,6 +135,6 @@ def test_recipes_on_file_are_the_recipes_in_code():
 
 def test_the_compiled_step_is_the_eager_one():
     recipe, net, exam = replace(SHORT, steps=8), NetConfig(width=4, depth=1).build(IMAGES.spec), tiny(90, seed=1)
-    fast = evaluate(recipe, net, IMAGES, exam, TRANSFORM, [0])
+    fast = evaluate(recipe, net, IMAGES, exam, TRANSFORM, [0], compile=True)
     slow = evaluate(recipe, net, IMAGES, exam, TRANSFORM, [0], compile=False)
     assert fast[0].accuracy == pytest.approx(slow[0].accuracy, abs=0.012)

@@ -1,0 +1,109 @@
+"""The table: a synthetic set's scores beside its controls, and the verdict in plain words.
+
+`score` is what jobs.evaluate does: it asks, counts that the test set was read, and seals table and scores into the
+artifact (controls.json, the card).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import rayd
+from rayd.artifact import Artifact, reader
+from rayd.birth import amend
+from rayd.config import Run
+from rayd.evaluate import T975, Score, check, summary
+from rayd.exam import CONTROLS, Ask, Exam, asks_of, inline
+from rayd.store import Store
+from rayd.strict import fingerprint, to_dict
+
+Answers = Iterable[tuple[Ask, list[Score] | str]]
+CORESETS = ("random", "herding", "kcentre")
+
+
+def score(
+    run: Run,
+    uri: str,
+    controls: Sequence[str] = CONTROLS,
+    ask: Callable[[Run, str, Sequence[Ask]], Answers] | None = None,
+) -> dict[str, Any]:
+    """Score the artifact at `uri` and its controls under the run's recipe. `ask`: fleet.score.answers, or here."""
+    artifact = rayd.load(uri)
+    check(run.recipe, artifact.step_size, _teacher(artifact))
+    asks = asks_of(run, artifact, controls)
+    given = list(ask(run, uri, asks) if ask else inline(Exam.of(run, uri), asks))
+    made = table(run, artifact, given)
+    store = Store(uri)
+    held = {key: one for key, one in artifact.card["scores"].items() if one.get("protocol") != made["protocol"]}
+    scores = {**held, **{f"{row['set']}/{row['net']}/{row['recipe']}": row for row in made["rows"]}}
+    claim = {**artifact.card["claim"], "verdict": made["verdict"]["overall"], "why": made["verdict"]["why"]}
+    changes = {"scores": scores, "reads": artifact.card["reads"] + 1, "claim": claim}
+    amend(reader(store), store.write, changes, {"controls.json": (json.dumps(made, indent=1) + "\n").encode()})
+    return made
+
+
+def table(run: Run, artifact: Artifact, answers: Answers) -> dict[str, Any]:
+    """Rows with mean, std, n and interval, what was left out and why, and the verdict. Nothing here depends on time."""
+    nets = [net.name + (f"-w{net.width}" if net.width else "") for net in run.recipe.nets or (run.net,)]
+    protocol = fingerprint({"recipe": to_dict(run.recipe), "nets": nets, "data": run.data.name})[:12]
+    rows: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
+    for ask, given in answers:
+        if isinstance(given, str):
+            skipped[ask.row] = given
+            continue
+        name, _, budget = ask.row.partition("@")
+        view = {"raw": "8-bit", "jpeg": "jpeg"}.get(budget, "8-bit" if name == "distilled-8bit" else "exact")
+        rows.append({"set": ask.row, "view": view, "budget": budget, "net": nets[ask.net], "recipe": run.recipe.name,
+                     "protocol": protocol, "seed_list": [s.seed for s in given], **summary(given)})  # fmt: skip
+    first = [row for row in rows if row["net"] == nets[0]]
+    own = artifact.card["ledger"]
+    about = {"protocol": protocol, "recipe": to_dict(run.recipe), "nets": nets}
+    size = {"floats": own["floats"], "bytes": own["bytes"], "classes": len(artifact.classes)}
+    return {"rows": rows, "skipped": skipped, "verdict": verdict(first), **about, **size}
+
+
+def verdict(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Does it beat the coreset? yes: better than each, by more than chance; no: one is better by more than chance.
+
+    Welch's interval of the difference, 95 %. Asked at equal floats and at equal bytes; overall is yes only if both are.
+    """
+    own = next((row for row in rows if row["set"] == "distilled"), None)
+    by: dict[str, list[str]] = {"floats": [], "bytes": []}
+    why = []
+    for row in rows:
+        kind, _, budget = row["set"].partition("@")
+        if own is None or kind not in CORESETS:
+            continue
+        gap, wide = difference(own, row)
+        word = "yes" if gap - wide > 0 else "no" if gap + wide < 0 else "undecided"
+        by["floats" if budget == "floats" else "bytes"].append(word)
+        why.append(f"{row['set']}: {100 * gap:+.1f} points (95 % ± {100 * wide:.1f}): {word}")
+    words = {name: worst(found) for name, found in by.items()}
+    return {**words, "overall": worst([word for word in words.values() if word != "not asked"]), "why": why}
+
+
+def worst(words: Sequence[str]) -> str:
+    if not words:
+        return "not asked"
+    return "no" if "no" in words else "undecided" if "undecided" in words else "yes"
+
+
+def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float]:
+    """Of two means, and half its 95 % interval (Welch); infinite where a spread is unknown."""
+    gap = a["mean"] - b["mean"]
+    if a["n"] < 2 or b["n"] < 2:
+        return gap, math.inf
+    va, vb = (row["std"] ** 2 / row["n"] for row in (a, b))
+    if va + vb == 0:
+        return gap, 0.0
+    freedom = int((va + vb) ** 2 / (va**2 / (a["n"] - 1) + vb**2 / (b["n"] - 1)))
+    quantile = T975[max(freedom, 1) - 1] if freedom <= len(T975) else 1.96
+    return gap, quantile * math.sqrt(va + vb)
+
+
+def _teacher(artifact: Artifact) -> object:
+    return next((one for one in artifact.stored.values() if one.role == "teacher"), None)

@@ -1,0 +1,64 @@
+"""Real images chosen without learning any: the controls a synthetic set must beat.
+
+Each picks, for every class, an order of its members; a set of n images takes the classes in turn, each in its order.
+
+Shapes: N members of a class, D features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rayd.data import Images
+from rayd.errors import refuse
+from rayd.seeds import generator
+
+KINDS = ("random", "herding", "kcentre")
+
+
+def orders(kind: str, images: Images, most: int, seed: int, features_ND: Tensor | None) -> list[Tensor]:
+    """Up to `most` indices of every class, best first."""
+    if kind not in KINDS:
+        raise refuse("controls", kind, " | ".join(KINDS))
+    out = []
+    for c in range(len(images.classes)):
+        members = images.of_class(c)
+        if kind == "random":
+            out.append(members[torch.randperm(len(members), generator=generator(seed, "random", c))][:most])
+            continue
+        assert features_ND is not None
+        pick = herding if kind == "herding" else k_centre
+        out.append(members[pick(features_ND[members], min(most, len(members)))])
+    return out
+
+
+def in_turn(orders_by_class: list[Tensor], n: int) -> Tensor:
+    """n indices, the classes in turn."""
+    longest = max(len(order) for order in orders_by_class)
+    every = [order[i] for i in range(longest) for order in orders_by_class if i < len(order)]
+    return torch.stack(every[:n])
+
+
+def herding(features_ND: Tensor, n: int) -> Tensor:
+    """Welling 2009: each pick brings the mean of the picks closest to the mean of all."""
+    mean_D = features_ND.mean(0)
+    free = torch.ones(len(features_ND), dtype=torch.bool)
+    total_D, picks = torch.zeros_like(mean_D), []
+    for k in range(n):
+        gap_N = (mean_D * (k + 1) - total_D - features_ND).square().sum(1)
+        best = int(gap_N.masked_fill(~free, torch.inf).argmin())
+        free[best] = False
+        total_D += features_ND[best]
+        picks.append(best)
+    return torch.tensor(picks)
+
+
+def k_centre(features_ND: Tensor, n: int) -> Tensor:
+    """Sener & Savarese 2018, greedy, from the member nearest the mean: each pick is the one farthest from all picks."""
+    picks = [int((features_ND - features_ND.mean(0)).square().sum(1).argmin())]
+    gap_N = (features_ND - features_ND[picks[0]]).square().sum(1)
+    while len(picks) < n:
+        picks.append(int(gap_N.argmax()))
+        gap_N = torch.minimum(gap_N, (features_ND - features_ND[picks[-1]]).square().sum(1))
+    return torch.tensor(picks)

@@ -1,0 +1,211 @@
+"""What is scored, and beside what: the synthetic set, and controls of the same size under the same recipe.
+
+A row says what the networks are trained on:
+
+    distilled            as decoded                       distilled-8bit     rounded and clipped to 8 bits
+    distilled-hard       its labels replaced by classes   start              the codec before any step
+    KIND@floats          as many real images as the artifact has floats for
+    KIND@raw             as many 8-bit images, one byte a label, as the artifact's file has bytes
+    KIND@jpeg            as many JPEG files (quality 75), decoded again, as the artifact's file has bytes
+    full                 the whole training set
+
+KIND is random (every network its own draw), herding or kcentre (in the features of a network trained on the real set).
+An ask is one row, one architecture, some seeds: it is answered alike in this process and in a task of the fleet.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rayd
+from rayd import coreset
+from rayd.artifact import Artifact
+from rayd.config import Run
+from rayd.data import Images, Splits
+from rayd.errors import Failed, Refused, refuse
+from rayd.evaluate import Score, evaluate, trained
+from rayd.feed import Source
+from rayd.nets import Net
+from rayd.seeds import seed_of
+from rayd.setting import assemble
+
+log = logging.getLogger(__name__)
+
+CONTROLS = (
+    "random@floats", "herding@floats", "random@raw", "herding@raw", "random@jpeg", "herding@jpeg", "start", "full",
+)  # fmt: skip
+BUDGETS = ("floats", "raw", "jpeg")
+QUALITY = 75
+FEATURE_STEPS = 300
+
+
+@dataclass(frozen=True)
+class Ask:
+    row: str
+    net: int
+    """Position in the recipe's networks."""
+    seeds: tuple[int, ...]
+
+
+class Exam:
+    """Everything an ask needs, built once in a process."""
+
+    def __init__(self, run: Run, artifact: Artifact, splits: Splits | None = None, device: str = "cpu") -> None:
+        self.run, self.artifact, self.recipe = run, artifact, run.recipe
+        self.splits = splits or run.data.load()
+        self.device = torch.device(device)
+        self._orders: dict[tuple[str, int], list[Tensor]] = {}
+        if self.train.spec != artifact.spec or self.train.classes != artifact.classes:
+            raise refuse("data", f"{self.train.name} {self.train.spec}", f"the artifact's {artifact.spec} and classes")
+        self.transform = artifact.transform
+
+    @classmethod
+    def of(cls, run: Run, uri: str) -> Exam:
+        return cls(run, rayd.load(uri), device="cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def train(self) -> Images:
+        return self.splits.train
+
+    @cached_property
+    def nets(self) -> list[Net]:
+        return [config.build(self.artifact.spec) for config in self.recipe.nets or (self.run.net,)]
+
+    def answer(self, ask: Ask) -> list[Score]:
+        """Scores on the test set."""
+        return self.scores(ask, self.splits.test)
+
+    def scores(self, ask: Ask, test: Images) -> list[Score]:
+        out: list[Score] = []
+        own_draw = ask.row.startswith("random@")
+        for seeds in [(seed,) for seed in ask.seeds] if own_draw else [ask.seeds]:
+            source = self.source(ask.row, seeds[0])
+            recipe = replace(self.recipe, labels="hard") if ask.row == "distilled-hard" else self.recipe
+            out += evaluate(
+                recipe, self.nets[ask.net], source, test, self.transform, seeds, device=self.device,
+                step_size=self.artifact.step_size, teacher=self._teacher,
+            )  # fmt: skip
+        return out
+
+    def source(self, row: str, seed: int) -> Source:
+        codec = self.artifact.codec
+        if row in ("distilled", "distilled-hard"):
+            return Source.of(codec)
+        if row == "distilled-8bit":
+            images = self.transform(self.artifact.images("uint8"))
+            return Source.tensors(images, self.artifact.labels, self.artifact.spec, self.artifact.targets)
+        if row == "full":
+            return Source.of(self.train, self.transform)
+        if row == "start":
+            return Source.of(assemble(self.run, self.device).codec)
+        kind, _, budget = row.partition("@")
+        if kind not in coreset.KINDS or budget not in BUDGETS:
+            raise refuse("controls", row, f"start | full | {'|'.join(coreset.KINDS)} @ {'|'.join(BUDGETS)}")
+        return Source.of(self.real(kind, budget, seed), self.transform)
+
+    def real(self, kind: str, budget: str, seed: int) -> Images:
+        """The real images of a control."""
+        room, spec = self.artifact.ledger, self.artifact.spec
+        order = self._order(kind, seed if kind == "random" else self.run.seed)
+        if budget == "jpeg":
+            return self._as_jpeg(coreset.in_turn(order, len(self.train)), room["bytes"])
+        n = round(room["floats"] / spec.floats) if budget == "floats" else room["bytes"] // (spec.floats + 1)
+        return self.train.select(coreset.in_turn(order, min(max(n, spec.classes), len(self.train))))
+
+    def _order(self, kind: str, seed: int) -> list[Tensor]:
+        if (kind, seed) not in self._orders:
+            most = len(self.train) if kind == "random" else self._most()
+            features = None if kind == "random" else self._features
+            self._orders[kind, seed] = coreset.orders(kind, self.train, most, seed, features)
+        return self._orders[kind, seed]
+
+    def _most(self) -> int:
+        """Images of a class that the largest budget may ask for: a JPEG rarely takes under a tenth of its pixels."""
+        spec, size = self.artifact.spec, int(self.artifact.ledger["bytes"])
+        return max(size // (spec.floats + 1), size // max(spec.floats // 10, 300)) // spec.classes + 2
+
+    @cached_property
+    def _features(self) -> Tensor:
+        """Embeddings of the training set by a network trained on it, on the CPU."""
+        steps = min(FEATURE_STEPS, self.recipe.steps)
+        recipe = replace(self.recipe, steps=steps, labels="hard", learned=False, mixup=0.0, cutmix=0.0)
+        net, source = self.nets[0], Source.of(self.train, self.transform)
+        theta = trained(recipe, net, source, None, seed_of(self.run.seed, "features"))
+        with torch.no_grad():
+            parts = torch.arange(len(source)).split(500)
+            return torch.cat([net.features(theta, source.decode(part)[0])[-1] for part in parts])
+
+    @cached_property
+    def _teacher(self) -> tuple[Net, Tensor] | None:
+        """The network whose parameters the artifact carries, where its recipe asks one."""
+        held = [one.tensor for one in self.artifact.stored.values() if one.role == "teacher"]
+        return (self.run.net.build(self.artifact.spec), held[0].flatten()) if held else None
+
+    def _as_jpeg(self, order: Tensor, room: int) -> Images:
+        """As many of them, in this order, as fit; as they look once compressed."""
+        kept: list[Tensor] = []
+        sizes = 0
+        for index in order:
+            data = jpeg(self.train.pixels_NCHW[index])
+            sizes += len(data) + 1
+            if sizes > room and len(kept) >= self.artifact.spec.classes:
+                break
+            kept.append(unjpeg(data))
+        few = self.train.select(order[: len(kept)])
+        return replace(few, pixels_NCHW=torch.stack(kept))
+
+
+def rows_of(artifact: Artifact, controls: Sequence[str]) -> list[str]:
+    soft = any(one.role == "labels" for one in artifact.stored.values())
+    return ["distilled", "distilled-8bit", *(["distilled-hard"] if soft else []), *controls]
+
+
+def asks_of(run: Run, artifact: Artifact, controls: Sequence[str]) -> list[Ask]:
+    """Every row under the first network; the set itself and random images of its floats under the others."""
+    seeds = [seed_of(run.seed, "score", i) for i in range(run.recipe.seeds)]
+    rows, cross = rows_of(artifact, controls), ["distilled", *(["random@floats"] if controls else [])]
+    plan = [(row, 0) for row in rows] + [(row, n) for n in range(1, len(run.recipe.nets)) for row in cross]
+    return [Ask(row, net, tuple(seeds)) for row, net in plan]
+
+
+def inline(exam: Exam, asks: Sequence[Ask]) -> Iterator[tuple[Ask, list[Score] | str]]:
+    """Answers one after another; a control that cannot be had here is said, and the others go on."""
+    for ask in asks:
+        yield ask, attempt(exam.answer, ask)
+
+
+def attempt(answer: Callable[[Ask], list[Score]], ask: Ask) -> list[Score] | str:
+    if ask.row.startswith("distilled"):
+        return answer(ask)
+    try:
+        return answer(ask)
+    except (Refused, Failed) as error:
+        log.warning("control %s left out: %s", ask.row, error)
+        return str(error)
+
+
+def jpeg(pixels_CHW: Tensor) -> bytes:
+    from PIL import Image
+
+    array: Any = pixels_CHW[0].numpy() if len(pixels_CHW) == 1 else pixels_CHW.permute(1, 2, 0).contiguous().numpy()
+    out = io.BytesIO()
+    Image.fromarray(array).save(out, format="JPEG", quality=QUALITY)
+    return out.getvalue()
+
+
+def unjpeg(data: bytes) -> Tensor:
+    import numpy as np
+    from PIL import Image
+
+    array = torch.from_numpy(np.array(Image.open(io.BytesIO(data))))
+    return array[None] if array.ndim == 2 else array.permute(2, 0, 1).contiguous()
+
+

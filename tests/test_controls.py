@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from fakes import a_run, an_artifact
+
+import rayd
+from rayd import controls, coreset, robust
+from rayd.artifact import reader, self_hash
+from rayd.errors import Refused
+from rayd.exam import Ask, Exam
+from rayd.store import Store
+from rayd.verify import verify
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
+
+
+def fails(folder, run, scores=False):
+    return [str(one) for one in verify(str(folder), run, scores) if not one.holds]
+
+
+def reseal(folder, change):
+    """What a careful forger would do: change the card and hash it again."""
+    card = json.loads((folder / "card.json").read_text())
+    change(card)
+    card.pop("sha256")
+    (folder / "card.json").write_text(json.dumps(card | {"sha256": self_hash(card)}))
+
+
+def test_herding_follows_the_mean_and_k_centre_spreads():
+    points = torch.tensor([[0.0], [1.0], [2.0], [10.0]])
+    assert coreset.herding(points, 1).tolist() == [2], "3.25 is the mean: 2 is nearest"
+    assert coreset.k_centre(points, 2).tolist() == [2, 3], "then the farthest"
+    assert sorted(coreset.herding(torch.randn(9, 4), 9).tolist()) == list(range(9))
+
+
+def test_controls_hold_no_more_than_the_artifact(tmp_path, cache):
+    run = a_run()
+    exam = Exam(run, rayd.load(an_artifact(tmp_path / "a", run)))
+    size = exam.artifact.ledger
+    assert len(exam.real("random", "floats", 0)) == round(size["floats"] / 64) == 3
+    raw = exam.real("herding", "raw", 0)
+    assert len(raw) * 65 <= size["bytes"] < (len(raw) + 1) * 65
+    few = exam.real("random", "jpeg", 0)
+    assert few.spec == exam.train.spec and len(few) >= 3
+    assert not torch.equal(exam.real("random", "floats", 0).labels_N.sort()[0], torch.zeros(3))
+    assert sorted(exam.real("random", "floats", 1).labels_N.tolist()) == [0, 1, 2]
+
+
+def test_the_table_the_card_and_the_verdict_when_distillation_loses(tmp_path, cache):
+    """Noise as a synthetic set: whatever is real beats it, and the verdict must say so."""
+    run = a_run()
+    folder = an_artifact(tmp_path / "a", run, images=torch.randn(3, 1, 8, 8))
+    made = controls.score(run, str(folder), ["random@floats", "random@raw", "herding@raw", "start", "full"])
+    assert made["verdict"]["overall"] == "no" and made["verdict"]["bytes"] == "no"
+    card = rayd.load(folder).card
+    assert card["reads"] == 1 and card["claim"]["verdict"] == "no" and "**no**" in (folder / "README.md").read_text()
+    by = {row["set"]: row for row in made["rows"]}
+    assert set(by) == {"distilled", "distilled-8bit", "random@floats", "random@raw", "herding@raw", "start", "full"}
+    assert by["full"]["mean"] > by["distilled"]["mean"] and by["distilled"]["n"] == 3
+    assert not fails(folder, run, scores=True), "untouched, the claim holds"
+    controls.score(run, str(folder), [])
+    assert rayd.load(folder).card["reads"] == 2
+
+
+def test_verdicts():
+    def row(name, mean, std=0.01, n=5):
+        return {"set": name, "mean": mean, "std": std, "n": n}
+
+    own = row("distilled", 0.5)
+    assert controls.verdict([own, row("random@floats", 0.3), row("herding@raw", 0.4)])["overall"] == "yes"
+    assert controls.verdict([own, row("random@floats", 0.3), row("herding@raw", 0.495)])["overall"] == "undecided"
+    assert controls.verdict([own, row("random@floats", 0.3), row("random@jpeg", 0.6)])["bytes"] == "no"
+    assert controls.verdict([own, row("random@floats", 0.3, n=1)])["floats"] == "undecided", (
+        "one network proves nothing"
+    )
+    assert controls.verdict([own, row("full", 0.9)])["overall"] == "not asked"
+    gap, wide = controls.difference(row("a", 0.5, 0.02, 5), row("b", 0.4, 0.02, 5))
+    assert gap == pytest.approx(0.1) and wide == pytest.approx(2.306 * math.sqrt(2 * 0.02**2 / 5), rel=1e-3)
+
+
+def test_tampering_fails_and_says_where(tmp_path, cache):
+    run = a_run()
+    folder = an_artifact(tmp_path / "a", run)
+    assert not fails(folder, run)
+    data = bytearray((folder / "codec.safetensors").read_bytes())
+    data[-7] ^= 64
+    (folder / "codec.safetensors").write_bytes(bytes(data))
+    assert "codec.safetensors" in fails(folder, run)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (lambda card: card.update(step_size=0.5), "step size"),
+        (lambda card: card["data"].update(content="other"), "data are those"),
+        (
+            lambda card: card["scores"]["distilled/convnet-w8/short"].update(mean=0.99),
+            "card and table agree on distilled",
+        ),
+    ],
+)
+def test_a_forged_card_is_found_out_by_recomputing(tmp_path, cache, change, where):
+    run = a_run()
+    folder = an_artifact(tmp_path / "a", run)
+    controls.score(run, str(folder), [])
+    reseal(folder, change)
+    assert any(where in one for one in fails(folder, run, scores=True))
+
+
+def test_a_forged_number_that_hashes_right_is_found_out(tmp_path, cache):
+    import hashlib
+
+    run = a_run()
+    folder = an_artifact(tmp_path / "a", run)
+    ledger = json.loads((folder / "ledger.json").read_text()) | {"floats": 5}
+    (folder / "ledger.json").write_text(json.dumps(ledger))
+    digest = hashlib.sha256((folder / "ledger.json").read_bytes()).hexdigest()
+    reseal(folder, lambda card: card["files"].update({"ledger.json": digest}))
+    assert any("ledger counts" in one and "floats" in one for one in fails(folder, run))
+
+
+def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, cache):
+    run = a_run(recipe={"labels": "teacher"})
+    folder = an_artifact(tmp_path / "a", run)
+    before = (folder / "card.json").read_bytes()
+    with pytest.raises(Refused, match=r"recipe\.labels=teacher"):
+        controls.score(run, str(folder))
+    assert (folder / "card.json").read_bytes() == before
+
+
+def test_robust_scores_are_their_formulas(tmp_path, cache):
+    """A set equal to what it is compared with gains nothing: 0.269. The full set loses nothing to hard labels."""
+    nothing = (1 - math.exp(-1)) / (math.e - math.exp(-1))
+    assert nothing == pytest.approx(0.269, abs=1e-3)
+    assert robust.ars(0.4, 0.4, 0.3, 0.3) == pytest.approx(nothing)
+    full = robust.lrs(real_hard=0.8, syn_hard=0.8, syn_own=0.8, random_own=0.3)
+    assert full == pytest.approx(robust.scaled(0.25)) and full > nothing
+    assert robust.scaled(1) == pytest.approx(1) and robust.scaled(-1) == pytest.approx(0)
+    with pytest.raises(Refused, match="fractions"):
+        robust.lrs(80, 80, 80, 30)
+    run = a_run(recipe={"steps": 20, "seeds": 2})
+    exam = Exam(run, rayd.load(an_artifact(tmp_path / "a", run)))
+    found = robust.measure(exam, (1, 2))
+    assert found["lrs"] == pytest.approx(robust.scaled(0.5 * found["ior"] - 0.5 * found["hlr"]))
+    assert found["hlr"] == pytest.approx(found["real_hard"] - found["syn_hard"]) and exam.recipe == run.recipe
+
+
+def test_an_ask_is_answered_alike_alone_and_in_company(tmp_path, cache):
+    run = a_run()
+    exam = Exam(run, rayd.load(an_artifact(tmp_path / "a", run)))
+    both = exam.answer(Ask("random@floats", 0, (1, 2)))
+    assert both[1].accuracy == exam.answer(Ask("random@floats", 0, (2,)))[0].accuracy
+
+
+@pytest.mark.ray
+def test_tasks_answer_as_this_process_does(tmp_path, cache, ray_local):
+    from rayd.exam import asks_of, inline
+    from rayd.fleet.score import answers
+
+    run = a_run(scale={"name": "laptop"})
+    folder = str(an_artifact(tmp_path / "a", run))
+    asks = asks_of(run, rayd.load(folder), ["random@floats", "nonsense@floats"])
+    here = list(inline(Exam.of(run, folder), asks))
+    there = list(answers(run, folder, asks))
+    assert [ask for ask, _ in there] == asks
+    for (_, a), (_, b) in zip(here, there, strict=True):
+        assert a == b if isinstance(a, str) else [s.accuracy for s in a] == [s.accuracy for s in b]
+    assert isinstance(there[-1][1], str) and "controls=nonsense@floats" in there[-1][1]
+    assert Store(folder).exists("card.json") and reader(folder)("card.json")
