@@ -109,6 +109,7 @@ def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
     own = next((word.split("=", 1)[1].strip("'\"") for word in words if word.startswith("methods=")), None)
     places = [CONFIGS] + ([Path(own).resolve()] if own not in (None, "null") else [])
     overrides = [_override(word, places) for word in words]
+    overrides += [f"~{group}" for group in GROUPS if any(word.startswith(f"{group}={{") for word in words)]
     if len(places) > 1 and (places[1] / "method").is_dir():
         overrides.append(f"hydra.searchpath=['file://{places[1]}']")
     if not (CONFIGS / f"{verb}.yaml").is_file():
@@ -119,7 +120,8 @@ def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise Refused(f"{' '.join(words)}: {lines[0] if lines else type(error).__name__}") from error
+        why = lines[0] if lines else type(error).__name__
+        raise Refused(f"{' '.join(words)}: {why}; allowed is KEY=VALUE, values with special signs in quotes") from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

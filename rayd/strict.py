@@ -47,8 +47,8 @@ def read(cls: type[T], mapping: Mapping[str, Any], where: str, derived: Mapping[
 
 def unknown(key: str, given: Any, known: list[str], where: str = "") -> Refused:
     near = get_close_matches(key, known, n=1)
-    hint = f"did you mean {at(where, near[0])}?" if near else ""
-    return refuse(at(where, key), given, f"no such key, only {', '.join(known)}", hint)
+    hint = f"; did you mean {at(where, near[0])}?" if near else ""
+    return Refused(f"{at(where, key)}={given!s}: no such key; known are {', '.join(known)}{hint}")
 
 
 def value(kind: Any, given: Any, where: str, allowed: str = "") -> Any:

@@ -13,15 +13,28 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "seeds", "strict", "compiler"),
-    ("data", "augment", "nets", "layers", "flat", "unroll", "budget"),
-    ("trajectory", "artifact"),
+    ("errors", "seeds", "strict", "compiler", "png", "progress"),
+    ("data", "sources", "transform", "augment", "nets", "layers", "zoo", "flat", "unroll", "budget", "store"),
+    ("trajectory", "artifact", "birth", "card"),
     ("methods",),
-    ("expert", "distill", "evaluate"),
-    ("store", "buffer", "world"),
+    ("recipes", "feed", "expert", "sgd", "distill", "evaluate"),
+    ("buffer", "shards", "world", "prepare"),
     ("config",),
-    ("run",),
-    ("controls", "export", "report", "plan", "continual", "theory", "bench"),
+    ("foundry", "setting", "run"),
+    (
+        "coreset",
+        "exam",
+        "controls",
+        "robust",
+        "verify",
+        "export",
+        "report",
+        "plan",
+        "search",
+        "continual",
+        "theory",
+        "bench",
+    ),
     ("fleet",),
     ("jobs",),
 )
@@ -31,10 +44,11 @@ DOORS: dict[str, tuple[str, ...]] = {
     "ray": ("rayd/fleet/",),
     "hydra": ("jobs/compose.py",),
     "omegaconf": ("jobs/compose.py",),
-    "webdataset": ("rayd/store.py", "rayd/buffer.py"),
-    "pyarrow": ("rayd/store.py", "rayd/buffer.py"),
-    "torchvision": ("rayd/data.py",),
-    "sklearn": ("rayd/data.py",),
+    "webdataset": ("rayd/shards.py", "rayd/export.py"),
+    "pyarrow": ("rayd/store.py", "rayd/shards.py", "rayd/sources/", "rayd/search/trials.py", "rayd/export.py"),
+    "torchvision": ("rayd/sources/bundled.py",),
+    "sklearn": ("rayd/sources/bundled.py",),
+    "PIL": ("rayd/sources/", "rayd/export.py", "rayd/controls.py"),
     "safetensors": ("rayd/artifact.py",),
     "matplotlib": ("rayd/report.py",),
     "optuna": ("rayd/fleet/",),
@@ -51,6 +65,8 @@ FORBIDDEN_CALLS = {
     "eval",
     "exec",
 }
+ALLOWED = {("rayd/export.py", "torch.save")}
+"""The field's own scripts read images.pt and labels.pt: tensors only, for them to load with weights_only."""
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc"}
 LONGEST = 330
 
@@ -150,7 +166,9 @@ def test_manners(path: Path) -> None:
             )
         elif isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in FORBIDDEN_CALLS, f"{name_of(path)}:{node.lineno} calls {called}"
+            assert called not in FORBIDDEN_CALLS or (name_of(path), called) in ALLOWED, (
+                f"{name_of(path)}:{node.lineno} calls {called}"
+            )
             assert printing or called != "print", f"{name_of(path)}:{node.lineno} prints"
             if called.endswith(("manual_seed", "random.seed")):
                 assert called not in ("torch.manual_seed", "random.seed", "np.random.seed"), (

@@ -53,7 +53,7 @@ BAD: list[tuple[str, tuple[str, ...]]] = [
     ("method.stepz=3", ("method.stepz", "did you mean method.steps?")),
     ("method.steps=many", ("method.steps=many", "a whole number")),
     ("budget.ipc=-1", ("budget.ipc=-1", "above zero")),
-    ("budget={ipc: 1, floats: 10}", ("budget", "one of ipc, floats, bytes")),
+    ("'budget={ipc: 1, floats: 10}'", ("budget", "one of ipc, floats, bytes")),
     ("method=magic", ("method=magic", "mtt")),
     ("method.codec.name=pixels", ("method.codec.name=pixels", "pixel")),
     ("data=folder data.path=/nowhere/at/all", ("/nowhere/at/all",)),
@@ -62,8 +62,9 @@ BAD: list[tuple[str, tuple[str, ...]]] = [
     ("scale=inline scale.workers=2", ("scale.workers=2", "laptop")),
     ("scale=cluster out=runs/here", ("out=runs/here", "absolute")),
     ("verbose", ("verbose", "KEY=VALUE")),
-    ("out=[", ("out",)),
-    ("'method.terms=[{name: contrast}]' method.codec.name=pixel", ("contrast",)),
+    ("seed=[", ("seed=[", "quotes")),
+    ("'method.terms=[{name: mim4dd}]'", ("mim4dd", "views", "choose another objective")),
+    ("'method={codec: {name: pixel, labels: soft}, objective: {name: distribution}}'", ("labels",)),
 ]
 
 
@@ -95,7 +96,7 @@ NEEDS = {"folder", "parquet", "webdataset", "prepared"}
 
 @pytest.mark.parametrize(("group", "option"), CHOICES, ids=[f"{g}={o}" for g, o in CHOICES])
 def test_every_shipped_choice_is_a_run(group: str, option: str) -> None:
-    words = [f"{group}={option}"] + (["data.path=/somewhere"] if option in NEEDS else [])
+    words = [f"{group}={option}", "out=/somewhere"] + (["data.path=/somewhere"] if option in NEEDS else [])
     asked = ask("distill", tuple(words))
     assert asked.run.method.sentence
     assert len(asked.run.fingerprint()) == 64

@@ -1,0 +1,91 @@
+"""Score an artifact under a named recipe beside its controls, read the test set once, seal the table into the card.
+
+`verify=ARTIFACT` recomputes that artifact's claim and ledger from its files and the data alone, and says what holds.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.compose import Asked, command
+
+
+@dataclass(frozen=True)
+class Own:
+    artifact: str | None = None
+    verify: str | None = None
+    controls: bool = True
+
+
+def act(asked: Asked) -> int:
+    if asked.own.verify:
+        return verified(asked)
+    at = asked.own.artifact or f"{asked.run.out}/artifact"
+    scored(asked, at, asked.own.controls)
+    print(table(at))
+    print(f"next: {asked.line('report')}")
+    return 0
+
+
+def scored(asked: Asked, at: str, controls: bool = True) -> bool:
+    """Whether the artifact had to be scored: not if its card holds this recipe's table already."""
+    from rayd.controls import score
+    from rayd.exam import CONTROLS
+    from rayd.store import Store
+    from rayd.strict import to_dict
+
+    run, store, rows = asked.run, Store(at), CONTROLS if controls else ()
+    if store.exists("controls.json"):
+        held = store.read_json("controls.json")
+        known = {row["set"] for row in held["rows"]} | set(held["skipped"])
+        if held["recipe"] == to_dict(run.recipe) and set(rows) <= known:
+            return False
+    if run.scale.name == "inline":
+        score(run, at, rows)
+    else:
+        from rayd.fleet.score import answers
+
+        score(run, at, rows, answers)
+    return True
+
+
+def verified(asked: Asked) -> int:
+    from rayd.errors import Failed
+    from rayd.verify import verify
+
+    own_data = any(word.startswith("data") for word in asked.words)
+    findings = []
+    for finding in verify(asked.own.verify, asked.run if own_data else None):
+        findings.append(finding)
+        print(finding, flush=True)
+    broken = [finding.what for finding in findings if not finding.holds]
+    if broken:
+        raise Failed(f"{asked.own.verify}: the claim does not hold: {', '.join(broken)}")
+    print(f"rayd: {asked.own.verify}: the claim holds")
+    return 0
+
+
+def table(at: str) -> str:
+    """The scores and the verdict, as text."""
+    from rayd.store import Store
+
+    held = Store(at).read_json("controls.json")
+    lines = [f"{'set':<18}{'net':<16}{'test accuracy':>16}{'n':>4}{'95 %':>8}"]
+    lines += [_row(row) for row in sorted(held["rows"], key=lambda row: (row["net"], -row["mean"]))]
+    lines += [f"{name:<18}left out: {why}" for name, why in held["skipped"].items()]
+    size = f"{held['floats']:,} floats, {held['bytes']:,} bytes"
+    verdict = held["verdict"]
+    lines += [f"{size}; recipe {held['recipe']['name']}"]
+    return "\n".join([*lines, *(f"  {why}" for why in verdict["why"]), f"beats the coreset: {verdict['overall']}"])
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    score = f"{100 * row['mean']:.1f} +- {100 * row['std']:.1f}"
+    return f"{row['set']:<18}{row['net']:<16}{score:>16}{row['n']:>4}{100 * row['ci95']:>8.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(command("evaluate", __doc__, act, lambda: Own))

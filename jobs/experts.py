@@ -1,0 +1,67 @@
+"""Train expert networks and stream their trajectories into sharded buffers, one after another or by Ray actors.
+
+Committed shards are skipped, lost ones made again: kill it, submit it again, the bytes are the same.
+`verify=true` checks every row of a buffer instead.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.compose import Asked, command
+
+
+@dataclass(frozen=True)
+class Own:
+    verify: bool = False
+
+
+def act(asked: Asked) -> int:
+    at = asked.run.experts_at
+    if asked.own.verify:
+        return check(at)
+    made = built(asked)
+    print(f"rayd: buffer in {at}: {made} experts made" if made else f"rayd: {at} is already done")
+    print(f"next: {asked.line('distill')}")
+    return 0
+
+
+def check(at: str) -> int:
+    from rayd.buffer import verify
+    from rayd.errors import Failed
+
+    faults = verify(at)
+    if faults:
+        raise Failed("\n".join(faults))
+    print(f"rayd: {at}: every row agrees with its checksum")
+    return 0
+
+
+def built(asked: Asked) -> int:
+    """Experts that had to be made."""
+    from jobs.progress import Line
+
+    line, progress = Line(), None
+    for progress in _building(asked):
+        line.show(f"experts  {progress.line()}")
+    if progress is None or not progress.done:
+        return 0
+    line.show(f"experts  {progress.line()}", last=True)
+    return int(progress.experts)
+
+
+def _building(asked: Asked) -> Any:
+    from rayd.foundry import Shop, build_inline
+
+    shop = Shop.open(asked.run)
+    if asked.run.scale.name == "inline":
+        return build_inline(shop)
+    from rayd.fleet.experts import build
+
+    return build(shop)
+
+
+if __name__ == "__main__":
+    sys.exit(command("experts", __doc__, act, lambda: Own))

@@ -1,0 +1,85 @@
+"""The whole way as one job: experts, distillation, evaluation with controls, report. What is done already is skipped.
+
+`stages=[...]` runs some of: prepare experts distill evaluate report. Each stage takes its own resources from scale.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, replace
+
+from jobs.compose import Asked, command
+
+KNOWN = ("prepare", "experts", "distill", "evaluate", "report")
+
+
+@dataclass(frozen=True)
+class Own:
+    stages: tuple[str, ...] = ("experts", "distill", "evaluate", "report")
+
+
+def act(asked: Asked) -> int:
+    from jobs.progress import duration
+    from rayd.errors import refuse
+
+    strange = [name for name in asked.own.stages if name not in KNOWN]
+    if strange:
+        raise refuse("stages", strange[0], " | ".join(KNOWN))
+    began, told = time.monotonic(), []
+    for name in KNOWN:
+        if name in asked.own.stages:
+            started = time.monotonic()
+            worked = stage(name, asked)
+            asked = on_shards(asked) if name == "prepare" else asked
+            spent = f"{name} {duration(time.monotonic() - started)}" if worked else f"{name} already done"
+            told.append(spent)
+            print(f"rayd: {spent}", file=sys.stderr, flush=True)
+    conclude(asked)
+    print(f"rayd: {', '.join(told)}; {duration(time.monotonic() - began)} in all")
+    return 0
+
+
+def on_shards(asked: Asked) -> Asked:
+    """The same run on prepared shards: the later stages map what the first one decoded."""
+    data = replace(asked.run.data, name="prepared", path=f"{asked.run.out}/data")
+    return replace(asked, run=replace(asked.run, data=data))
+
+
+def stage(name: str, asked: Asked) -> bool:
+    """Whether there was anything to do."""
+    if name == "prepare":
+        from jobs.prepare import prepared
+
+        return bool(prepared(asked, f"{asked.run.out}/data", 4096))
+    if name == "experts":
+        from jobs.experts import built
+
+        return bool(built(asked)) if asked.run.method.reads_experts else False
+    if name == "distill":
+        from jobs.distill import distilled
+
+        return distilled(asked)
+    if name == "evaluate":
+        from jobs.evaluate import scored
+
+        return scored(asked, f"{asked.run.out}/artifact")
+    from jobs.report import reported
+
+    return reported(asked)
+
+
+def conclude(asked: Asked) -> None:
+    """Table, page and the next command."""
+    from jobs.evaluate import table
+
+    out = asked.run.out
+    if "evaluate" in asked.own.stages:
+        print(table(f"{out}/artifact"))
+    if "report" in asked.own.stages:
+        print(f"page: {out}/report/index.html")
+    print(f"next: {asked.line('export')}")
+
+
+if __name__ == "__main__":
+    sys.exit(command("pipeline", __doc__, act, lambda: Own))
