@@ -266,6 +266,10 @@ class Run:
     methods: str | None = None
     """Folder of methods of one's own."""
 
+    def __post_init__(self) -> None:
+        if self.transform == "zca" and getattr(self.method.codec, "clamp", False):
+            raise refuse("method.codec.clamp", True, "false under transform=zca", "whitened pixels have no bounds to clamp to")
+
     @classmethod
     def from_plain(cls, mapping: Mapping[str, Any], where: str = "") -> Run:
         rest = dict(mapping)

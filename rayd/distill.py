@@ -80,10 +80,12 @@ def identity(flat: Tensor) -> Tensor:
 
 
 def make_optimiser(player: Player, config: OptimiserConfig) -> torch.optim.Optimizer:
-    lr = player.lr if player.lr is not None else config.lr * player.scale
+    """A player's own optimiser. Its scale is for updates of unit size; sgd's carry the scale in the gradient once more."""
+    name = player.optimiser or config.name
+    scale = player.scale**2 if name == "sgd" else player.scale
+    lr = player.lr if player.lr is not None else config.lr * scale
     momentum = player.momentum if player.momentum is not None else config.momentum
     decay = player.weight_decay or config.weight_decay
-    name = player.optimiser or config.name
     params = list(player.params)
     if name == "sgd":
         return torch.optim.SGD(params, lr=lr, momentum=momentum, weight_decay=decay)
