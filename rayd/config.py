@@ -268,7 +268,7 @@ class Run:
 
     def __post_init__(self) -> None:
         if self.transform == "zca" and getattr(self.method.codec, "clamp", False):
-            raise refuse("method.codec.clamp", True, "false under transform=zca", "whitened pixels have no bounds to clamp to")
+            raise refuse("method.codec.clamp", True, "false under transform=zca", "whitened pixels have no bounds")
 
     @classmethod
     def from_plain(cls, mapping: Mapping[str, Any], where: str = "") -> Run:

@@ -161,7 +161,11 @@ class Distillation:
             optimiser.load_state_dict({"state": entries, "param_groups": full["param_groups"]})
 
     def _parts(self) -> list[tuple[str, Codec | Objective | Term]]:
-        return [("codec", self.codec), ("objective", self.objective), *((f"term{i}", t) for i, t in enumerate(self.terms))]
+        return [
+            ("codec", self.codec),
+            ("objective", self.objective),
+            *((f"term{i}", t) for i, t in enumerate(self.terms)),
+        ]
 
     def averaged(self) -> Codec:
         """The codec to hand over: the running average where one is kept."""
@@ -217,7 +221,10 @@ class Distillation:
         norm = float(gradient.norm())
         self.number += 1
         step = Step(self.number, value_sum / count if mean and count else value_sum)
-        step.metrics = {k: float(v) / len(items) for k, v in metrics.items()} | {"grad_norm": norm, "items_skipped": skips}
+        step.metrics = {k: float(v) / len(items) for k, v in metrics.items()} | {
+            "grad_norm": norm,
+            "items_skipped": skips,
+        }
         step.skipped = self._take(gradient, count, norm, step.value)
         return step
 
@@ -230,7 +237,9 @@ class Distillation:
             places = [(i, p, s) for i, p, name, s in self._numbered() if name in names]
             if not places or not loss.requires_grad:
                 continue
-            grads = torch.autograd.grad(loss, [p for _, p, _ in places], retain_graph=k + 1 < len(groups), allow_unused=True)
+            grads = torch.autograd.grad(
+                loss, [p for _, p, _ in places], retain_graph=k + 1 < len(groups), allow_unused=True
+            )
             for (i, _, sign), g in zip(places, grads, strict=True):
                 if g is not None:
                     totals[i].add_(g, alpha=sign)

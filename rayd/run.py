@@ -77,13 +77,15 @@ class Checkpoints:
             marker = self.store.read_json(f"{name}.json")
             if marker["run"] != self.fingerprint:
                 raise Refused(
-                    f"out={self.store.uri}: holds checkpoints of another run (fingerprint {marker['run'][:12]}, this one is "
+                    f"out={self.store.uri}: holds checkpoints of another run ({marker['run'][:12]}, this one is "
                     f"{self.fingerprint[:12]}); give another out, or remove its checkpoints folder"
                 )
             data = self.store.read(f"{name}.safetensors")
             if hashlib.sha256(data).hexdigest() == marker["sha256"]:
                 return artifact.from_bytes(data)[0]
-            log.warning("checkpoint %s of %s is damaged (sha256 differs): going back to the one before", name, self.store.uri)
+            log.warning(
+                "checkpoint %s of %s is damaged (sha256 differs): going back to the one before", name, self.store.uri
+            )
         return None
 
     def _names(self) -> list[str]:
@@ -113,7 +115,9 @@ def distil(run: Run, place: Place | None = None) -> Iterator[Step]:
     setting = assemble(run, place.device or default_device())
     items = len(setting.objective.plan(0))
     if place.size > items:
-        raise Refused(f"scale.workers={place.size}: allowed is at most the {items} items of a step; set method.objective.items")
+        raise Refused(
+            f"scale.workers={place.size}: allowed is at most the {items} items of a step; set method.objective.items"
+        )
     work = setting.distillation((place.rank, place.size), place.reduce or identity)
     checkpoints = Checkpoints(store.sub("checkpoints"), run.fingerprint())
     keeper = Keeper(run, store, setting, work, checkpoints, writes=place.rank == 0)
@@ -196,7 +200,8 @@ class Keeper:
             codec.load(self.best[1])
         self.log.save()
         timing = {"distill_s": sum(line["seconds"] for line in self.log.lines), "steps": self.work.number}
-        claim = {"select": self.run.method.select, "skipped": self.work.skipped, "rollbacks": self.work.rolled}
+        method = self.run.method
+        claim: dict[str, Any] = {"select": method.select, "skipped": self.work.skipped, "rollbacks": self.work.rolled}
         if self.best is not None:
             claim["best_val"] = self.best[0]
         self.setting.write(codec, self.store, timing, claim)
@@ -221,8 +226,11 @@ def _out_of_memory(error: BaseException, run: Run, store: Store) -> Failed | Non
     if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in text:
         return None
     objective: Any = run.method.objective
-    knobs = [f"method.objective.{k}={getattr(objective, k)}" for k in ("micro", "batch", "inner_steps", "batch_real")
-             if hasattr(objective, k)]
+    knobs = [
+        f"method.objective.{k}={getattr(objective, k)}"
+        for k in ("micro", "batch", "inner_steps", "batch_real")
+        if hasattr(objective, k)
+    ]
     return Failed(
         f"out of memory: {text.splitlines()[0][:200] if text else 'no more memory'}. The last checkpoint is kept in "
         f"{store.uri}/checkpoints. Knobs: {', '.join(knobs)} (raise micro, lower the others), then submit again."

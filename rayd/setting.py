@@ -50,8 +50,16 @@ class Setting:
     def distillation(self, share: tuple[int, int], reduce: Reduce) -> Distillation:
         method = self.run.method
         return Distillation(
-            self.codec, self.objective, self.terms, steps=method.steps, optimiser=method.optimiser, world=self.world,
-            guard=method.guard, ema=method.ema, share=share, reduce=reduce,
+            self.codec,
+            self.objective,
+            self.terms,
+            steps=method.steps,
+            optimiser=method.optimiser,
+            world=self.world,
+            guard=method.guard,
+            ema=method.ema,
+            share=share,
+            reduce=reduce,
         )
 
     def stored(self, codec: Codec) -> dict[str, Stored]:
@@ -70,7 +78,14 @@ class Setting:
         val = self.splits.val.select(torch.arange(min(CHECKED, len(self.splits.val))))
         seeds = [seed_of(self.run.seed, "validate", i) for i in range(2)]
         scores = evaluate(
-            recipe, self.world.net, codec, val, self.world.transform, seeds, device=self.device, step_size=self.step_size(),
+            recipe,
+            self.world.net,
+            codec,
+            val,
+            self.world.transform,
+            seeds,
+            device=self.device,
+            step_size=self.step_size(),
             compile=self.world.compiled,
         )
         return sum(score.accuracy for score in scores) / len(scores)
@@ -86,11 +101,20 @@ class Setting:
         self._within_budget(Ledger.of(stored))
         made = birth.files(
             birth.Birth(
-                codec={"name": run.method.spoken[0], **to_dict(self.codec_config)}, spec=spec, classes=self.splits.train.classes,
-                sentence=run.method.sentence, config=to_dict(run), fingerprint=run.fingerprint(),
-                data=self.splits.train.manifest, seeds={"run": run.seed}, claim=claim,
+                codec={"name": run.method.spoken[0], **to_dict(self.codec_config)},
+                spec=spec,
+                classes=self.splits.train.classes,
+                sentence=run.method.sentence,
+                config=to_dict(run),
+                fingerprint=run.fingerprint(),
+                data=self.splits.train.manifest,
+                seeds={"run": run.seed},
+                claim=claim,
             ),
-            codec, stored, self.world.transform, timing,
+            codec,
+            stored,
+            self.world.transform,
+            timing,
         )
         for name, data in made.items():
             store.write(f"artifact/{name}", data)
@@ -99,7 +123,9 @@ class Setting:
         budget, codec = self.run.budget.build(), self.codec_config
         limit = budget.limit(self.world.spec, codec.storage)
         if ledger.floats > limit:
-            raise refuse("budget", budget, f"at least the {ledger.floats} floats that {self.run.method.sentence} stores")
+            raise refuse(
+                "budget", budget, f"at least the {ledger.floats} floats that {self.run.method.sentence} stores"
+            )
 
 
 def assemble(run: Run, device: torch.device) -> Setting:
@@ -112,7 +138,14 @@ def assemble(run: Run, device: torch.device) -> Setting:
     if FROM_BUFFER & set(method.needs) or codec_config.labels == "soft" or codec_config.start == "confident":
         buffer = Buffer(Store(run.experts_at), buffer_identity(run, splits, transform, net))
     world = Resident(
-        net, transform, splits.train, device, run.seed, precision=method.precision, compiled=method.compiled, buffer=buffer
+        net,
+        transform,
+        splits.train,
+        device,
+        run.seed,
+        precision=method.precision,
+        compiled=method.compiled,
+        buffer=buffer,
     )
     if device.type == "cuda" and method.precision == "tf32":
         torch.set_float32_matmul_precision("high")

@@ -54,10 +54,12 @@ class Inner:
 
     def __init__(self, loss: Loss, device: torch.device, *, compile: bool = True, micro: int = 1, exact: bool = True):
         def gradient(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            return grad(loss)(theta, x, y)
+            by_theta: Tensor = grad(loss)(theta, x, y)
+            return by_theta
 
         def product(theta: Tensor, x: Tensor, y: Tensor, lam: Tensor) -> Tensor:
-            return (grad(loss)(theta, x, y) * lam).sum()
+            dot: Tensor = (grad(loss)(theta, x, y) * lam).sum()
+            return dot
 
         def products(theta: Tensor, x: Tensor, y: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
             wanted = (0, 1, 2) if exact else (1, 2)
@@ -76,7 +78,9 @@ class Inner:
             total += self._gradient(theta, x_part, y_part) * (len(x_part) / len(x))
         return total
 
-    def products(self, theta: Tensor, x: Tensor, y: Tensor, lam: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    def products(
+        self, theta: Tensor, x: Tensor, y: Tensor, lam: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """g . lambda and its derivatives by theta (None when not exact), images and targets."""
         if self.micro == 1:
             value, *by = self._products(theta, x, y, lam)
@@ -96,7 +100,9 @@ class Inner:
 
 class _Unroll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inner: Inner, batch: Batch, steps: int, theta_P: Tensor, lr: Tensor, *leaves: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, inner: Inner, batch: Batch, steps: int, theta_P: Tensor, lr: Tensor, *leaves: Tensor
+    ) -> Tensor:
         thetas = [theta_P.detach()]
         for i in range(steps):
             x, y = batch(i)
@@ -134,7 +140,7 @@ class _Unroll(torch.autograd.Function):
 
 def unroll(inner: Inner, theta_P: Tensor, batch: Batch, steps: int, lr: Tensor, leaves: Sequence[Tensor]) -> Tensor:
     """theta after `steps` steps from `theta_P`; differentiable in `lr` and in every leaf that `batch` depends on."""
-    out: Tensor = _Unroll.apply(inner, batch, steps, theta_P, lr, *leaves)  # type: ignore[no-untyped-call]
+    out: Tensor = _Unroll.apply(inner, batch, steps, theta_P, lr, *leaves)
     return out
 
 

@@ -59,7 +59,9 @@ class Resident:
         segment = self._rows.segment(expert, first, last)
         for epoch, row in ((first, segment.start_P), (last, segment.end_P)):
             if not bool(torch.isfinite(row).all()):
-                raise Failed(f"expert {expert}, epoch {epoch}: the buffer's row is not finite; run jobs.experts verify=true")
+                raise Failed(
+                    f"expert {expert}, epoch {epoch}: the buffer's row is not finite; run jobs.experts verify=true"
+                )
         return segment
 
     def theta(self, expert: int, epoch: int) -> Tensor:
@@ -82,7 +84,9 @@ class Resident:
     @property
     def _rows(self) -> Rows:
         if self.buffer is None:
-            raise refuse("buffer", None, "the URI of an expert buffer", "this method needs experts: run jobs.experts first")
+            raise refuse(
+                "buffer", None, "the URI of an expert buffer", "this method needs experts: run jobs.experts first"
+            )
         return self.buffer
 
     def taker(self, seed: int, right: Callable[[Tensor], Tensor] | None = None) -> Callable[[int, int], Tensor]:

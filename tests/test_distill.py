@@ -59,13 +59,33 @@ class Walks:
         return torch.eye(3)[index_N % 3]
 
 
-def make(share: tuple[int, int] = (0, 1), reduce: Reduce = identity, *, steps: int = 6, world: Walks | None = None,
-         guard: GuardConfig | None = None, ema: float = 0.0, **objective: object) -> Distillation:
+def make(
+    share: tuple[int, int] = (0, 1),
+    reduce: Reduce = identity,
+    *,
+    steps: int = 6,
+    world: Walks | None = None,
+    guard: GuardConfig | None = None,
+    ema: float = 0.0,
+    **objective: object,
+) -> Distillation:
     world = world or Walks()
     codec = Pixel.Config(labels="soft").fit(Budget(ipc=2.1), world.spec).build(world.spec, generator(0, "codec"))
-    config = Mtt.Config(**({"inner_steps": 2, "batch": 4, "last": 2, "items": 4, "augment": AugmentConfig(ops=("flip",))} | objective))  # type: ignore[arg-type]
-    return Distillation(codec, config.build(world), [], steps=steps, optimiser=OptimiserConfig(lr=0.05), world=world,
-                        guard=guard, ema=ema, share=share, reduce=reduce)
+    config = Mtt.Config(
+        **({"inner_steps": 2, "batch": 4, "last": 2, "items": 4, "augment": AugmentConfig(ops=("flip",))} | objective)
+    )  # type: ignore[arg-type]
+    return Distillation(
+        codec,
+        config.build(world),
+        [],
+        steps=steps,
+        optimiser=OptimiserConfig(lr=0.05),
+        world=world,
+        guard=guard,
+        ema=ema,
+        share=share,
+        reduce=reduce,
+    )
 
 
 def flat(distillation: Distillation) -> Tensor:
@@ -99,8 +119,15 @@ def test_a_step_sends_the_gradients_of_all_players_in_double_and_three_numbers()
 def test_resumed_equals_uninterrupted(optimiser: str) -> None:
     def fresh() -> Distillation:
         distillation = make(ema=0.9)
-        distillation = Distillation(distillation.codec, distillation.objective, [], steps=6, world=distillation.world, ema=0.9,
-                                    optimiser=OptimiserConfig(name=optimiser, lr=0.05, decay="cosine"))
+        distillation = Distillation(
+            distillation.codec,
+            distillation.objective,
+            [],
+            steps=6,
+            world=distillation.world,
+            ema=0.9,
+            optimiser=OptimiserConfig(name=optimiser, lr=0.05, decay="cosine"),
+        )
         return distillation
 
     whole = fresh()

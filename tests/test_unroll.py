@@ -18,7 +18,7 @@ STEPS, BATCH, KEPT = 4, 6, 10
 
 
 class Problem:
-    """A small case in fp64 with everything a real one has: factors behind the images, soft labels, minibatches, augmentation."""
+    """A small case in fp64 with all a real one has: factors, soft labels, minibatches, augmentation."""
 
     def __init__(self, factored: bool = False, augmented: bool = True) -> None:
         spec = Spec((3, 8, 8), 4)
@@ -30,7 +30,10 @@ class Problem:
         self.lr = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
         self.logits = torch.randn(KEPT, 4, **real).requires_grad_()
         if factored:
-            self.leaves = [torch.randn(KEPT, 3, 8, 3, **real).requires_grad_(), torch.randn(3, 8, **real).requires_grad_()]
+            self.leaves = [
+                torch.randn(KEPT, 3, 8, 3, **real).requires_grad_(),
+                torch.randn(3, 8, **real).requires_grad_(),
+            ]
         else:
             self.leaves = [torch.randn(KEPT, 3, 8, 8, **real).requires_grad_()]
         self.augment = AugmentConfig().build() if augmented else None

@@ -32,7 +32,9 @@ class Meeting:
         return meet
 
 
-def run_workers(size: int, make: Callable[[tuple[int, int], Reduce], Distillation]) -> tuple[list[Distillation], list[Step]]:
+def run_workers(
+    size: int, make: Callable[[tuple[int, int], Reduce], Distillation]
+) -> tuple[list[Distillation], list[Step]]:
     """The workers' distillations after all steps, and the steps that worker 0 took."""
     meeting = Meeting(size)
     workers = [make((rank, size), meeting.reduce(rank)) for rank in range(size)]

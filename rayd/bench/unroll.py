@@ -24,7 +24,13 @@ SIZES = {
 
 
 def gradient(
-    way: str, precision: str = "fp32", width: int = 32, batch: int = 50, steps: int = 8, micro: int = 1, repeats: int = 2
+    way: str,
+    precision: str = "fp32",
+    width: int = 32,
+    batch: int = 50,
+    steps: int = 8,
+    micro: int = 1,
+    repeats: int = 2,
 ) -> dict[str, Any]:
     """One outer gradient of plain pixels by one way: `graph` (all steps at once), `exact` or `compiled`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -57,7 +63,9 @@ def gradient(
 
     began = time.perf_counter()
     if way == "compiled":
-        inner.products(theta, pixels[: batch // micro * micro].detach(), targets, inner.gradient(theta, pixels.detach(), targets))
+        inner.products(
+            theta, pixels[: batch // micro * micro].detach(), targets, inner.gradient(theta, pixels.detach(), targets)
+        )
     compiling = time.perf_counter() - began
     times = []
     for _ in range(repeats):
@@ -89,8 +97,19 @@ def rows(size: str = "default") -> Iterator[Row]:
     net = NetConfig(depth=3, width=s["width"]).build(Spec((3, 32, 32), 10))
     kept = (longer - s["steps"]) * net.size * 4
     growth = (long[peak] - short[peak]) / 2**20
-    yield Row("unroll", f"{where} to N={longer}: memory added beyond stored parameters", growth - kept / 2**20, "MB",
-              memory_ratio=long[peak] / (short[peak] + kept))
+    yield Row(
+        "unroll",
+        f"{where} to N={longer}: memory added beyond stored parameters",
+        growth - kept / 2**20,
+        "MB",
+        memory_ratio=long[peak] / (short[peak] + kept),
+    )
     half = isolated("unroll", "gradient", way="exact", micro=5, repeats=1, **s)
-    yield Row("unroll", f"{where} exact, 5 micro-batches", half["seconds"], "s", short["seconds"] / half["seconds"],
-              half[peak] / short[peak])
+    yield Row(
+        "unroll",
+        f"{where} exact, 5 micro-batches",
+        half["seconds"],
+        "s",
+        short["seconds"] / half["seconds"],
+        half[peak] / short[peak],
+    )

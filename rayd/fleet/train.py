@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray.train
-import torch
 import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
@@ -95,7 +94,7 @@ def train(run: Run) -> None:
         run_config=RunConfig(
             name=f"distill-{uuid.uuid4().hex[:8]}",
             storage_path=cluster.train_storage(run.out),
-            failure_config=FailureConfig(max_failures=scale.retries, controller_failure_limit=2),
+            failure_config=FailureConfig(max_failures=scale.max_failures, controller_failure_limit=2),  # type: ignore[call-arg]
         ),
     )
     began = time.monotonic()
@@ -104,7 +103,7 @@ def train(run: Run) -> None:
     except TrainingFailedError as error:
         _raise_recorded(store)
         raise Failed(
-            f"distillation: {scale.workers} workers failed {scale.retries + 1} times; the last checkpoint is kept in "
+            f"distillation: {scale.workers} workers failed {scale.max_failures + 1} times; the last checkpoint is kept in "
             f"{run.out}/checkpoints, submit the same command again to go on. Last cause: {error}"
         ) from error
     log.info("distillation finished on %d workers in %.0f s", scale.workers, time.monotonic() - began)

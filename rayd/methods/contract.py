@@ -45,12 +45,12 @@ class Item:
 
 @dataclass
 class Match:
-    """What an objective returns for one item. `value` is minimised by the codec's players (and raised by players of sign -1)."""
+    """What an objective returns for one item. Players minimise `value` (those of sign -1 raise it)."""
 
     value: Tensor
     metrics: dict[str, Tensor | float] = field(default_factory=dict)
     scene: dict[str, Any] = field(default_factory=dict)
-    """What terms may use: images, labels, index, net, theta, real_images, real_labels, features, ... as the objective declares."""
+    """What terms may use: net, theta, images, labels, real_images, features, ... as the objective declares."""
     losses: dict[str, Tensor] = field(default_factory=dict)
     """Losses of rivals that minimise something other than `value`: player name -> scalar."""
     skip: bool = False
@@ -95,9 +95,11 @@ class World(Protocol):
     def members(self, c: int) -> Tensor:
         """Indices of the training examples of class c, sorted."""
         ...
+
     def real(self, index_N: Tensor) -> Tensor:
         """Those training examples in network space on the device."""
         ...
+
     def targets(self, index_N: Tensor) -> Tensor: ...
 
 
@@ -159,6 +161,9 @@ class Codec(Part):
     def encode(self, take: Callable[[int, int], Tensor], rng: torch.Generator) -> None:
         """Start from real images: take(c, n) gives n of class c in network space, chosen by plan."""
         raise NotImplementedError
+
+    def teach(self, predict: Callable[[Tensor], Tensor]) -> None:
+        """Start learned labels from a teacher's logits."""
 
     def project(self, transform: Transform) -> None:
         """After a step: back onto what is legal, if anything is."""
