@@ -21,7 +21,7 @@ from rayd.errors import Failed
 from rayd.expert import plan_units
 from rayd.foundry import last_matched
 from rayd.nets import Net
-from rayd.plan.probe import STAGES, needs_buffer
+from rayd.plan.probe import STAGES
 from rayd.plan.sizes import Weight, row_bytes, shard_bytes, weigh
 from rayd.progress import size_text
 from rayd.store import Store
@@ -156,7 +156,7 @@ def plan(run: Run, probe_seconds: float = 20, probe: Probe | None = None) -> Pla
 
 def _experts(run: Run, splits: Splits, net: Net) -> Experts:
     config = run.expert
-    if not needs_buffer(run):
+    if not run.method.reads_experts:
         return Experts(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     units = plan_units(config, run.seed, last_matched(run))
     epochs = units[0].epochs
@@ -229,7 +229,7 @@ def in_children(run: Run, seconds: float) -> Measured:
 
 def stages(run: Run) -> tuple[str, ...]:
     """Those that cost something in this run."""
-    return tuple(stage for stage in STAGES if stage != "experts" or needs_buffer(run))
+    return tuple(stage for stage in STAGES if stage != "experts" or run.method.reads_experts)
 
 
 def against(planned: Mapping[str, Any], store: Store, buffer: Store) -> list[tuple[str, float, float]]:

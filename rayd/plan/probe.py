@@ -24,7 +24,7 @@ from rayd.expert import plan_units, train
 from rayd.foundry import Shop, last_matched
 from rayd.run import default_device, peak_memory
 from rayd.seeds import generator
-from rayd.setting import FROM_BUFFER, Setting, assemble
+from rayd.setting import Setting, assemble
 from rayd.strict import parse
 from rayd.trajectory import Snapshot, Trajectory
 
@@ -114,7 +114,7 @@ def scoring(run: Run, seconds: float) -> dict[str, float]:
 
 def assembled(run: Run, folder: str) -> Setting:
     """The run's own parts; on a pretend buffer where it needs one and has none."""
-    if needs_buffer(run):
+    if run.method.reads_experts:
         needed = last_matched(run) or run.expert.epochs
         try:
             enough = Buffer(run.experts_at).last_epoch >= needed
@@ -123,12 +123,6 @@ def assembled(run: Run, folder: str) -> Setting:
         if not enough:
             run = replace(run, buffer=pretend(run, folder))
     return assemble(run, default_device())
-
-
-def needs_buffer(run: Run) -> bool:
-    """Whether the distillation reads experts."""
-    codec = run.method.codec
-    return bool(FROM_BUFFER & set(run.method.needs)) or codec.learns_labels or codec.start == "confident"
 
 
 def pretend(run: Run, folder: str) -> str:

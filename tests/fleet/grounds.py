@@ -1,0 +1,190 @@
+"""Where the tests of the fleet play: clusters and jobs as child processes with folders, homes and tokens of their own.
+
+What is started here is stopped here, by process id: the leader of each child's own group first, then whatever still
+names the child's folder on its command line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 420.0
+"""Seconds that any single wait of these tests may take: a machine may be busy, but it may not hang."""
+
+
+@dataclass
+class Ground:
+    """A folder with a short name (sockets live in it), a home, a token, and the environment of everything started."""
+
+    folder: Path
+    children: list[subprocess.Popen[str]] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    @contextlib.contextmanager
+    def made(cls) -> Iterator[Ground]:
+        folder = Path(tempfile.mkdtemp(prefix="rayd"))
+        ground = cls(folder)
+        home, token = folder / "home", folder / "token"
+        home.mkdir()
+        token.write_text(secrets.token_hex(32))
+        token.chmod(0o600)
+        keep = {name: one for name, one in os.environ.items() if not name.startswith(("RAY_", "PYTEST_"))}
+        bin_folder = str(Path(sys.executable).parent)
+        ground.env = {
+            **keep,
+            "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+            "HOME": str(home),
+            "OMP_NUM_THREADS": "1",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_DEDUP_LOGS": "0",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        try:
+            yield ground
+        finally:
+            ground.clear()
+
+    def start(self, words: list[str], **more: Any) -> subprocess.Popen[str]:
+        """A child in a group of its own."""
+        options = {"cwd": ROOT, "env": self.env, "text": True, "start_new_session": True, **more}
+        child: subprocess.Popen[str] = subprocess.Popen(words, **options)
+        self.children.append(child)
+        return child
+
+    def run(self, words: list[str], env: Mapping[str, str] | None = None, timeout: float = PATIENCE) -> tuple[int, str]:
+        """A child to its end: its exit code and everything it said."""
+        child = self.start(words, env={**self.env, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        try:
+            said, _ = child.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            end(child)
+            raise
+        return child.returncode, said
+
+    def clear(self) -> None:
+        for child in reversed(self.children):
+            end(child)
+        for pid in named(self.folder):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def end(child: subprocess.Popen[str], seconds: float = 5.0) -> None:
+    """Asked, then made to: the child and its group."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if child.poll() is not None:
+            break
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(seconds)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def named(folder: Path) -> list[int]:
+    """Processes whose command line names our folder: raylets and workers that outlived their leader."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in path.read_bytes() and int(path.parent.name) != os.getpid():
+                found.append(int(path.parent.name))
+    return found
+
+
+class Nodes:
+    """A cluster of raylets, of which one can be killed."""
+
+    def __init__(self, ground: Ground, cpus: tuple[int, ...]) -> None:
+        words = [sys.executable, str(Path(__file__).with_name("nodes.py")), str(ground.folder), *map(str, cpus)]
+        with open(ground.folder / "nodes.log", "w") as log:
+            self.child = ground.start(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+        self.address = self._hear()
+
+    def kill(self, number: int) -> None:
+        self._tell(f"kill {number}")
+
+    def add(self, cpus: int) -> None:
+        self._tell(f"add {cpus}")
+
+    def _tell(self, line: str) -> None:
+        pipe: IO[str] | None = self.child.stdin
+        assert pipe is not None
+        pipe.write(line + "\n")
+        pipe.flush()
+        self._hear()
+
+    def _hear(self) -> str:
+        assert self.child.stdout is not None
+        for line in self.child.stdout:
+            if line.startswith("RAYD "):
+                return line.split()[1]
+        raise AssertionError("the cluster ended")
+
+
+class Head:
+    """A head node with a job server, started as a user would; token authentication is the ground's."""
+
+    def __init__(self, ground: Ground, cpus: int = 2) -> None:
+        self.ground = ground
+        self.port, gcs, agent, metrics = (free_port() for _ in range(4))
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.metrics = f"http://127.0.0.1:{metrics}/metrics"
+        words = [
+            "ray", "start", "--head", "--block", f"--port={gcs}", f"--num-cpus={cpus}", "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={self.port}", f"--dashboard-agent-listen-port={agent}",
+            f"--metrics-export-port={metrics}", f"--temp-dir={ground.folder / 'ray'}", f"--object-store-memory={100 * 2**20}", "--disable-usage-stats",
+        ]  # fmt: skip
+        self.log = ground.folder / "head.log"
+        with open(self.log, "a") as log:
+            self.child = ground.start(words, stdout=log, stderr=subprocess.STDOUT, cwd=ground.folder)
+
+    def submit(
+        self, words: list[str], env: Mapping[str, str] | None = None, more: tuple[str, ...] = ()
+    ) -> tuple[int, str]:
+        """`ray job submit --working-dir . -- WORDS`, to its end."""
+        command = ["ray", "job", "submit", "--address", self.url, "--working-dir", ".", *more, "--", *words]
+        return self.ground.run(command, env)
+
+    def ready(self) -> bool:
+        code, _ = self.ground.run(["ray", "job", "list", "--address", self.url], timeout=120)
+        return code == 0
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def until(true: Callable[[], bool], seconds: float = PATIENCE, every: float = 0.1) -> None:
+    """Wait, but not for ever."""
+    stop = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < stop, f"nothing happened for {seconds} s"
+        time.sleep(every)
+
+
+def digests(folder: Path, pattern: str) -> dict[str, str]:
+    """sha256 of every file by name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob(pattern))}
