@@ -48,7 +48,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pyarrow": ("rayd/store.py", "rayd/shards.py", "rayd/sources/", "rayd/search/trials.py", "rayd/export.py"),
     "torchvision": ("rayd/sources/bundled.py",),
     "sklearn": ("rayd/sources/bundled.py",),
-    "PIL": ("rayd/sources/", "rayd/export.py", "rayd/controls.py"),
+    "PIL": ("rayd/sources/", "rayd/export.py", "rayd/exam.py"),
     "safetensors": ("rayd/artifact.py",),
     "matplotlib": ("rayd/report.py",),
     "optuna": ("rayd/fleet/",),

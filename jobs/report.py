@@ -1,0 +1,35 @@
+"""Draw the page of a run: OUT/report/index.html, one static file, with its tables as CSV and LaTeX beside it."""
+
+from __future__ import annotations
+
+import sys
+
+from jobs.compose import Asked, command
+
+DRAWN_FROM = ("artifact/card.json", "artifact/controls.json", "artifact/robust.json", "metrics.jsonl", "plan.json")
+
+
+def act(asked: Asked) -> int:
+    done = "" if reported(asked) else " is already drawn"
+    print(f"page: {asked.run.out}/report/index.html{done}\nnext: {asked.line('export')}")
+    return 0
+
+
+def reported(asked: Asked) -> bool:
+    """Whether there was anything new to draw."""
+    import hashlib
+
+    from rayd.report import report
+    from rayd.store import Store
+
+    store = Store(asked.run.out)
+    seen = {name: hashlib.sha256(store.read(name)).hexdigest() for name in DRAWN_FROM if store.exists(name)}
+    if seen and store.exists("report/drawn_from.json") and store.read_json("report/drawn_from.json") == seen:
+        return False
+    report(asked.run.out, asked.run.buffer)
+    store.write_json("report/drawn_from.json", seen)
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(command("report", __doc__, act))
