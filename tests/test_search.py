@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +15,11 @@ from rayd.config import Run
 from rayd.data import Spec
 from rayd.errors import Refused
 from rayd.search.asha import Rungs, percentile
-from rayd.search.outcome import conclude, front, grouped, importance, text, winners, yaml_text
-from rayd.search.space import Dial, SearchConfig, experts_for, plan, run_of
+from rayd.search.outcome import conclude, front, grouped, importance, text, winners
+from rayd.search.points import plan
+from rayd.search.space import Dial, SearchConfig, experts_for
 from rayd.search.trials import Book, Record, Size, curve_of, search_inline
+from rayd.search.winner import yaml_text
 from rayd.store import Store
 from rayd.strict import parse, to_dict
 
@@ -120,7 +117,9 @@ def test_a_dial_reaches_both_ends() -> None:
 
 def test_one_buffer_serves_the_longest_window(tmp_path: Path) -> None:
     method = {**PLAIN["method"], "objective": {"name": "mtt", "last": 2, "expert_epochs": 1}}
-    asked = config(space={"method.objective.last": [1, 3], "method.objective.expert_epochs": {"low": 1, "high": 2, "whole": True}})
+    asked = config(
+        space={"method.objective.last": [1, 3], "method.objective.expert_epochs": {"low": 1, "high": 2, "whole": True}}
+    )
     run = base(tmp_path, method=method, expert={**PLAIN["expert"], "epochs": 9})
     longest = experts_for(run, asked)
     assert longest is not None and longest.method.objective.last_epoch == 4
@@ -180,7 +179,13 @@ def record(number: int, accuracy: float, size: int = 100, end: str = "finished",
 
 
 def test_the_front_is_what_nobody_beats() -> None:
-    records = [record(0, 0.5, 100), record(1, 0.4, 100), record(2, 0.7, 300), record(3, 0.6, 400), record(4, 0.9, 50, "stopped")]
+    records = [
+        record(0, 0.5, 100),
+        record(1, 0.4, 100),
+        record(2, 0.7, 300),
+        record(3, 0.6, 400),
+        record(4, 0.9, 50, "stopped"),
+    ]
     assert [one.number for one in front(records)] == [0, 2]
     assert {b: one.number for b, one in winners(records).items()} == {"1 ipc": 2}
 

@@ -1,7 +1,7 @@
 """Trials under Ray Tune: plan, book and decisions are rayd.search's; Tune places trials and brings back lost ones.
 
-A trial of one worker is a Tune function that distils in its own process. A trial of several is a thin driver around a Ray
-Train job, without a CPU of its own: one that held a CPU would wait for workers that wait for its CPU. Nothing of
+A trial of one worker is a Tune function that distils in its own process. A trial of several is a thin driver around a
+Ray Train job, without a CPU of its own: one that held a CPU would wait for workers that wait for its CPU. Nothing of
 Tune's own state is ever read back: a search that goes on is told by the book, and Tune is given what is left.
 """
 
@@ -29,8 +29,9 @@ from rayd.config import Run
 from rayd.errors import Failed, Refused, refuse
 from rayd.fleet import cluster, train
 from rayd.search.asha import Halving
-from rayd.search.space import ATTEMPTS, FAMILY, Dial, Point, SearchConfig, Trial, make
-from rayd.search.trials import Book, Record, advance, curve_of, score, seeded
+from rayd.search.points import ATTEMPTS, Trial, make
+from rayd.search.space import FAMILY, Dial, Point, SearchConfig
+from rayd.search.trials import Book, Record, advance, curve_of, line, score, seeded
 from rayd.seeds import seed_of
 from rayd.strict import parse, to_dict
 
@@ -157,12 +158,6 @@ class Proposals(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: see `save`."""
-
-
-def line(record: Record) -> str:
-    reached = f"{record.accuracy:.4f}" if record.accuracy is not None else "no accuracy"
-    dials = ", ".join(f"{path.split('.')[-1]} {value}" for path, value in record.point.items())
-    return f"trial {record.number} ({dials}): {record.end}, {reached}, {record.seconds:.0f} s; {record.reason}"
 
 
 class Tpe:

@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rayd.config import Run
-from rayd.search.space import SearchConfig, run_of
 from rayd.search.trials import ENDS, Book, Record
-from rayd.strict import to_dict
+from rayd.search.winner import method_text, name_of
 
 GROUPS = 4
 """Classes that the values of a numeric dial are sorted into, by rank."""
@@ -105,45 +103,6 @@ def counts(records: Sequence[Record]) -> dict[str, int]:
     return {end: sum(one.end == end for one in records) for end in ENDS}
 
 
-# ---- the winner as a method ----------------------------------------------------------------------------------------
-
-
-def method_of(base: Run, config: SearchConfig, record: Record) -> dict[str, Any]:
-    """The winner's sentence, to be run for the base method's own steps and validated as it is."""
-    plain = dict(to_dict(run_of(base, config, record.point).method))
-    own = base.method
-    return {**plain, "steps": own.steps, "validate": own.validate, "checkpoint": own.checkpoint, "select": own.select}
-
-
-def method_text(base: Run, config: SearchConfig, record: Record, tried: int) -> str:
-    """A file for configs/method/."""
-    told = (
-        f"{record.accuracy:.4f} on the validation split (n={record.n}, {config.steps} steps)"
-        if record.accuracy
-        else "unscored"
-    )
-    head = (
-        f"# Found by jobs.search: trial {record.number}, the best of {tried} tried at {record.budget}: {told}.\n"
-        "# Of the best of many trials the validation figure is too high; the test set has not seen it.\n"
-    )
-    return head + yaml_text(method_of(base, config, record))
-
-
-def yaml_text(mapping: Mapping[str, Any], indent: int = 0) -> str:
-    """Block style, scalars as JSON, which is YAML."""
-    lines = []
-    for key, value in mapping.items():
-        pad = " " * indent
-        if isinstance(value, Mapping) and value:
-            lines.append(f"{pad}{key}:\n{yaml_text(value, indent + 2)}")
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            items = [yaml_text(one, indent + 4) for one in value]
-            lines.append(f"{pad}{key}:\n" + "".join(f"{pad}  - {text.lstrip()}" for text in items))
-        else:
-            lines.append(f"{pad}{key}: {json.dumps(value)}\n")
-    return "".join(lines)
-
-
 # ---- written down --------------------------------------------------------------------------------------------------
 
 
@@ -154,7 +113,7 @@ def conclude(book: Book) -> dict[str, Any]:
     tried = len(records)
     best = winners(records)
     for budget, record in best.items():
-        name = "winner" if len(best) == 1 else f"winner-{budget.replace(' ', '-')}"
+        name = "winner" if len(best) == 1 else name_of(budget)
         book.store.write(f"method/{name}.yaml", method_text(book.base, book.config, record, tried).encode())
     told = {
         "trials": tried,

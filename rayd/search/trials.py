@@ -24,7 +24,8 @@ from rayd.evaluate import evaluate, summary
 from rayd.feed import Source
 from rayd.run import default_device, distil
 from rayd.search.asha import Halving
-from rayd.search.space import Point, SearchConfig, Size, Trial, make
+from rayd.search.points import Size, Trial, make
+from rayd.search.space import Point, SearchConfig
 from rayd.seeds import seed_of
 from rayd.setting import surroundings
 from rayd.store import Store
@@ -152,6 +153,7 @@ class Book:
 
     def __init__(self, base: Run, config: SearchConfig, spec: Spec) -> None:
         self.base, self.config, self.spec = base, config, spec
+        config.require()
         self.store = Store(base.out).sub("search")
         self._agree()
 
@@ -263,6 +265,12 @@ def _texts(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]
         kinds = {type(one[key]) for one in rows if one[key] is not None}
         out[key] = str(value) if len(kinds - {int, float}) > 0 and len(kinds) > 1 and value is not None else value
     return out
+
+
+def line(record: Record) -> str:
+    reached = f"{record.accuracy:.4f}" if record.accuracy is not None else "no accuracy"
+    dials = ", ".join(f"{path.split('.')[-1]} {value}" for path, value in record.point.items())
+    return f"trial {record.number} ({dials}): {record.end}, {reached}, {record.seconds:.0f} s; {record.reason}"
 
 
 # ---- without Ray ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,47 @@
+"""The theory's experiment: how small a memory encodes an r-dimensional task in d inputs, held against r^2 d + L.
+
+Gradient matching on multi-index models, swept over d, r and the student's width; leaves OUT/theory. Points that are done
+are kept: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from jobs.compose import Asked, command
+
+
+def own() -> type[Any]:
+    from rayd.theory import TheoryKeys
+
+    return TheoryKeys
+
+
+def act(asked: Asked) -> int:
+    from rayd.theory import sweep, verdict
+    from rayd.theory.page import html, text
+    from rayd.theory.shelf import Shelf
+
+    config = asked.own.theory
+    shelf = Shelf(asked.run.out, config, asked.run.seed)
+    total = len(config.points()) * config.seeds
+    for point in sweep(config, asked.run.seed, shelf.points):
+        shelf.add(point)
+        found = "none tried is enough" if point.pairs is None else f"{point.pairs} pairs, {point.floats} floats"
+        print(
+            f"rayd: {len(shelf.points)}/{total} d={point.d} r={point.r} L={point.width} seed {point.seed}: {found}, "
+            f"energy {point.energy:.3f}, angle {point.angle:.3f}, error {point.error:.4f} (all data {point.error_full:.4f})",
+            file=sys.stderr,
+            flush=True,
+        )
+    told = verdict(config, shelf.points)
+    shelf.store.write_json("verdict.json", told)
+    shelf.store.write("index.html", html(told).encode())
+    print(text(told))
+    print(f"rayd: {shelf.store.where('index.html')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command("theory", __doc__, act, own))

@@ -1,0 +1,41 @@
+"""What distilled data encode of a task, seen: gradient matching on multi-index models.
+
+Kinoshita, Nishikawa and Toyoizumi (2025) prove that distilling the gradient-based training of a two-layer network of width
+L on a function of an r-dimensional projection of d inputs encodes the projection, with memory ~ r^2 d + L. Their text
+gives no experiment; this one is ours to choose:
+
+* teacher: y = sum_k He2(b_k . x) / sqrt(2 r) + noise, x ~ N(0, I_d), the b_k orthonormal and random;
+* student: f(x) = sum_j a_j s(w_j . x + c_j), a_j = +-1/L and paired so that f starts at 0; s is softplus, or relu;
+* training: one large gradient step on the w_j (what they were is dropped: W_1 = -eta grad), biases drawn anew, then a ridge
+  regression for the a_j;
+* distilled: M pairs (x~, y~) in d + 1 numbers each, learned so that their gradient on fresh students is the gradient on the
+  training set, and L labels on probe inputs that a seed makes, from which the ridge regression finds the a_j again.
+
+The objective is the matching of gradients as in rayd.methods.gradient, the loop rayd.distill, the count the Ledger: the
+"images" are vectors of d numbers. By construction the L numbers of the second layer are additive: the experiment can only
+speak about the r^2 d.
+
+Shapes: N examples, M pairs, L neurons, d inputs, r directions.
+"""
+
+from __future__ import annotations
+
+from rayd.theory.match import Ground, OneStep, Pairs
+from rayd.theory.sweep import (
+    Point,
+    Slope,
+    TheoryConfig,
+    TheoryKeys,
+    angle,
+    energy,
+    measure,
+    slope,
+    sweep,
+    verdict,
+)
+from rayd.theory.task import Second, Student, Task
+
+__all__ = [
+    "Ground", "OneStep", "Pairs", "Point", "Second", "Slope", "Student", "Task", "TheoryConfig", "TheoryKeys", "angle",
+    "energy", "measure", "slope", "sweep", "verdict",
+]  # fmt: skip
