@@ -153,7 +153,8 @@ class Head:
         words = [
             "ray", "start", "--head", "--block", f"--port={gcs}", f"--num-cpus={cpus}", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.port}", f"--dashboard-agent-listen-port={agent}",
-            f"--metrics-export-port={metrics}", f"--temp-dir={ground.folder / 'ray'}", f"--object-store-memory={100 * 2**20}", "--disable-usage-stats",
+            f"--metrics-export-port={metrics}", f"--temp-dir={ground.folder / 'ray'}", "--disable-usage-stats",
+            f"--object-store-memory={100 * 2**20}",
         ]  # fmt: skip
         self.log = ground.folder / "head.log"
         with open(self.log, "a") as log:

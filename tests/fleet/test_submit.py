@@ -18,7 +18,8 @@ pytestmark = pytest.mark.ray
 
 TINY = (
     "data=digits", "data.limit=256", "net.depth=2", "net.width=8", "expert=quick", "expert.experts=4",
-    "expert.epochs=6", "method=mtt", "method.objective.last=2", "method.objective.inner_steps=4", "method.objective.batch=20",
+    "expert.epochs=6", "method=mtt", "method.objective.last=2", "method.objective.inner_steps=4",
+    "method.objective.batch=20",
     "method.compiled=false", "budget.ipc=2", "scale=cluster", "scale.cpus=1", "scale.gpus=0", "scale.threads=1",
 )  # fmt: skip
 
