@@ -15,11 +15,6 @@ from jobs.compose import ask, command, options
 
 ROOT = Path(__file__).resolve().parent.parent
 VERBS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem != "run")
-TINY = (
-    *("data=digits", "net=convnet", "net.width=4", "expert=quick", "expert.epochs=2", "expert.experts=2"),
-    *("recipe=quick", "recipe.steps=3", "scale=inline", "method.steps=2", "method.compiled=false"),
-    *("method.objective.inner_steps=2", "method.objective.last=1", "method.objective.expert_epochs=1"),
-)
 
 
 def run(verb: str, *words: str, cwd: Path = ROOT, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -100,3 +95,59 @@ def test_every_shipped_choice_is_a_run(group: str, option: str) -> None:
     asked = ask("distill", tuple(words))
     assert asked.run.method.sentence
     assert len(asked.run.fingerprint()) == 64
+
+
+def test_help_of_a_process_takes_no_two_seconds() -> None:
+    took = []
+    for _ in range(2):
+        began = time.monotonic()
+        assert run("pipeline", "--help").returncode == 0
+        took.append(time.monotonic() - began)
+    assert min(took) < 2
+
+
+def test_cfg_prints_the_run_and_does_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from jobs.distill import act
+
+    assert command("distill", "", act, argv=["--cfg", f"out={tmp_path}/x", "method=tesla"]) == 0
+    out = capsys.readouterr().out
+    assert "gradient: tesla" in out
+    assert "# fingerprint: " in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sentence_of_ones_own_from_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from rayd.methods.pixel import Pixel\n\n\nclass Mine(Pixel):\n    pass\n\n\nCODECS = {'mine': Mine}\n"
+    )
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "idea.yaml").write_text("codec: {name: mine}\nobjective: {name: mtt}\n")
+    asked = ask("distill", (f"methods={tmp_path}", "method=idea", "method.steps=7"))
+    assert (asked.run.method.sentence, asked.run.method.steps) == ("mine + mtt", 7)
+    named = ask("distill", ("method={codec: {name: lodc}, objective: {name: distribution}}",))
+    assert named.run.method.sentence == "lodc + distribution"
+
+
+def test_from_end_to_end_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from jobs.pipeline import Own, act
+
+    line = ["preset=smoke", f"out={tmp_path}/run"]
+    assert command("pipeline", "", act, lambda: Own, argv=line) == 0
+    first = capsys.readouterr().out
+    for words in ("distilled", "random@floats", "full", "beats the coreset", "page: ", "next: python -m jobs.export"):
+        assert words in first
+    assert (tmp_path / "run" / "report" / "index.html").is_file()
+    assert command("pipeline", "", act, lambda: Own, argv=line) == 0
+    assert capsys.readouterr().out.count("already done") == 4
+    assert command("pipeline", "", act, lambda: Own, argv=[*line, "seed=1"]) == 2
+    assert "another" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+def test_from_end_to_end_on_ray(tmp_path: Path) -> None:
+    """The same set as in one process, and the same bytes of experts."""
+    for scale in ("inline", "laptop"):
+        done = run("pipeline", "preset=smoke", f"scale={scale}", f"out={tmp_path}/{scale}", "stages=[experts,distill]")
+        assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("experts/experts-00000.tar", "artifact/codec.safetensors"):
+        assert (tmp_path / "inline" / name).read_bytes() == (tmp_path / "laptop" / name).read_bytes(), name
