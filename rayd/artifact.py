@@ -216,7 +216,7 @@ def load(source: str | Path | Store | Read, build: Callable[[Artifact], Any]) ->
     numbers = unpacked(from_bytes(contents["codec.safetensors"], "codec.safetensors")[0])
     if "teacher.safetensors" in contents:
         numbers |= unpacked(from_bytes(contents["teacher.safetensors"], "teacher.safetensors")[0])
-    stored = {name: Stored(tensor, card["roles"][name]) for name, tensor in numbers.items()}
+    stored = {name: Stored(numbers[name], role, card["storage"][name]) for name, role in card["roles"].items()}
     about = json.loads(contents["transform.json"])
     if "transform.safetensors" in contents:
         numbers = from_bytes(contents["transform.safetensors"], "transform.safetensors")[0]

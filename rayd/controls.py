@@ -35,7 +35,7 @@ def score(
     check(run.recipe, artifact.step_size, _teacher(artifact))
     asks = asks_of(run, artifact, controls)
     given = list(ask(run, uri, asks) if ask else inline(Exam.of(run, uri), asks))
-    made = table(run, artifact, given)
+    made = table(run, artifact, given, len(run.data.load().train))
     store = Store(uri)
     held = {key: one for key, one in artifact.card["scores"].items() if one.get("protocol") != made["protocol"]}
     scores = {**held, **{f"{row['set']}/{row['net']}/{row['recipe']}": row for row in made["rows"]}}
@@ -45,7 +45,7 @@ def score(
     return made
 
 
-def table(run: Run, artifact: Artifact, answers: Answers) -> dict[str, Any]:
+def table(run: Run, artifact: Artifact, answers: Answers, whole: int) -> dict[str, Any]:
     """Rows with mean, std, n and interval, what was left out and why, and the verdict. Nothing here depends on time."""
     nets = [net.name + (f"-w{net.width}" if net.width else "") for net in run.recipe.nets or (run.net,)]
     protocol = fingerprint({"recipe": to_dict(run.recipe), "nets": nets, "data": run.data.name})[:12]
@@ -57,13 +57,29 @@ def table(run: Run, artifact: Artifact, answers: Answers) -> dict[str, Any]:
             continue
         name, _, budget = ask.row.partition("@")
         view = {"raw": "8-bit", "jpeg": "jpeg"}.get(budget, "8-bit" if name == "distilled-8bit" else "exact")
-        rows.append({"set": ask.row, "view": view, "budget": budget, "net": nets[ask.net], "recipe": run.recipe.name,
-                     "protocol": protocol, "seed_list": [s.seed for s in given], **summary(given)})  # fmt: skip
+        images, taken = room(ask.row, artifact, whole)
+        who = {"set": ask.row, "view": view, "budget": budget, "images": images, "bytes": taken, "net": nets[ask.net]}
+        how = {"recipe": run.recipe.name, "protocol": protocol, "seed_list": [one.seed for one in given]}
+        rows.append({**who, **how, **summary(given)})
     first = [row for row in rows if row["net"] == nets[0]]
     own = artifact.card["ledger"]
     about = {"protocol": protocol, "recipe": to_dict(run.recipe), "nets": nets}
     size = {"floats": own["floats"], "bytes": own["bytes"], "classes": len(artifact.classes)}
     return {"rows": rows, "skipped": skipped, "verdict": verdict(first), **about, **size}
+
+
+def room(row: str, artifact: Artifact, whole: int) -> tuple[int | None, int]:
+    """How many images a row's set has (None: as many as fitted) and its bytes, real ones as 8-bit with a byte a label."""
+    floats, size = artifact.card["ledger"]["floats"], int(artifact.card["ledger"]["bytes"])
+    one, classes = artifact.spec.floats + 1, len(artifact.classes)
+    images = {"distilled-8bit": len(artifact), "full": whole}.get(row)
+    if row.endswith("@floats"):
+        images = min(max(round(floats / artifact.spec.floats), classes), whole)
+    elif row.endswith("@raw"):
+        images = min(max(size // one, classes), whole)
+    if images is not None:
+        return images, images * one
+    return None if row.endswith("@jpeg") else len(artifact), size
 
 
 def verdict(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

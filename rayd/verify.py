@@ -58,9 +58,7 @@ def verify(uri: str | Path | Store, run: Run | None = None, scores: bool = True)
 
 def _ledger(artifact: Artifact) -> Iterator[Finding]:
     beside = {f"transform.{name}": Stored(t, "transform") for name, t in artifact.transform.tensors().items()}
-    storage = dict(artifact.card["storage"])
-    stored = {name: Stored(one.tensor, one.role, storage[name]) for name, one in artifact.stored.items()}
-    counted, told = json.loads(json.dumps(Ledger.of({**stored, **beside}).json())), dict(artifact.ledger)
+    counted, told = json.loads(json.dumps(Ledger.of({**artifact.stored, **beside}).json())), dict(artifact.ledger)
     for rows in (counted, told):
         rows |= {part: sorted(rows[part], key=lambda row: str(row["name"])) for part in ("rows", "beside")}
     wrong = [key for key in counted if counted[key] != told.get(key)]

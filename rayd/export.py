@@ -1,0 +1,192 @@
+"""An artifact as files that others read without us: parquet, WebDataset, folders of images, tensors for the field's scripts.
+
+Renderings are larger than what is stored, and an 8-bit one clips: `png` and `exact` are two views with a score each, and
+every export says which one it is and how many bytes it takes beside the artifact's.
+
+`images.pt`, `labels.pt` and `lr.pt` are the one place where torch's own format is written, because those scripts ask for
+it: plain tensors only, readable with `weights_only=True`. Nothing here is ever read back.
+
+Shapes: N images, K classes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rayd
+from rayd.artifact import Artifact
+from rayd.card import percent
+from rayd.errors import Refused, refuse
+from rayd.png import png
+from rayd.store import Store
+
+FORMATS = ("parquet", "webdataset", "folder", "tensors")
+VIEWS = ("png", "exact")
+
+
+def export(uri: str, to: str, format: str = "parquet", view: str = "png") -> list[str]:
+    """Write the artifact at `uri` under `to`; the names written. A target that holds something else is refused."""
+    made = rendered(rayd.load(uri), format, view)
+    store = Store(to)
+    for name, data in made.items():
+        if name != "README.md" and store.exists(name) and store.read(name) != data:
+            raise Refused(f"to={to}: {name} is there already and differs; give another folder, or remove that one")
+    for name, data in made.items():
+        store.write(name, data)
+    return list(made)
+
+
+def rendered(artifact: Artifact, format: str, view: str = "png") -> dict[str, bytes]:
+    """File names and their contents."""
+    if format not in FORMATS:
+        raise refuse("format", format, " | ".join(FORMATS))
+    if view not in VIEWS:
+        raise refuse("view", view, " | ".join(VIEWS))
+    if view == "exact" and format != "tensors":
+        raise refuse("view", view, "png for images, which hold 8 bits", "format=tensors keeps exact values")
+    if format != "tensors" and artifact.spec.shape[0] not in (1, 3):
+        raise refuse("format", format, "tensors, for images of other than 1 or 3 channels")
+    if format == "tensors":
+        made = _tensors(artifact, view)
+    else:
+        writer: Mapping[str, Callable[[Artifact, list[bytes]], dict[str, bytes]]] = {
+            "parquet": _parquet, "webdataset": _webdataset, "folder": _folder,
+        }  # fmt: skip
+        made = writer[format](artifact, [png(image) for image in artifact.images("uint8")])
+    size = sum(map(len, made.values()))
+    return {**made, "README.md": _readme(artifact, format, view, size).encode()}
+
+
+def soft_labels(artifact: Artifact) -> Tensor | None:
+    """Label probabilities [N, K] where the artifact stores more than classes."""
+    return artifact.targets if any(one.role == "labels" for one in artifact.stored.values()) else None
+
+
+def _parquet(artifact: Artifact, images: list[bytes]) -> dict[str, bytes]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns: dict[str, Any] = {
+        "image": pa.array([{"bytes": one, "path": f"{i:05d}.png"} for i, one in enumerate(images)], picture),
+        "label": pa.array(artifact.labels.tolist(), pa.int64()),
+    }
+    features: dict[str, Any] = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(artifact.classes), "_type": "ClassLabel"},
+    }
+    soft = soft_labels(artifact)
+    if soft is not None:
+        columns["soft_label"] = pa.array(list(soft.half().numpy()), pa.list_(pa.float16()))
+        features["soft_label"] = {"feature": {"dtype": "float16", "_type": "Value"}, "_type": "List"}
+    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns).replace_schema_metadata(about), out)
+    return {"data/train-00000-of-00001.parquet": out.getvalue()}
+
+
+def _webdataset(artifact: Artifact, images: list[bytes]) -> dict[str, bytes]:
+    soft, out = soft_labels(artifact), io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for i, (image, label) in enumerate(zip(images, artifact.labels.tolist(), strict=True)):
+            about: dict[str, Any] = {"label": label, "class": artifact.classes[label]}
+            if soft is not None:
+                about["soft_label"] = [round(v, 6) for v in soft[i].tolist()]
+            parts = {"png": image, "cls": str(label).encode(), "json": json.dumps(about).encode()}
+            for ending, data in parts.items():
+                entry = tarfile.TarInfo(f"{i:05d}.{ending}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+    return {"train-00000.tar": out.getvalue()}
+
+
+def _folder(artifact: Artifact, images: list[bytes]) -> dict[str, bytes]:
+    names = [f"{c:03d}_{_plain(name)}" for c, name in enumerate(artifact.classes)]
+    return {f"{names[label]}/{i:05d}.png": image for i, (image, label) in
+            enumerate(zip(images, artifact.labels.tolist(), strict=True))}  # fmt: skip
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
+
+
+def _tensors(artifact: Artifact, view: str) -> dict[str, bytes]:
+    """Network space, as MTT's, DATM's and DD-Ranking's scripts expect it."""
+    images = artifact.images("network") if view == "exact" else artifact.transform(artifact.images("uint8"))
+    soft = soft_labels(artifact)
+    held = {"images.pt": images, "labels.pt": artifact.labels if soft is None else soft}
+    if artifact.step_size is not None:
+        held["lr.pt"] = torch.tensor(artifact.step_size)
+    return {name: _saved(tensor) for name, tensor in held.items()}
+
+
+def _saved(tensor: Tensor) -> bytes:
+    out = io.BytesIO()
+    torch.save(tensor.detach().clone(), out)
+    return out.getvalue()
+
+
+# ---- what the reader is told -------------------------------------------------------------------------------------
+
+
+def _readme(artifact: Artifact, format: str, view: str, size: int) -> str:
+    card, source = artifact.card, artifact.card["data"].get("name", "a dataset")
+    head = {
+        "parquet": "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/*.parquet\n",
+    }.get(format, "")
+    name = "distilled-8bit" if view == "png" else "distilled"
+    scores = [f"- {percent(one)} under `{one['recipe']}` with {one['net']} ({one['view']} view)"
+              for key, one in sorted(card["scores"].items()) if key.startswith(f"{name}/")]  # fmt: skip
+    told = "\n".join(scores) or "- not scored yet: `python -m jobs.evaluate`"
+    what = "8-bit images, rounded and clipped" if view == "png" else "exact values in network space"
+    return (
+        f"---\nlicense: other\ntask_categories:\n- image-classification\ntags:\n- dataset-distillation\n"
+        f"size_categories:\n- n<1K\n{head}---\n\n# {source}, distilled: {len(artifact)} images\n\n"
+        f"A rendering of an artifact of rayd (`{card['sentence']}`, run {card['fingerprint'][:12]}): {what}.\n"
+        f"It takes {size:,} bytes; the artifact itself stores {card['ledger']['floats']:,} numbers in "
+        f"{card['ledger']['bytes']:,} bytes.\n\nTest accuracy of this view:\n\n{told}\n\n"
+        f"The licence and terms of {source} bind these images too.\n\n{_use(artifact, format)}"
+    )
+
+
+def _use(artifact: Artifact, format: str) -> str:
+    """Ten lines that train one network by the `plain` recipe without us."""
+    net = (artifact.card["config"] or {}).get("net", {})
+    kind = artifact.transform.kind
+    if format != "parquet" or kind == "zca" or net.get("name") != "convnet" or net.get("norm") != "instance":
+        return "" if kind != "zca" else "Networks see whitened images: the artifact's transform.safetensors has the matrix.\n"
+    mean, std = ([round(float(v), 6) for v in t] for t in (artifact.transform.mean_C, artifact.transform.std_C))
+    channels, side, _ = artifact.spec.shape
+    deepest = (32 if side == 28 else side).bit_length() - 1
+    depth, width = net.get("depth") or max(min(2, deepest), deepest - 2), net.get("width") or 128
+    pads = [3 if side == 28 and i == 0 else 1 for i in range(depth)]
+    ends = [channels] + [width] * depth
+    layers = ", ".join(f"Conv2d({ends[i]}, {width}, 3, padding={pads[i]}), GroupNorm({width}, {width}), ReLU(), AvgPool2d(2)"
+                       for i in range(depth))  # fmt: skip
+    flat = width * ((32 if side == 28 else side) >> depth) ** 2
+    return f"""The `plain` recipe, once:
+
+```python
+import numpy, torch
+from datasets import load_dataset
+from torch.nn import AvgPool2d, Conv2d, Flatten, GroupNorm, Linear, ReLU, Sequential
+data = load_dataset("parquet", data_files="data/*.parquet", split="train")
+prepare = lambda images: (torch.stack([torch.tensor(numpy.array(one)).reshape({side}, {side}, {channels}).permute(2, 0, 1)
+    for one in images]) / 255 - torch.tensor({mean})[:, None, None]) / torch.tensor({std})[:, None, None]
+x, y = prepare(data["image"]), torch.tensor(data["label"])
+net = Sequential({layers}, Flatten(), Linear({flat}, {len(artifact.classes)}))
+optimiser = torch.optim.SGD(net.parameters(), lr=0.05)
+for step in range(300):
+    index = torch.randperm(len(x))[:256]
+    optimiser.zero_grad()
+    torch.nn.functional.cross_entropy(net(x[index]), y[index]).backward()
+    optimiser.step()
+```
+"""

@@ -1,0 +1,82 @@
+"""The report of a run: one static page that needs no network, and its tables as CSV and LaTeX.
+
+What is looked for under the run's folder (all of it optional but the artifact), and who leaves it there:
+
+    artifact/            card, codec, ledger, timing.json            jobs.distill
+    artifact/controls.json   the score table and the verdict         jobs.evaluate
+    artifact/robust.json     LRS, ARS and what they rest on          jobs.evaluate
+    metrics.jsonl        a line a step: step, loss, step_size, grad_norm, seconds, val        jobs.distill
+    experts/experts-*.json   accuracy of every expert by epoch       jobs.experts
+    plan.json            what was foreseen                           jobs.plan
+
+A section without its data says which command would fill it. The folder of a lone artifact is reported as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import rayd
+from rayd.artifact import Artifact
+from rayd.errors import Refused
+from rayd.plan import against
+from rayd.report import page, tables
+from rayd.store import Store
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything the page is drawn from."""
+
+    artifact: Artifact
+    table: Mapping[str, Any] = field(default_factory=dict)
+    """controls.json"""
+    robust: Mapping[str, float] = field(default_factory=dict)
+    steps: list[dict[str, float]] = field(default_factory=list)
+    experts: list[dict[str, Any]] = field(default_factory=list)
+    """expert, epochs, val_accuracy"""
+    timing: Mapping[str, float] = field(default_factory=dict)
+    plan: list[tuple[str, float, float]] = field(default_factory=list)
+    """what, planned, actual"""
+
+
+def report(uri: str, buffer: str | None = None, to: str | None = None) -> str:
+    """Draw the page of the run (or artifact) at `uri`; where it is. Default: its folder `report`."""
+    facts = gather(Store(uri), Store(buffer) if buffer else None)
+    out = Store(to) if to else Store(uri).sub("report")
+    out.write("index.html", page.html(facts).encode())
+    for name, text in tables.texts(facts).items():
+        out.write(name, text.encode())
+    return out.where("index.html")
+
+
+def gather(store: Store, buffer: Store | None = None) -> Facts:
+    alone = store.exists("card.json")
+    if not alone and not store.exists("artifact/card.json"):
+        raise Refused(f"out={store.uri}: holds no artifact; run jobs.distill first, or give the folder of an artifact")
+    kept = store if alone else store.sub("artifact")
+    artifact = rayd.load(kept)
+    buffer = buffer or store.sub("experts")
+    plan = against(store.read_json("plan.json"), store, buffer) if store.exists("plan.json") else []
+    return Facts(
+        artifact,
+        table=json.loads(artifact.contents.get("controls.json", b"{}")),
+        robust=kept.read_json("robust.json") if kept.exists("robust.json") else {},
+        steps=_lines(store.read("metrics.jsonl").decode()) if store.exists("metrics.jsonl") else [],
+        experts=_experts(buffer),
+        timing=kept.read_json("timing.json") if kept.exists("timing.json") else {},
+        plan=plan,
+    )
+
+
+def _lines(text: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def _experts(buffer: Store) -> list[dict[str, Any]]:
+    markers = [name for name in buffer.sizes("experts-") if name.endswith(".json") and ".failed" not in name]
+    rows = [row for name in sorted(markers) for row in buffer.read_json(name)["experts"]]
+    return [row for row in rows if row.get("val_accuracy")]

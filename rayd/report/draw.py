@@ -1,0 +1,196 @@
+"""The figures, as SVG text that fits into a page. The one door for matplotlib.
+
+Sized for a phone's width, so that they are never shrunk below legible.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK, SOFT, RULE = "#22262b", "#6a727c", "#dfe2e6"
+BLUE, ORANGE, GREEN, GREY, RED, VIOLET = "#2b5fd9", "#dd7a32", "#2a9169", "#9aa3ad", "#c8443c", "#8460c4"
+ROLES = {"pixels": BLUE, "factors": BLUE, "decoder": VIOLET, "labels": ORANGE, "step": RED}
+SIZE = (4.3, 2.75)
+STYLE = {
+    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8.5, "svg.fonttype": "path",
+    "svg.hashsalt": "rayd", "axes.edgecolor": RULE, "axes.labelcolor": SOFT, "axes.titlesize": 9, "axes.titlecolor": INK,
+    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.color": RULE, "grid.linewidth": 0.6, "xtick.color": SOFT, "ytick.color": SOFT, "text.color": INK,
+    "xtick.major.size": 0, "ytick.major.size": 0, "xtick.minor.size": 0, "ytick.minor.size": 0, "lines.linewidth": 1.5,
+    "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 7.8, "axes.titlepad": 8,
+}  # fmt: skip
+
+
+class Figure:
+    """`with Figure() as axes: ...`, then `.svg`."""
+
+    def __init__(self, size: tuple[float, float] = SIZE) -> None:
+        self.size, self.svg = size, ""
+
+    def __enter__(self) -> Axes:
+        import matplotlib
+
+        self._style = matplotlib.rc_context(STYLE)  # type: ignore[arg-type]
+        self._style.__enter__()
+        from matplotlib.figure import Figure as Canvas
+
+        self._figure = Canvas(figsize=self.size, layout="constrained")
+        axes: Axes = self._figure.add_subplot()
+        return axes
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            out = io.StringIO()
+            nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+            self._figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+            self.svg = _inline(out.getvalue())
+        self._style.__exit__(None, None, None)
+
+
+def _inline(text: str) -> str:
+    """Without what only a file of its own needs: header, name spaces, fixed size."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    return re.sub(r'(<svg[^>]*?) width="[^"]*"| height="[\d.]+pt"', r"\1", text, count=2)
+
+
+def line(xs: Sequence[float], ys: Sequence[float], title: str, xlabel: str, log: bool = False, dots: bool = False,
+         colour: str = BLUE, percent: bool = False) -> str:  # fmt: skip
+    """One curve; long ones get a running mean over the raw trace."""
+    figure = Figure()
+    with figure as axes:
+        many = len(xs) > 60 and not dots
+        axes.plot(xs, ys, color=colour, alpha=0.28 if many else 1, lw=0.8 if many else 1.6, marker="o" if dots else "",
+                  ms=3.5)  # fmt: skip
+        if many:
+            axes.plot(xs, smooth(ys), color=colour)
+        if log and min(ys) > 0 and max(ys) / min(ys) > 20:
+            axes.set_yscale("log")
+        _finish(axes, title, xlabel, percent)
+    return figure.svg
+
+
+def smooth(ys: Sequence[float]) -> list[float]:
+    decay, mean, out = 1 - 2 / max(10, len(ys) // 25), ys[0], []
+    for y in ys:
+        mean = decay * mean + (1 - decay) * y
+        out.append(mean)
+    return out
+
+
+def experts(rows: Sequence[Mapping[str, Any]], window: tuple[int, int] | None) -> str:
+    """Accuracy of every expert by epoch; what a match may start from and reach is shaded."""
+    figure = Figure((5.6, 2.9))
+    with figure as axes:
+        if window:
+            axes.axvspan(*window, color=BLUE, alpha=0.09, lw=0)
+            axes.text(sum(window) / 2, 0.03, "matched", color=BLUE, ha="center", transform=axes.get_xaxis_transform())
+        for row in rows:
+            axes.plot(row["epochs"], row["val_accuracy"], color=INK, alpha=max(0.12, min(0.8, 4 / len(rows))), lw=1)
+        shared = min(len(row["val_accuracy"]) for row in rows)
+        means = [sum(row["val_accuracy"][i] for row in rows) / len(rows) for i in range(shared)]
+        axes.plot(rows[0]["epochs"][:shared], means, color=ORANGE, lw=2, label=f"mean of {len(rows)}")
+        axes.legend(loc="upper left")
+        _finish(axes, "Validation accuracy of the experts", "epoch", True)
+    return figure.svg
+
+
+def against_bytes(points: Sequence[Mapping[str, Any]], title: str = "Test accuracy against bytes") -> str:
+    """points: label, bytes, mean, ci95, group (own | control | start | full)."""
+    looks = {"own": (BLUE, "o", 7), "control": (ORANGE, "s", 5), "start": (VIOLET, "D", 4.5), "full": (GREEN, "^", 6)}
+    figure = Figure((6.6, 3.7))
+    with figure as axes:
+        axes.set_xscale("log")
+        sizes = [point["bytes"] for point in points]
+        low, high = math.log10(min(sizes)), math.log10(max(sizes))
+        axes.set_xlim(10 ** (low - 0.12 * (high - low) - 0.1), 10 ** (high + 0.3 * (high - low) + 0.35))
+        for point in points:
+            colour, marker, size = looks[point["group"]]
+            axes.errorbar(point["bytes"], point["mean"], yerr=point["ci95"], color=colour, marker=marker, ms=size,
+                          elinewidth=1.2, capsize=0, lw=0)  # fmt: skip
+        full = next((point for point in points if point["group"] == "full"), None)
+        if full:
+            axes.axhline(full["mean"], color=GREEN, lw=0.9, ls=(0, (4, 3)))
+        axes.margins(y=0.12)
+        axes.set_ylim(max(0.0, axes.get_ylim()[0]), min(1.0, axes.get_ylim()[1]))
+        _finish(axes, title, "bytes", True)
+        _label(axes, points, {name: look[0] for name, look in looks.items()})
+        axes.xaxis.set_major_formatter(lambda value, _: size_text(value))
+    return figure.svg
+
+
+def _label(axes: Axes, points: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
+    """Labels to the right of their points, pushed apart where points crowd."""
+    low, high = axes.get_ylim()
+    step = (high - low) * 0.062
+    groups: dict[int, list[Mapping[str, Any]]] = {}
+    for point in points:
+        groups.setdefault(round(4 * math.log10(point["bytes"])), []).append(point)
+    for crowd in groups.values():
+        crowd = sorted(crowd, key=lambda point: float(point["mean"]))
+        places = [float(point["mean"]) for point in crowd]
+        for _ in range(50):
+            for i in range(1, len(places)):
+                lack = step - (places[i] - places[i - 1])
+                if lack > 0:
+                    places[i - 1] -= lack / 2
+                    places[i] += lack / 2
+        shift = max(0.0, low + step / 2 - places[0]) - max(0.0, places[-1] - high + step / 2)
+        for point, y in zip(crowd, places, strict=True):
+            beside = point["bytes"] * (axes.get_xlim()[1] / axes.get_xlim()[0]) ** 0.018
+            axes.text(beside, y + shift, point["label"], va="center", fontsize=7.6, color=colours[point["group"]])
+
+
+def bars(rows: Sequence[tuple[str, float, str, str]], title: str) -> str:
+    """(name, value, text, colour), one bar each, the value written behind it."""
+    figure = Figure((5.2, 0.62 + 0.33 * len(rows)))
+    with figure as axes:
+        top = max(value for _, value, _, _ in rows) or 1.0
+        for i, (_, value, text, colour) in enumerate(rows):
+            axes.barh(i, value, color=colour, height=0.6)
+            axes.text(value + top * 0.015, i, text, va="center", color=SOFT, fontsize=8)
+        axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+        axes.set_xlim(0, top * 1.3)
+        axes.invert_yaxis()
+        axes.xaxis.set_visible(False)
+        axes.grid(False)
+        axes.spines[["bottom", "left"]].set_visible(False)
+        axes.set_title(title)
+        axes.tick_params(axis="y", labelcolor=INK)
+    return figure.svg
+
+
+def spectra(lines: Mapping[str, Sequence[float]], title: str) -> str:
+    """Singular values, largest first, on a log scale."""
+    figure = Figure()
+    with figure as axes:
+        for (name, values), colour in zip(lines.items(), (BLUE, ORANGE, GREEN, VIOLET), strict=False):
+            shown = [max(value, 1e-6) for value in values]
+            axes.plot(range(1, len(shown) + 1), shown, color=colour, marker="o", ms=2.5, label=name)
+        axes.set_yscale("log")
+        if len(lines) > 1:
+            axes.legend()
+        _finish(axes, title, "number", False)
+    return figure.svg
+
+
+def _finish(axes: Axes, title: str, xlabel: str, percent: bool) -> None:
+    axes.set_title(title)
+    axes.set_xlabel(xlabel)
+    if percent:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+
+
+def size_text(value: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f} B"
