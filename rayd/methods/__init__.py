@@ -6,6 +6,7 @@ from rayd.methods.calibrate import Calibrate
 from rayd.methods.contract import Codec, Objective, Term
 from rayd.methods.contrast import Contrast
 from rayd.methods.distribution import Distribution
+from rayd.methods.dwa import Dwa
 from rayd.methods.formation import Formation
 from rayd.methods.gradient import Gradient
 from rayd.methods.guidance import Guidance
@@ -32,6 +33,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "gradient": Gradient,
     "distribution": Distribution,
     "ncfm": Ncfm,
+    "dwa": Dwa,
 }
 
 TERMS: dict[str, type[Term]] = {
