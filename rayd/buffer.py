@@ -75,6 +75,11 @@ class Buffer:
     def epochs(self, expert: int) -> list[int]:
         return (self._key[self._key >> 20 == self._number(expert)] & (2**20 - 1)).tolist()  # type: ignore[no-any-return]
 
+    def shard_of(self, expert: int) -> str:
+        """Name of the tar that holds an expert."""
+        at = int(np.searchsorted(self._key, self._number(expert) * 2**20))
+        return str(self._shards[self._shard[at]])
+
     def row(self, expert: int, epoch: int) -> Tensor:
         """theta_P in fp32, checked against its checksum."""
         key = self._number(expert) * 2**20 + epoch
@@ -116,7 +121,7 @@ def verify(store: Store | str) -> list[str]:
     for commit in read_commits(store, sizes, strict=False):
         try:
             check_size(store, commit, sizes.get(commit.tar))
-            refuse_other(store, head["fingerprint"], commit.marker["fingerprint"], f"{commit.name}.json")
+            refuse_other(store, commit.marker["fingerprint"], head["fingerprint"], f"{commit.name}.json")
         except (Failed, Refused) as error:
             wrong.append(str(error))
             continue

@@ -22,6 +22,7 @@ from rayd.errors import Failed
 from rayd.expert import Diverged, Unit, plan_units, train
 from rayd.nets import Net
 from rayd.progress import Built, Progress, size_text
+from rayd.sgd import chunk_of
 from rayd.shards import BufferWriter, Commit
 from rayd.store import Store
 from rayd.trajectory import Snapshot, Trajectory
@@ -79,6 +80,7 @@ class Shop:
                 "per_shard": run.expert.per_shard,
                 "threads": run.scale.threads,
                 "engine": run.expert.path(device_type),
+                "chunk": chunk_of(run.expert, net, device_type),
             }
         }
         layout = {
@@ -213,5 +215,6 @@ def finish(shop: Shop, progress: Progress) -> None:
     if progress.failed / len(shop.units) > limit:
         raise Failed(
             f"{progress.failed} of {len(shop.units)} units diverged, more than expert.max_failed={limit}; their "
-            f"numbers are in {shop.writer.store.where('experts-*.failed.json')}. What is committed stays; lower expert.lr"
+            f"numbers are in {shop.writer.store.where('experts-*.failed.json')}. What is committed stays; "
+            "lower expert.lr"
         )

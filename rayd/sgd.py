@@ -29,6 +29,19 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TINY = 1e-12
+NEAR_FLOATS = 2**21
+"""Numbers of the widest activation of one chunk: what stays in a CPU's caches, and in memory the process keeps."""
+
+
+def chunk_of(config: ExpertConfig, net: Net, device_type: str) -> int:
+    """Images that one compiled call takes: on a CPU a part of the batch, which is exact but for batch statistics."""
+    if device_type != "cpu" or config.stacks(device_type) or net.norm == "batch":
+        return config.batch
+    with torch.no_grad():
+        features = net.features(torch.zeros(net.size), torch.zeros(1, *net.spec.shape))
+    near = max(8, NEAR_FLOATS // (4 * max(one.numel() for one in features)))
+    chunk = max(part for part in range(1, config.batch + 1) if config.batch % part == 0 and part <= near)
+    return chunk if 2 * chunk > min(near, config.batch) else config.batch
 
 
 class Ground:
@@ -54,6 +67,7 @@ class Ground:
         self.augment = config.augment.build()
         self.dtype = DTYPES[config.precision]
         self.batch = min(config.batch, len(self.labels))
+        self.chunk = min(chunk_of(config, net, device.type), self.batch)
         gradient, logits = loss_gradient(net, self.dtype), self._logits
         over = (lambda f: vmap(f)) if stacked else (lambda f: f)
         self._plain_gradient, self._plain_logits = over(gradient), over(logits)
@@ -103,11 +117,18 @@ class Ground:
 
     def gradient(self, theta_KP: Tensor, x: Tensor, y_KB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients [K, P], losses [K], the batch's share of running statistics. The odd last batch runs eagerly."""
-        run = self._gradient if y_KB.shape[1] == self.batch else self._plain_gradient
         if self.stacked:
+            run = self._gradient if y_KB.shape[1] == self.batch else self._plain_gradient
             g_KP, (losses_K, tails) = run(theta_KP, x, y_KB)
             return g_KP, losses_K, tails
-        g_P, (loss, tail) = run(theta_KP[0], self._laid(x[0]), y_KB[0])
+        g_P, loss = torch.zeros_like(theta_KP[0]), torch.zeros((), device=self.device)
+        tail = theta_KP[0, self.net.trainable :]
+        for x_part, y_part in zip(self._laid(x[0]).split(self.chunk), y_KB[0].split(self.chunk), strict=True):
+            run = self._gradient if len(y_part) == self.chunk else self._plain_gradient
+            g_part, (loss_part, tail) = run(theta_KP[0], x_part, y_part)
+            share = len(y_part) / y_KB.shape[1]
+            g_P.add_(g_part, alpha=share)
+            loss.add_(loss_part, alpha=share)
         return g_P[None], loss[None], tail[None]
 
     def accuracies(self, theta_KP: Tensor) -> list[float] | None:
@@ -115,10 +136,10 @@ class Ground:
         if self.val is None:
             return None
         right_K = torch.zeros(len(theta_KP), device=self.device)
-        for start in range(0, len(self.val), self.batch):
-            x = self.transform(self.val.pixels_NCHW[start : start + self.batch].to(self.device)).to(self.dtype)
-            y = self.val.labels_N[start : start + self.batch].to(self.device)
-            run = self._forward if len(y) == self.batch else self._plain_logits
+        for start in range(0, len(self.val), self.chunk):
+            x = self.transform(self.val.pixels_NCHW[start : start + self.chunk].to(self.device)).to(self.dtype)
+            y = self.val.labels_N[start : start + self.chunk].to(self.device)
+            run = self._forward if len(y) == self.chunk else self._plain_logits
             with torch.no_grad():
                 if self.stacked:
                     logits_KBC = run(theta_KP, x.expand(len(theta_KP), *x.shape))

@@ -10,6 +10,7 @@ Shapes: S snapshots of an expert, P parameters.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -137,17 +138,16 @@ class Shard:
         self.rows: list[dict[str, Any]] = []
 
     def __enter__(self) -> Shard:
-        from webdataset import TarWriter
-
         self._scratch = self.writer.store.scratch(f"{self.name}.tar")
         self._path = self._scratch.__enter__()
         self._file = open(self._path, "wb")
-        self._tar = TarWriter(self._file, encoder=False, compress=False, mtime=0, user="rayd", group="rayd")
+        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
         return self
 
     def add(self, trajectory: Trajectory, **more: Any) -> None:
         """One expert: its rows and its figures."""
-        rows_SP = trajectory.thetas_SP.numpy().astype(self.dtype)
+        with np.errstate(over="ignore"):
+            rows_SP = trajectory.thetas_SP.numpy().astype(self.dtype)
         if not np.isfinite(rows_SP).all():
             raise Failed(
                 f"{self.name}, expert {trajectory.expert}: numbers too large for fp16; set expert.storage=fp32"
@@ -156,8 +156,9 @@ class Shard:
         np.save(npy, rows_SP, allow_pickle=False)
         key = key_of(trajectory.expert)
         facts = {"expert": trajectory.expert, "epochs": list(trajectory.epochs), **trajectory.meta, **more}
-        told = json.dumps(facts, sort_keys=True).encode()
-        self._tar.write({"__key__": key, "json": told, "theta.npy": npy.getvalue()})
+        self._member(f"{key}.json", io.BytesIO(json.dumps(facts, sort_keys=True).encode()))
+        header = npy.tell() - rows_SP.nbytes
+        offset = self._member(f"{key}.theta.npy", npy) + header
         self.rows.append(
             {
                 "key": key,
@@ -165,22 +166,26 @@ class Shard:
                 "epochs": list(trajectory.epochs),
                 "dtype": rows_SP.dtype.str,
                 "row_bytes": rows_SP[0].nbytes,
-                "header_bytes": npy.tell() - rows_SP.nbytes,
+                "offset": offset,
                 "sha256": [hashlib.sha256(row).hexdigest() for row in rows_SP],
                 "val_accuracy": trajectory.meta.get("val_accuracy"),
                 "train_loss": trajectory.meta.get("train_loss"),
             }
         )
 
+    def _member(self, name: str, data: io.BytesIO) -> int:
+        """A file of the tar, without a time or an owner; returns where its bytes begin."""
+        info = tarfile.TarInfo(name)
+        info.size = data.seek(0, io.SEEK_END)
+        data.seek(0)
+        self._tar.addfile(info, data)
+        return int(self._tar.offset) - -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
     def publish(self, made_by: Mapping[str, Any]) -> Commit:
         """The shard, then its marker. A shard it replaces loses its marker first."""
         store, name = self.writer.store, self.name
         self._tar.close()
         self._file.close()
-        with tarfile.open(self._path) as tar:
-            starts = {member.name: member.offset_data for member in tar}
-        for row in self.rows:
-            row["offset"] = starts[f"{row['key']}.theta.npy"] + row.pop("header_bytes")
         marker = {
             "shard": f"{name}.tar",
             "bytes": self._path.stat().st_size,
@@ -198,7 +203,8 @@ class Shard:
         return Commit(name, marker)
 
     def __exit__(self, *error: Any) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what was not written is given up with the file
+            self._file.close()
         self._scratch.__exit__(*error)
 
 
@@ -226,15 +232,17 @@ def check_size(store: Store, commit: Commit, size: int | None) -> None:
 
 
 def read_commits(store: Store, sizes: Mapping[str, int] | None = None, *, strict: bool = True) -> list[Commit]:
-    """Every committed shard; `strict` refuses shards without a marker, and markers that do not fit their shard."""
+    """Every committed shard; `strict` refuses shards without a marker, and markers of other shards or other runs."""
     sizes = store.sizes("experts-") if sizes is None else sizes
     names = [name.removesuffix(".json") for name in sizes if name.endswith(".json") and ".failed." not in name]
     with ThreadPoolExecutor(READERS) as pool:
         markers = list(pool.map(lambda name: store.read_json(f"{name}.json"), names))
     commits = [Commit(name, marker) for name, marker in zip(names, markers, strict=True)]
     if strict:
+        head = read_head(store)
         for commit in commits:
             check_size(store, commit, sizes.get(commit.tar))
+            refuse_other(store, commit.marker["fingerprint"], head["fingerprint"], f"{commit.name}.json")
         refuse_unmarked(store, sizes)
     return commits
 

@@ -2,7 +2,7 @@
 
 Nothing but plans and counts travels through Ray: an actor reads the data from its own cache and writes its shard to
 the store. An actor that dies, hangs or cannot be reached is replaced, and its unit goes to another, a bounded number of
-times; names and seeds come from the plan, so the bytes are the same. The driver keeps no state: the same command goes on.
+times; names and seeds come from the plan, so the bytes are the same. The driver keeps no state.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from rayd.errors import Failed, Refused
 from rayd.expert import Unit
 from rayd.fleet import cluster
 from rayd.fleet.policy import Loss, after_loss, pool_size
-from rayd.foundry import Built, Progress, Shop, build_unit, finish, start
+from rayd.foundry import Shop, build_unit, finish, start
+from rayd.progress import Built, Progress
 from rayd.strict import parse, to_dict
 
 log = logging.getLogger(__name__)
