@@ -161,7 +161,8 @@ def _use(artifact: Artifact, format: str) -> str:
     net = (artifact.card["config"] or {}).get("net", {})
     kind = artifact.transform.kind
     if format != "parquet" or kind == "zca" or net.get("name") != "convnet" or net.get("norm") != "instance":
-        return "" if kind != "zca" else "Networks see whitened images: the artifact's transform.safetensors has the matrix.\n"
+        whitened = "Networks see whitened images: the artifact's transform.safetensors has the matrix.\n"
+        return whitened if kind == "zca" else ""
     mean, std = ([round(float(v), 6) for v in t] for t in (artifact.transform.mean_C, artifact.transform.std_C))
     channels, side, _ = artifact.spec.shape
     deepest = (32 if side == 28 else side).bit_length() - 1

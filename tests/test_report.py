@@ -20,7 +20,7 @@ from rayd.report import report
 from rayd.store import Store
 
 pytest.importorskip("matplotlib")
-SECTIONS = ["images", "factors", "scores", "cross", "curves", "experts", "ledger", "time", "plan", "provenance"]
+SECTIONS = ["images", "scores", "cross", "factors", "distillation", "experts", "ledger", "time", "plan", "provenance"]
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), "")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -58,8 +59,8 @@ def rows(size: str = "default") -> Iterator[Row]:
             evaluate(recipe, net, train, test, None, seeds[:1], compile=True)
             warm = time.perf_counter() - began
             if precision == "fp32":
-                plain = _best(lambda r=recipe, n=net, a=train, b=test: plainly(r, n, a, b, seeds))
-            fast = _best(lambda r=recipe, n=net, a=train, b=test: evaluate(r, n, a, b, None, seeds, compile=True))
+                plain = _best(partial(plainly, recipe, net, train, test, seeds))
+            fast = _best(partial(evaluate, recipe, net, train, test, None, seeds, compile=True))
             case = f"together width={width} ipc={ipc} {precision}"
             yield Row("evaluate", case, NETWORKS * steps / fast, "steps/s", ratio=plain / fast)
             yield Row("evaluate", f"compilation width={width} ipc={ipc} {precision}", warm - fast / NETWORKS, "s")

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 INK, SOFT, RULE = "#22262b", "#6a727c", "#dfe2e6"
 BLUE, ORANGE, GREEN, GREY, RED, VIOLET = "#2b5fd9", "#dd7a32", "#2a9169", "#9aa3ad", "#c8443c", "#8460c4"
 ROLES = {"pixels": BLUE, "factors": BLUE, "decoder": VIOLET, "labels": ORANGE, "step": RED}
-SIZE = (4.3, 2.75)
+SIZE, WIDE, NARROW = 3.1, 6.6, 3.6
+"""Inches: a figure of the grid; one across the column, and the same on a phone."""
 STYLE = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 8.5, "svg.fonttype": "path",
     "svg.hashsalt": "rayd", "axes.edgecolor": RULE, "axes.labelcolor": SOFT, "axes.titlesize": 9, "axes.titlecolor": INK,
@@ -31,7 +32,7 @@ STYLE = {
 class Figure:
     """`with Figure() as axes: ...`, then `.svg`."""
 
-    def __init__(self, size: tuple[float, float] = SIZE) -> None:
+    def __init__(self, size: tuple[float, float] = (SIZE, 2.15)) -> None:
         self.size, self.svg = size, ""
 
     def __enter__(self) -> Axes:
@@ -86,9 +87,9 @@ def smooth(ys: Sequence[float]) -> list[float]:
     return out
 
 
-def experts(rows: Sequence[Mapping[str, Any]], window: tuple[int, int] | None) -> str:
+def experts(rows: Sequence[Mapping[str, Any]], window: tuple[int, int] | None, width: float = WIDE) -> str:
     """Accuracy of every expert by epoch; what a match may start from and reach is shaded."""
-    figure = Figure((5.6, 2.9))
+    figure = Figure((width, 2 + width / 5))
     with figure as axes:
         if window:
             axes.axvspan(*window, color=BLUE, alpha=0.09, lw=0)
@@ -103,15 +104,16 @@ def experts(rows: Sequence[Mapping[str, Any]], window: tuple[int, int] | None) -
     return figure.svg
 
 
-def against_bytes(points: Sequence[Mapping[str, Any]], title: str = "Test accuracy against bytes") -> str:
+def against_bytes(points: Sequence[Mapping[str, Any]], width: float = WIDE) -> str:
     """points: label, bytes, mean, ci95, group (own | control | start | full)."""
     looks = {"own": (BLUE, "o", 7), "control": (ORANGE, "s", 5), "start": (VIOLET, "D", 4.5), "full": (GREEN, "^", 6)}
-    figure = Figure((6.6, 3.7))
+    figure = Figure((width, 2.7 + width / 6))
     with figure as axes:
         axes.set_xscale("log")
         sizes = [point["bytes"] for point in points]
         low, high = math.log10(min(sizes)), math.log10(max(sizes))
-        axes.set_xlim(10 ** (low - 0.12 * (high - low) - 0.1), 10 ** (high + 0.3 * (high - low) + 0.35))
+        room = (high - low + 0.3) * 1.5 / width
+        axes.set_xlim(10 ** (low - room / 3), 10 ** (high + room * (1 + 0.6 / width)))
         for point in points:
             colour, marker, size = looks[point["group"]]
             axes.errorbar(point["bytes"], point["mean"], yerr=point["ci95"], color=colour, marker=marker, ms=size,
@@ -121,37 +123,56 @@ def against_bytes(points: Sequence[Mapping[str, Any]], title: str = "Test accura
             axes.axhline(full["mean"], color=GREEN, lw=0.9, ls=(0, (4, 3)))
         axes.margins(y=0.12)
         axes.set_ylim(max(0.0, axes.get_ylim()[0]), min(1.0, axes.get_ylim()[1]))
-        _finish(axes, title, "bytes", True)
-        _label(axes, points, {name: look[0] for name, look in looks.items()})
+        _finish(axes, "Test accuracy against bytes", "bytes", True)
+        _label(axes, points, {name: look[0] for name, look in looks.items()}, 1.45 / width)
         axes.xaxis.set_major_formatter(lambda value, _: size_text(value))
     return figure.svg
 
 
-def _label(axes: Axes, points: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
-    """Labels to the right of their points, pushed apart where points crowd."""
-    low, high = axes.get_ylim()
-    step = (high - low) * 0.062
-    groups: dict[int, list[Mapping[str, Any]]] = {}
-    for point in points:
-        groups.setdefault(round(4 * math.log10(point["bytes"])), []).append(point)
-    for crowd in groups.values():
-        crowd = sorted(crowd, key=lambda point: float(point["mean"]))
-        places = [float(point["mean"]) for point in crowd]
-        for _ in range(50):
-            for i in range(1, len(places)):
-                lack = step - (places[i] - places[i - 1])
-                if lack > 0:
-                    places[i - 1] -= lack / 2
-                    places[i] += lack / 2
-        shift = max(0.0, low + step / 2 - places[0]) - max(0.0, places[-1] - high + step / 2)
+def _label(axes: Axes, points: Sequence[Mapping[str, Any]], colours: Mapping[str, str], share: float) -> None:
+    """Names in a column right of each crowd of points, in the order of their accuracies, tied to them by thin lines.
+
+    `share`: of the axis that a name takes.
+    """
+    (low, high), (left, right) = axes.get_ylim(), axes.get_xlim()
+    step, wide = (high - low) * 0.064, right / left
+    crowds: list[list[Mapping[str, Any]]] = []
+    for point in sorted(points, key=lambda point: float(point["bytes"])):
+        if crowds and point["bytes"] < max(one["bytes"] for one in crowds[-1]) * wide**share:
+            crowds[-1].append(point)
+        else:
+            crowds.append([point])
+    for crowd in crowds:
+        crowd.sort(key=lambda point: float(point["mean"]))
+        places = apart([float(point["mean"]) for point in crowd], step, low + step / 2, high - step / 2)
+        beside = max(point["bytes"] for point in crowd) * wide**0.03
         for point, y in zip(crowd, places, strict=True):
-            beside = point["bytes"] * (axes.get_xlim()[1] / axes.get_xlim()[0]) ** 0.018
-            axes.text(beside, y + shift, point["label"], va="center", fontsize=7.6, color=colours[point["group"]])
+            colour = colours[point["group"]]
+            axes.plot([point["bytes"], beside], [point["mean"], y], color=colour, lw=0.5, alpha=0.5)
+            axes.text(beside * wide**0.006, y, point["label"], va="center", fontsize=7.6, color=colour,
+                      bbox={"facecolor": "white", "linewidth": 0, "pad": 0.8})  # fmt: skip
 
 
-def bars(rows: Sequence[tuple[str, float, str, str]], title: str) -> str:
+def apart(places: list[float], step: float, low: float, high: float) -> list[float]:
+    """Ascending places moved as little as it takes to lie `step` apart, within low to high where they all fit."""
+    groups: list[list[float]] = []  # sum of wanted starts, how many
+    for place in places:
+        groups.append([place, 1.0])
+        while len(groups) > 1 and groups[-1][0] / groups[-1][1] < groups[-2][0] / groups[-2][1] + step * groups[-2][1]:
+            wanted, count = groups.pop()
+            before = groups[-1]
+            before[0] += wanted - step * before[1] * count
+            before[1] += count
+    out: list[float] = []
+    for wanted, count in groups:
+        out += [wanted / count + step * i for i in range(int(count))]
+    shift = max(0.0, low - out[0]) - max(0.0, out[-1] - high)
+    return [place + shift for place in out]
+
+
+def bars(rows: Sequence[tuple[str, float, str, str]], title: str, width: float = WIDE) -> str:
     """(name, value, text, colour), one bar each, the value written behind it."""
-    figure = Figure((5.2, 0.62 + 0.33 * len(rows)))
+    figure = Figure((width, 0.55 + 0.3 * len(rows)))
     with figure as axes:
         top = max(value for _, value, _, _ in rows) or 1.0
         for i, (_, value, text, colour) in enumerate(rows):
@@ -173,7 +194,7 @@ def spectra(lines: Mapping[str, Sequence[float]], title: str) -> str:
     figure = Figure()
     with figure as axes:
         for (name, values), colour in zip(lines.items(), (BLUE, ORANGE, GREEN, VIOLET), strict=False):
-            shown = [max(value, 1e-6) for value in values]
+            shown = [max(value, 1e-4 * max(values)) for value in values]
             axes.plot(range(1, len(shown) + 1), shown, color=colour, marker="o", ms=2.5, label=name)
         axes.set_yscale("log")
         if len(lines) > 1:

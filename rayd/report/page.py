@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +18,17 @@ from rayd.report.style import CSS
 if TYPE_CHECKING:
     from rayd.report import Facts
 
-CLASSES, COLUMNS, TILES, THIN, TALL = 20, 10, 24, 6, 64
+CLASSES, COLUMNS, TILES, THIN, TALL = 20, 10, 24, 6, 48
 
 
 def html(facts: Facts) -> str:
     parts: list[tuple[str, str, str, Callable[[Facts], str], str]] = [
         ("images", "What it looks like", "", images, ""),
-        ("factors", "What is stored", "The stored tensors, and what they are made of.", factors, ""),
         ("scores", "Accuracy against bytes", "Every set under the same recipe; bars are 95 % intervals of the mean.", size,
          "evaluate"),
         ("cross", "Other architectures", "", cross, "evaluate recipe=cross"),
-        ("curves", "How it was distilled", "", curves, "distill"),
+        ("factors", "What is stored", "The stored tensors, and what the images are made of.", factors, ""),
+        ("distillation", "How it was distilled", "", curves, "distill"),
         ("experts", "The experts", "", experts, "experts"),
         ("ledger", "Ledger", "Every stored number, by what it is for.", ledger, ""),
         ("time", "Time by stage", "", time, "pipeline"),
@@ -39,7 +40,7 @@ def html(facts: Facts) -> str:
         inside = make(facts) or f'<p class="empty">Nothing here yet. <code>python -m jobs.{verb}</code> fills this.</p>'
         told = f'<p class="lead">{lead}</p>' if lead else ""
         body.append(f'<section id="{name}"><h2>{title}</h2>{told}{inside}</section>')
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, *_ in parts)
+    links = "".join(f'<a href="#{name}">{name}</a>' for name, *_ in parts)
     title = escape(f"{_source(facts.artifact)}, distilled")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -56,7 +57,7 @@ def hero(facts: Facts) -> str:
     full = _row(facts, "full")
     held = artifact.card["ledger"]
     if own is None:
-        big = '<p class="big">not scored yet</p><p class="empty"><code>python -m jobs.evaluate</code> does.</p>'
+        big = '<p class="big none">not scored yet</p><p class="empty"><code>python -m jobs.evaluate</code> does.</p>'
     else:
         wide = f"± {100 * own['ci95']:.1f}" if own["n"] > 1 else ""
         big = (f'<p class="big">{100 * own["mean"]:.1f}<span> % {wide}</span></p><p class="under">test accuracy of '
@@ -133,18 +134,18 @@ def size(facts: Facts) -> str:
     for row in rows:
         kind = row["set"].split("@")[0]
         group = {"start": "start", "full": "full"}.get(kind, "own" if kind.startswith("distilled") else "control")
-        points.append({"label": row["set"], "bytes": row.get("bytes", facts.table["bytes"]), "mean": row["mean"],
+        points.append({"label": named(row["set"]), "bytes": row.get("bytes", facts.table["bytes"]), "mean": row["mean"],
                        "ci95": row["ci95"], "group": group})  # fmt: skip
     left = "".join(f'<p class="note">left out: {escape(name)} ({escape(why)})</p>' for name, why in
                    facts.table.get("skipped", {}).items())  # fmt: skip
     ranked = sorted(rows, key=lambda row: -float(row["mean"]))
-    body = [[row["set"], row["view"], f"{row['images']:,}" if row.get("images") else "", tables.spread(row), row["n"],
+    body = [[named(row["set"]), row["view"], f"{row['images']:,}" if row.get("images") else "", tables.spread(row), row["n"],
              f"± {100 * row['ci95']:.1f}"] for row in ranked]  # fmt: skip
-    table = _table(["set", "view", "images", "test accuracy, %", "n", "95 %"], body, own=0)
+    table = _table(["trained on", "view", "images", "test accuracy, %", "n", "95 %"], body, own=0)
     robust = "".join(f"<div><b>{facts.robust[key]:.3f}</b><span>{key.upper()}</span></div>" for key in
                      ("lrs", "ars", "hlr", "ior") if key in facts.robust)  # fmt: skip
     robust = f'<div class="facts">{robust}</div>' if robust else ""
-    return f'<div class="wide">{draw.against_bytes(points)}</div>{table}{left}{robust}'
+    return f'{both(partial(draw.against_bytes, points))}{table}{left}{robust}'
 
 
 def cross(facts: Facts) -> str:
@@ -173,7 +174,7 @@ def experts(facts: Facts) -> str:
     window = None
     if "expert_epochs" in objective:
         window = (objective["first"], objective["last"] - 1 + objective["expert_epochs"])
-    return f'<div class="wide">{draw.experts(facts.experts, window)}</div>'
+    return both(partial(draw.experts, facts.experts, window))
 
 
 def ledger(facts: Facts) -> str:
@@ -187,7 +188,7 @@ def ledger(facts: Facts) -> str:
     head, rows = tables.ledger(facts)
     rows = [[*row[:3], f"{row[3]:,}", row[4], f"{row[5]:,}"] for row in rows]
     total = f"{own['floats']:,} numbers, {own['bytes']:,} bytes on disk; beside it {own['beside_floats']:,} numbers"
-    return f'<div class="wide">{draw.bars(bars, "Bytes of the file")}</div>{_table(head, rows)}<p class="note">{total}</p>'
+    return f'{both(partial(draw.bars, bars, "Bytes of the file"))}{_table(head, rows)}<p class="note">{total}</p>'
 
 
 def time(facts: Facts) -> str:
@@ -195,7 +196,7 @@ def time(facts: Facts) -> str:
     if not known:
         return ""
     bars = [(name, value, _clock(value), draw.BLUE) for name, value in known.items()]
-    return f'<div class="wide">{draw.bars(bars, "Seconds")}</div>'
+    return both(partial(draw.bars, bars, "Time"))
 
 
 def plan(facts: Facts) -> str:
@@ -212,7 +213,20 @@ def provenance(facts: Facts) -> str:
     return f'<dl>{lines}</dl><p class="note">Check it: <code>python -m jobs.evaluate verify=ARTIFACT</code></p>'
 
 
+def named(row: str) -> str:
+    """A row's name in words."""
+    kind, _, budget = row.partition("@")
+    kind = {"distilled-8bit": "distilled, 8 bits", "distilled-hard": "distilled, hard labels", "start": "before any step",
+            "full": "full set", "kcentre": "k-centre"}.get(kind, kind)  # fmt: skip
+    return kind + {"floats": ", same floats", "raw": ", same bytes raw", "jpeg": ", same bytes JPEG"}.get(budget, "")
+
+
 # ---- pieces ------------------------------------------------------------------------------------------------------
+
+
+def both(figure: Callable[..., str]) -> str:
+    """Drawn twice, so that a phone shows letters of the same size as a desk."""
+    return f'<div class="wide">{figure(width=draw.WIDE)}</div><div class="narrow">{figure(width=draw.NARROW)}</div>'
 
 
 def picture(image_CHW: Tensor, told: str) -> str:
@@ -221,11 +235,12 @@ def picture(image_CHW: Tensor, told: str) -> str:
 
 
 def tiles(tensor: Tensor) -> Tensor:
-    """The last two axes as pictures (thin ones as one), each on its own scale: grey is zero, light above, dark below."""
+    """The last two axes as pictures (thin ones as one table), each on its own scale: grey is zero, light is above."""
     flat = tensor.float().reshape(-1, *tensor.shape[-2:])
     if min(flat.shape[1:]) < THIN:
-        flat = flat.reshape(1, -1, flat.shape[-1])
-    flat = flat[:TILES, :TALL, :TALL]
+        table = tensor.float().flatten(1)
+        flat = (table if table.shape[0] <= table.shape[1] else table.T)[None]
+    flat = flat[:TILES, :TALL, : 2 * TALL]
     scaled = 0.5 + 0.5 * flat / flat.abs().amax((1, 2), keepdim=True).clamp(min=1e-12)
     across = 6 if len(scaled) > 6 else max(1, len(scaled))
     return grid([row[:, None] for row in scaled.split(across)])

@@ -15,18 +15,21 @@ h2{margin:0 0 6px;font-size:22px;letter-spacing:-.01em;font-weight:650}
 .claim{margin-top:26px}
 .big{margin:0;font-size:clamp(54px,9vw,92px);line-height:1;letter-spacing:-.04em;font-weight:700}
 .big span{font-size:.36em;letter-spacing:-.01em;font-weight:500;color:var(--soft)}
+.big.none{font-size:34px;color:var(--soft)}
 .under{margin:12px 0 0;color:var(--soft)}
 .pill{display:inline-block;margin:18px 0 0;padding:5px 14px;border-radius:99px;background:#eceef1;font-size:15px}
 .pill.yes{background:#dff3e9;color:#14563b}.pill.no{background:#fbe3e0;color:#8c2a22}
 .pill.undecided{background:#fdf0d8;color:#7a5310}
 details{margin-top:10px;color:var(--soft);font-size:14px}summary{cursor:pointer}
 details ul{margin:6px 0 0;padding-left:20px}
-.facts{display:flex;flex-wrap:wrap;gap:14px 40px;margin:30px 0 0;padding:18px 0;border-top:1px solid var(--rule)}
+.facts{display:flex;flex-wrap:wrap;gap:14px 40px;margin:30px 0 0;padding:18px 0}
+.facts{border-top:1px solid var(--rule)}
 .facts div{display:flex;flex-direction:column}.facts b{font-size:20px;font-weight:620;font-variant-numeric:tabular-nums}
 .facts span{color:var(--soft);font-size:13px}
 nav{position:sticky;top:0;z-index:2;background:rgba(247,247,245,.94);border-bottom:1px solid var(--rule);overflow-x:auto;
 white-space:nowrap;padding:11px max(28px,calc((100% - 1024px)/2))}
-nav a{margin-right:22px;color:var(--soft);font-size:14px;text-decoration:none}nav a:hover{color:var(--blue)}
+nav a{display:inline-block;margin-right:22px;color:var(--soft);font-size:14px;text-decoration:none}
+nav a:first-letter{text-transform:uppercase}nav a:hover{color:var(--blue)}
 section{margin:26px 0;padding:28px 30px 30px;background:var(--paper);border:1px solid var(--rule);border-radius:14px;
 scroll-margin-top:56px}
 .lead,.note,.empty{color:var(--soft);margin:0 0 16px;font-size:15px}.note{margin:12px 0 0;font-size:14px}
@@ -37,7 +40,7 @@ svg{display:block;width:100%;height:auto}
 figure{margin:0}figcaption{margin-top:8px;color:var(--soft);font-size:13.5px}figcaption b{color:var(--ink);font-weight:600}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(290px,1fr));gap:28px 34px;align-items:start}
 .grid figure{max-width:460px}.grid img{width:100%;border-radius:6px}
-.wide{max-width:780px;margin:0 auto}
+.wide{max-width:780px;margin:0 auto}.narrow{display:none}
 .strips{display:grid;grid-template-columns:repeat(auto-fill,minmax(430px,1fr));gap:12px 34px}
 .strips.few{grid-template-columns:repeat(auto-fill,minmax(150px,1fr))}
 .strip span{display:block;margin-bottom:4px;color:var(--soft);font-size:13.5px}
@@ -54,6 +57,6 @@ footer{padding-top:10px;padding-bottom:44px;color:var(--soft);font-size:13.5px}
 nav{padding-left:16px}section{padding:22px 16px;border-radius:12px;margin:16px 0}.strips{grid-template-columns:1fr}
 .strips.few{grid-template-columns:repeat(3,1fr);gap:12px}.facts{gap:12px 26px}
 dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:10px}
-.wide{overflow-x:auto}.wide svg{min-width:440px}}
+.wide{display:none}.narrow{display:block}}
 @media print{nav{display:none}section{break-inside:avoid;border:0;padding:12px 0}}
 """
