@@ -86,6 +86,7 @@ class ExpertConfig:
             names += ["drops", "gamma"]
         augment = self.augment
         plain = {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in names}
+        plain |= {"batches": "whole"}
         return plain | {"augment": {"ops": list(augment.ops), "policy": augment.policy, "share": augment.share}}
 
     def kept(self, last_epoch: int | None) -> tuple[int, ...]:

@@ -75,12 +75,16 @@ class Ground:
         self._forward = compiled(self._plain_logits, device, config.compiled)
 
     def batches(self, seeds: Sequence[int], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Augmented images [K, B, C, H, W] in network space and labels of one epoch, each expert in its own order."""
+        """Augmented images [K, B, C, H, W] in network space and labels of one epoch, each expert in its own order.
+
+        Whole batches only; each epoch leaves out others. A step on the odd handful just before the snapshot would cost
+        it some 8 points of accuracy (16 images at lr 0.03, CPU scale).
+        """
         n, shape = len(self.labels), tuple(self.pixels.shape[1:])
         order_KN = torch.stack([torch.randperm(n, generator=generator(seed, "order", epoch)) for seed in seeds])
         order_KN = order_KN.to(self.device)
         rngs = [generator(seed, "augment", epoch) for seed in seeds]
-        for start in range(0, n, self.batch):
+        for start in range(0, n - n % self.batch, self.batch):
             index_KB = order_KN[:, start : start + self.batch]
             size = index_KB.shape[1]
             x = self.transform(self.pixels[index_KB.flatten()]).view(len(seeds), size, *shape)
@@ -116,7 +120,7 @@ class Ground:
         return g_there - self.config.sam_alpha * (g - along * g_there)
 
     def gradient(self, theta_KP: Tensor, x: Tensor, y_KB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients [K, P], losses [K], the batch's share of running statistics. The odd last batch runs eagerly."""
+        """Gradients [K, P], losses [K], the batch's share of running statistics."""
         if self.stacked:
             run = self._gradient if y_KB.shape[1] == self.batch else self._plain_gradient
             g_KP, (losses_K, tails) = run(theta_KP, x, y_KB)

@@ -62,7 +62,8 @@ def plain_epoch(
     augment, n = config.augment.build(), len(images)
     order = torch.randperm(n, generator=generator(seed, "order", epoch))
     rng = generator(seed, "augment", epoch)
-    for index in order.split(config.batch)[:steps]:
+    whole = len(order) - len(order) % config.batch
+    for index in order[:whole].split(config.batch)[:steps]:
         x = transform(images.pixels_NCHW[index])
         x = augment(x, augment.draw(rng, len(index), tuple(x.shape[1:])))
         loss = F.cross_entropy(net(x), images.labels_N[index])
