@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import rayd
+from rayd import robust
 from rayd.artifact import Artifact, reader
 from rayd.birth import amend
 from rayd.config import Run
@@ -56,6 +57,7 @@ def table(run: Run, artifact: Artifact, answers: Answers, whole: int) -> dict[st
             skipped[ask.row] = given
             continue
         name, _, budget = ask.row.partition("@")
+        name, budget = name.partition("/")[0], budget.partition("/")[0]
         view = {"raw": "8-bit", "jpeg": "jpeg"}.get(budget, "8-bit" if name == "distilled-8bit" else "exact")
         images, taken = room(ask.row, artifact, whole)
         who = {"set": ask.row, "view": view, "budget": budget, "images": images, "bytes": taken, "net": nets[ask.net]}
@@ -63,13 +65,15 @@ def table(run: Run, artifact: Artifact, answers: Answers, whole: int) -> dict[st
         rows.append({**who, **how, **summary(given)})
     first = [row for row in rows if row["net"] == nets[0]]
     own = artifact.card["ledger"]
-    about = {"protocol": protocol, "recipe": to_dict(run.recipe), "nets": nets}
+    robust_scores = robust.of({row["set"]: row["mean"] for row in first})
+    about = {"robust": robust_scores, "protocol": protocol, "recipe": to_dict(run.recipe), "nets": nets}
     size = {"floats": own["floats"], "bytes": own["bytes"], "classes": len(artifact.classes)}
     return {"rows": rows, "skipped": skipped, "verdict": verdict(first), **about, **size}
 
 
 def room(row: str, artifact: Artifact, whole: int) -> tuple[int | None, int]:
     """How many images a row's set has (None: as many as fitted) and its bytes, real ones as 8-bit with a byte a label."""
+    row = row.partition("/")[0]
     floats, size = artifact.card["ledger"]["floats"], int(artifact.card["ledger"]["bytes"])
     one, classes = artifact.spec.floats + 1, len(artifact.classes)
     images = {"distilled-8bit": len(artifact), "full": whole}.get(row)
@@ -92,7 +96,7 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     why = []
     for row in rows:
         kind, _, budget = row["set"].partition("@")
-        if own is None or kind not in CORESETS:
+        if own is None or kind not in CORESETS or "/" in budget:
             continue
         gap, wide = difference(own, row)
         word = "yes" if gap - wide > 0 else "no" if gap + wide < 0 else "undecided"

@@ -3,13 +3,14 @@
 A row says what the networks are trained on:
 
     distilled            as decoded                       distilled-8bit     rounded and clipped to 8 bits
-    distilled-hard       its labels replaced by classes   start              the codec before any step
+    start                the codec before any step        full               the whole training set
     KIND@floats          as many real images as the artifact has floats for
     KIND@raw             as many 8-bit images, one byte a label, as the artifact's file has bytes
     KIND@jpeg            as many JPEG files (quality 75), decoded again, as the artifact's file has bytes
-    full                 the whole training set
 
-KIND is random (every network its own draw), herding or kcentre (in the features of a network trained on the real set).
+A row may end in /hard (its labels replaced by classes) or /bare (no augmentation): what LRS and ARS rest on. KIND is
+random (every network its own draw), herding or kcentre (in the features of a network trained on the real set).
+
 An ask is one row, one architecture, some seeds: it is answered alike in this process and in a task of the fleet.
 """
 
@@ -84,20 +85,22 @@ class Exam:
         return self.scores(ask, self.splits.test)
 
     def scores(self, ask: Ask, test: Images) -> list[Score]:
+        name, _, way = ask.row.partition("/")
+        recipe = {
+            "": self.recipe, "hard": replace(self.recipe, labels="hard"),
+            "bare": replace(self.recipe, augment=None, cutmix=0.0, mixup=0.0),
+        }[way]  # fmt: skip
         out: list[Score] = []
-        own_draw = ask.row.startswith("random@")
-        for seeds in [(seed,) for seed in ask.seeds] if own_draw else [ask.seeds]:
-            source = self.source(ask.row, seeds[0])
-            recipe = replace(self.recipe, labels="hard") if ask.row == "distilled-hard" else self.recipe
+        for seeds in [(seed,) for seed in ask.seeds] if name.startswith("random@") else [ask.seeds]:
             out += evaluate(
-                recipe, self.nets[ask.net], source, test, self.transform, seeds, device=self.device,
+                recipe, self.nets[ask.net], self.source(name, seeds[0]), test, self.transform, seeds, device=self.device,
                 step_size=self.artifact.step_size, teacher=self._teacher,
             )  # fmt: skip
         return out
 
     def source(self, row: str, seed: int) -> Source:
         codec = self.artifact.codec
-        if row in ("distilled", "distilled-hard"):
+        if row == "distilled":
             return Source.of(codec)
         if row == "distilled-8bit":
             images = self.transform(self.artifact.images("uint8"))
@@ -163,15 +166,17 @@ class Exam:
         return replace(few, pixels_NCHW=torch.stack(kept))
 
 
-def rows_of(artifact: Artifact, controls: Sequence[str]) -> list[str]:
-    soft = any(one.role == "labels" for one in artifact.stored.values())
-    return ["distilled", "distilled-8bit", *(["distilled-hard"] if soft else []), *controls]
+def rows_of(run: Run, artifact: Artifact, controls: Sequence[str]) -> list[str]:
+    soft = any(one.role == "labels" for one in artifact.stored.values()) or run.recipe.labels == "teacher"
+    hard = ["distilled/hard"] if soft else []
+    bare = ["distilled/bare", "random@floats/bare"] if "random@floats" in controls and run.recipe.augment else []
+    return ["distilled", "distilled-8bit", *hard, *controls, *bare]
 
 
 def asks_of(run: Run, artifact: Artifact, controls: Sequence[str]) -> list[Ask]:
     """Every row under the first network; the set itself and random images of its floats under the others."""
     seeds = [seed_of(run.seed, "score", i) for i in range(run.recipe.seeds)]
-    rows, cross = rows_of(artifact, controls), ["distilled", *(["random@floats"] if controls else [])]
+    rows, cross = rows_of(run, artifact, controls), ["distilled", *(["random@floats"] if controls else [])]
     plan = [(row, 0) for row in rows] + [(row, n) for n in range(1, len(run.recipe.nets)) for row in cross]
     return [Ask(row, net, tuple(seeds)) for row, net in plan]
 

@@ -11,14 +11,9 @@ Both map -1..1 onto 0..1; nothing gained and nothing lost is 0.269. Read them be
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping
 
 from rayd.errors import refuse
-from rayd.evaluate import summary
-from rayd.exam import Ask, Exam
-from rayd.recipes import RecipeConfig
 
 
 def hlr(real_hard: float, syn_hard: float) -> float:
@@ -44,27 +39,16 @@ def scaled(a: float) -> float:
     return (math.exp(a) - math.exp(-1)) / (math.e - math.exp(-1))
 
 
-def measure(exam: Exam, seeds: Sequence[int]) -> dict[str, Any]:
-    """Both scores of the artifact (random: random real images of as many floats) and what they rest on."""
-    own = exam.recipe
-    hard = replace(own, labels="hard")
-    bare = replace(own, augment=None, cutmix=0.0, mixup=0.0)
-    if own.augment is None:
-        raise refuse("recipe.augment", None, "a recipe that augments, for ARS", "choose recipe=cpu or recipe=dsa")
-
-    def accuracy(recipe: RecipeConfig, row: str) -> float:
-        exam.recipe = recipe
-        return float(summary(exam.answer(Ask(row, 0, tuple(seeds))))["mean"])
-
-    try:
-        real_hard, syn_hard = accuracy(hard, "full"), accuracy(hard, "distilled")
-        syn_own, random_own = accuracy(own, "distilled"), accuracy(own, "random@floats")
-        syn_bare, random_bare = accuracy(bare, "distilled"), accuracy(bare, "random@floats")
-    finally:
-        exam.recipe = own
-    return {
-        "hlr": hlr(real_hard, syn_hard), "ior": ior(syn_own, random_own),
-        "lrs": lrs(real_hard, syn_hard, syn_own, random_own), "ars": ars(syn_own, random_own, syn_bare, random_bare),
-        "real_hard": real_hard, "syn_hard": syn_hard, "syn_own": syn_own, "random_own": random_own,
-        "syn_plain": syn_bare, "random_plain": random_bare, "recipe": own.name, "n": len(seeds),
-    }  # fmt: skip
+def of(means: Mapping[str, float]) -> dict[str, float]:
+    """What can be said from a score table's means by row; hard labels are the set's own where it stores no others."""
+    out: dict[str, float] = {}
+    if not {"distilled", "random@floats"} <= set(means):
+        return out
+    own, random, hard = means["distilled"], means["random@floats"], means.get("distilled/hard", means["distilled"])
+    real = means.get("full/hard", means.get("full"))
+    out["ior"] = ior(own, random)
+    if real is not None:
+        out |= {"hlr": hlr(real, hard), "lrs": lrs(real, hard, own, random)}
+    if {"distilled/bare", "random@floats/bare"} <= set(means):
+        out["ars"] = ars(own, random, means["distilled/bare"], means["random@floats/bare"])
+    return out

@@ -62,7 +62,8 @@ def test_the_table_the_card_and_the_verdict_when_distillation_loses(tmp_path, ca
     card = rayd.load(folder).card
     assert card["reads"] == 1 and card["claim"]["verdict"] == "no" and "**no**" in (folder / "README.md").read_text()
     by = {row["set"]: row for row in made["rows"]}
-    assert set(by) == {"distilled", "distilled-8bit", "random@floats", "random@raw", "herding@raw", "start", "full"}
+    named = {"distilled", "distilled-8bit", "random@floats", "random@raw", "herding@raw", "start", "full"}
+    assert set(by) == named | {"distilled/bare", "random@floats/bare"}
     assert by["full"]["mean"] > by["distilled"]["mean"] and by["distilled"]["n"] == 3
     assert not fails(folder, run, scores=True), "untouched, the claim holds"
     controls.score(run, str(folder), [])
@@ -145,11 +146,26 @@ def test_robust_scores_are_their_formulas(tmp_path, cache):
     assert robust.scaled(1) == pytest.approx(1) and robust.scaled(-1) == pytest.approx(0)
     with pytest.raises(Refused, match="fractions"):
         robust.lrs(80, 80, 80, 30)
-    run = a_run(recipe={"steps": 20, "seeds": 2})
-    exam = Exam(run, rayd.load(an_artifact(tmp_path / "a", run)))
-    found = robust.measure(exam, (1, 2))
-    assert found["lrs"] == pytest.approx(robust.scaled(0.5 * found["ior"] - 0.5 * found["hlr"]))
-    assert found["hlr"] == pytest.approx(found["real_hard"] - found["syn_hard"]) and exam.recipe == run.recipe
+    means = {"distilled": 0.5, "random@floats": 0.3, "full": 0.8, "distilled/bare": 0.4, "random@floats/bare": 0.3}
+    found = robust.of(means)
+    assert found["hlr"] == pytest.approx(0.3) and found["ior"] == pytest.approx(0.2)
+    assert found["lrs"] == pytest.approx(robust.scaled(-0.05)) and found["ars"] == pytest.approx(robust.scaled(0.15))
+    soft = robust.of(means | {"distilled/hard": 0.45})
+    assert soft["hlr"] == pytest.approx(0.35) and soft["lrs"] < found["lrs"]
+    assert robust.of({"distilled": 0.5}) == {} and "ars" not in robust.of({"distilled": 0.5, "random@floats": 0.3})
+
+
+def test_a_full_set_as_its_own_synthetic_set(tmp_path, cache):
+    """Its images are the real ones: nothing is lost to hard labels, and a random subset gains nothing over itself."""
+    run = a_run(recipe={"steps": 30, "seeds": 2}, budget={"floats": 81 * 64 + 1})
+    folder = an_artifact(tmp_path / "a", run)
+    exam = Exam(run, rayd.load(folder))
+    assert len(exam.artifact) == len(exam.train) == 81
+    made = controls.score(run, str(folder), ["random@floats", "full"])
+    means = {row["set"]: row["mean"] for row in made["rows"]}
+    assert made["robust"]["hlr"] == pytest.approx(means["full"] - means["distilled"])
+    assert abs(made["robust"]["hlr"]) < 0.1 and made["robust"]["lrs"] == pytest.approx(0.269, abs=0.03)
+    assert made["robust"]["ars"] == pytest.approx(0.269, abs=0.03), "as many random images are the whole set again"
 
 
 def test_an_ask_is_answered_alike_alone_and_in_company(tmp_path, cache):

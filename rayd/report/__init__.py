@@ -3,8 +3,7 @@
 What is looked for under the run's folder (all of it optional but the artifact), and who leaves it there:
 
     artifact/            card, codec, ledger, timing.json            jobs.distill
-    artifact/controls.json   the score table and the verdict         jobs.evaluate
-    artifact/robust.json     LRS, ARS and what they rest on          jobs.evaluate
+    artifact/controls.json   scores, LRS and ARS, the verdict        jobs.evaluate
     metrics.jsonl        a line a step: step, loss, step_size, grad_norm, seconds, val        jobs.distill
     experts/experts-*.json   accuracy of every expert by epoch       jobs.experts
     plan.json            what was foreseen                           jobs.plan
@@ -34,7 +33,6 @@ class Facts:
     artifact: Artifact
     table: Mapping[str, Any] = field(default_factory=dict)
     """controls.json"""
-    robust: Mapping[str, float] = field(default_factory=dict)
     steps: list[dict[str, float]] = field(default_factory=list)
     experts: list[dict[str, Any]] = field(default_factory=list)
     """expert, epochs, val_accuracy"""
@@ -64,7 +62,6 @@ def gather(store: Store, buffer: Store | None = None) -> Facts:
     return Facts(
         artifact,
         table=json.loads(artifact.contents.get("controls.json", b"{}")),
-        robust=kept.read_json("robust.json") if kept.exists("robust.json") else {},
         steps=_lines(store.read("metrics.jsonl").decode()) if store.exists("metrics.jsonl") else [],
         experts=_experts(buffer),
         timing=kept.read_json("timing.json") if kept.exists("timing.json") else {},

@@ -132,6 +132,8 @@ def size(facts: Facts) -> str:
         return ""
     points = []
     for row in rows:
+        if "/" in row["set"]:
+            continue
         kind = row["set"].split("@")[0]
         group = {"start": "start", "full": "full"}.get(kind, "own" if kind.startswith("distilled") else "control")
         points.append({"label": named(row["set"]), "bytes": row.get("bytes", facts.table["bytes"]), "mean": row["mean"],
@@ -142,8 +144,9 @@ def size(facts: Facts) -> str:
     body = [[named(row["set"]), row["view"], f"{row['images']:,}" if row.get("images") else "", tables.spread(row), row["n"],
              f"± {100 * row['ci95']:.1f}"] for row in ranked]  # fmt: skip
     table = _table(["trained on", "view", "images", "test accuracy, %", "n", "95 %"], body, own=0)
-    robust = "".join(f"<div><b>{facts.robust[key]:.3f}</b><span>{key.upper()}</span></div>" for key in
-                     ("lrs", "ars", "hlr", "ior") if key in facts.robust)  # fmt: skip
+    held = facts.table.get("robust", {})
+    robust = "".join(f"<div><b>{held[key]:.3f}</b><span>{key.upper()}</span></div>" for key in
+                     ("lrs", "ars", "hlr", "ior") if key in held)  # fmt: skip
     robust = f'<div class="facts">{robust}</div>' if robust else ""
     return f'{both(partial(draw.against_bytes, points))}{table}{left}{robust}'
 
@@ -215,10 +218,12 @@ def provenance(facts: Facts) -> str:
 
 def named(row: str) -> str:
     """A row's name in words."""
+    row, _, way = row.partition("/")
     kind, _, budget = row.partition("@")
-    kind = {"distilled-8bit": "distilled, 8 bits", "distilled-hard": "distilled, hard labels", "start": "before any step",
+    kind = {"distilled-8bit": "distilled, 8 bits", "start": "before any step",
             "full": "full set", "kcentre": "k-centre"}.get(kind, kind)  # fmt: skip
-    return kind + {"floats": ", same floats", "raw": ", same bytes raw", "jpeg": ", same bytes JPEG"}.get(budget, "")
+    return kind + {"floats": ", same floats", "raw": ", same bytes raw", "jpeg": ", same bytes JPEG"}.get(budget, "") + {
+        "hard": ", hard labels", "bare": ", no augmentation"}.get(way, "")  # fmt: skip
 
 
 # ---- pieces ------------------------------------------------------------------------------------------------------
