@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[2]
+CODE = ("rayd", "jobs", "configs")
 PATIENCE = 420.0
 """Seconds that any single wait of these tests may take: a machine may be busy, but it may not hang."""
 
@@ -32,16 +33,21 @@ class Ground:
     """A folder with a short name (sockets live in it), a home, a token, and the environment of everything started."""
 
     folder: Path
+    code: Path
+    """A copy of what a job needs: a checkout that nobody edits between two submissions."""
     children: list[subprocess.Popen[str]] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     @contextlib.contextmanager
-    def made(cls) -> Iterator[Ground]:
+    def made(cls, code: Path | None = None) -> Iterator[Ground]:
+        """`code`: that of another ground, which is to be compared with."""
         folder = Path(tempfile.mkdtemp(prefix="rayd"))
-        ground = cls(folder)
+        ground = cls(folder, code or folder / "code")
         home, token = folder / "home", folder / "token"
         home.mkdir()
+        if code is None:
+            copy_code(ground.code)
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
         keep = {name: one for name, one in os.environ.items() if not name.startswith(("RAY_", "PYTEST_"))}
@@ -65,7 +71,7 @@ class Ground:
 
     def start(self, words: list[str], **more: Any) -> subprocess.Popen[str]:
         """A child in a group of its own."""
-        options = {"cwd": ROOT, "env": self.env, "text": True, "start_new_session": True, **more}
+        options = {"cwd": self.code, "env": self.env, "text": True, "start_new_session": True, **more}
         child: subprocess.Popen[str] = subprocess.Popen(words, **options)
         self.children.append(child)
         return child
@@ -87,6 +93,13 @@ class Ground:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def copy_code(to: Path) -> None:
+    for name in CODE:
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (".rayignore", ".gitignore", "pyproject.toml"):
+        shutil.copy(ROOT / name, to)
 
 
 def end(child: subprocess.Popen[str], seconds: float = 5.0) -> None:

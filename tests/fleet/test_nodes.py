@@ -55,20 +55,20 @@ def command(verb: str, out: Path, scale: tuple[str, ...], *more: str) -> list[st
 
 
 @pytest.fixture(scope="module")
-def undisturbed() -> Iterator[Path]:
-    """The same runs in one process without Ray: what every round must come to."""
+def undisturbed() -> Iterator[Ground]:
+    """The same runs in one process without Ray, in its folder `calm`: what every round must come to."""
     with Ground.made() as ground:
         out = ground.folder / "calm"
         for verb, more in (("experts", ()), ("distill", ()), ("evaluate", ("controls=false",))):
             code, said = ground.run(command(verb, out, ("scale=inline",), *more))
             assert code == 0, said[-3000:]
-        yield out
+        yield ground
 
 
-def round_of(stage: Stage, seed: int, calm: Path) -> str:
+def round_of(stage: Stage, seed: int, undisturbed: Ground) -> str:
     """One round; returns how it went."""
     rng = random.Random(seed)
-    with Ground.made() as ground:
+    with Ground.made(undisturbed.code) as ground:
         nodes, out = Nodes(ground, (1, 1, 1)), ground.folder / "out"
         env = {"RAY_ADDRESS": nodes.address}
         for verb in stage.before:
@@ -92,7 +92,7 @@ def round_of(stage: Stage, seed: int, calm: Path) -> str:
             assert "rayd: " in log.read_text(), log.read_text()[-3000:]
             code, said = ground.run(words, env)
             assert code == 0, said[-3000:]
-        compare(stage, out, calm)
+        compare(stage, out, undisturbed.folder / "calm")
         return how if at_work else "too late"
 
 
@@ -106,21 +106,21 @@ def compare(stage: Stage, out: Path, calm: Path) -> None:
         assert scores[0] == scores[1]
 
 
-def test_a_node_lost_while_experts_are_made(undisturbed: Path) -> None:
+def test_a_node_lost_while_experts_are_made(undisturbed: Ground) -> None:
     assert round_of(STAGES["experts"], 0, undisturbed) == "through"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(ROUNDS))
-def test_a_node_lost_anywhere(undisturbed: Path, number: int) -> None:
+def test_a_node_lost_anywhere(undisturbed: Ground, number: int) -> None:
     stage = list(STAGES.values())[number % len(STAGES)]
     assert round_of(stage, 100 + number, undisturbed) in ("through", "submitted again", "too late")
 
 
 @pytest.mark.slow
-def test_storage_that_fails_for_a_while(undisturbed: Path) -> None:
+def test_storage_that_fails_for_a_while(undisturbed: Ground) -> None:
     """A file stands where the folder of the shards was, for some seconds: nothing committed is lost."""
-    with Ground.made() as ground:
+    with Ground.made(undisturbed.code) as ground:
         nodes, out = Nodes(ground, (2,)), ground.folder / "out"
         env = {"RAY_ADDRESS": nodes.address}
         words, log = command("experts", out, ON_NODES), ground.folder / "job.log"
@@ -137,4 +137,4 @@ def test_storage_that_fails_for_a_while(undisturbed: Path) -> None:
             assert "rayd: " in log.read_text(), log.read_text()[-3000:]
             code, said = ground.run(words, env)
             assert code == 0, said[-3000:]
-        compare(STAGES["experts"], out, undisturbed)
+        compare(STAGES["experts"], out, undisturbed.folder / "calm")
