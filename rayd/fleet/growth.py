@@ -17,10 +17,11 @@ MANY = 1000
 
 def promised() -> list[Resources]:
     """The resources of every node that may still come; none where no autoscaler has said what it manages."""
-    config = state.get_cluster_config()  # type: ignore[no-untyped-call]
+    config = state.get_cluster_config()
     if config is None:
         return []
-    here = Counter(node.get("Labels", {}).get(GROUP, "") for node in ray.nodes() if node["Alive"])
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    here = Counter(node.get("Labels", {}).get(GROUP, "") for node in alive)
     coming: list[Resources] = []
     for group in config.node_group_configs:
         most = MANY if group.max_count < 0 else group.max_count
