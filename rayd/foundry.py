@@ -108,6 +108,7 @@ class Shop:
         text = f"{config.experts} experts in {len(self.units)} shards, {kept} of {all_of_them} snapshots kept"
         if unit.epochs[-1] < config.epochs:
             text += f", {unit.epochs[-1]} of {config.epochs} epochs trained"
+        text += f", {self.images_of(unit):,} images a shard"
         whole = total * all_of_them // kept
         return f"{text}: {size_text(total)}" + (f" instead of {size_text(whole)}" if whole > total else "")
 

@@ -25,7 +25,7 @@ def digits() -> Splits:
 
 @pytest.fixture(scope="module")
 def few(digits: Splits) -> Images:
-    """200 images: with batches of 64, the last batch of an epoch is an odd one of 8."""
+    """200 images: with batches of 64, every epoch leaves out 8 others."""
     return digits.train.select(torch.arange(200))
 
 
@@ -88,7 +88,7 @@ def test_the_loop_is_plain_sgd(digits: Splits, few: Images) -> None:
     for epoch in (1, 2):
         optimiser.param_groups[0]["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / 3))
         order, rng = torch.randperm(200, generator=generator(5, "order", epoch)), generator(5, "augment", epoch)
-        for index in order.split(64):
+        for index in order[:192].split(64):
             x = transform(few.pixels_NCHW[index])
             x = augment(x, augment.draw(rng, len(index), tuple(x.shape[1:])))
             optimiser.zero_grad()
@@ -99,7 +99,7 @@ def test_the_loop_is_plain_sgd(digits: Splits, few: Images) -> None:
 
 def test_batch_norm_remembers_what_it_saw(digits: Splits, few: Images) -> None:
     net = net_of(digits, "batch")
-    first, *_, last = run(digits, few, net, [1], precision="bf16", last=3)
+    first, *_, last = run(digits, digits.train, net, [1], precision="bf16", last=3)
     before, after = (net.flat.split(one.theta_P) for one in (first, last))
     assert torch.equal(before["norm0.mean"], torch.zeros(8)) and torch.equal(before["norm0.var"], torch.ones(8))
     assert not torch.equal(after["norm0.mean"], before["norm0.mean"])

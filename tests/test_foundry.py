@@ -31,7 +31,8 @@ def test_a_buffer_holds_what_the_recipe_matches_and_says_what_that_saves(tmp_pat
         Shop.open(run)
         .saving()
         .startswith(
-            "3 experts in 2 shards, 4 of 51 snapshots kept, 3 of 50 epochs trained: 49.25 kB instead of 627.91 kB"
+            "3 experts in 2 shards, 4 of 51 snapshots kept, 3 of 50 epochs trained, "
+            "7,764 images a shard: 49.25 kB instead of 627.91 kB"
         )
     )
     progress = made(run)

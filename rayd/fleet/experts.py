@@ -131,7 +131,11 @@ class Fleet:
                 self._receive(hand)
             elif now - hand.since > self.scale.timeout and (hand.unit is not None or not self._anyone_works()):
                 what = "starting" if hand.unit is None else "a unit"
-                self._lose(hand, Loss.LATE, f"{what} took more than scale.timeout={self.scale.timeout:g} s")
+                self._lose(
+                    hand,
+                    Loss.LATE,
+                    f"{what} took more than scale.timeout={self.scale.timeout:g} s; raise it or lower expert.per_shard",
+                )
 
     def _anyone_works(self) -> bool:
         return any(hand.unit is not None for hand in self.hands)
