@@ -93,9 +93,9 @@ def table(at: str) -> str:
     from rayd.store import Store
 
     held = Store(at).read_json("controls.json")
-    lines = [f"{'set':<18}{'net':<16}{'test accuracy':>16}{'n':>4}{'95 %':>8}"]
+    lines = [f"{'set':<21}{'net':<16}{'test accuracy':>16}{'n':>4}{'95 %':>8}"]
     lines += [_row(row) for row in sorted(held["rows"], key=lambda row: (row["net"], -row["mean"]))]
-    lines += [f"{name:<18}left out: {why}" for name, why in held["skipped"].items()]
+    lines += [f"{name:<21}left out: {why.split('. ')[0]}" for name, why in held["skipped"].items()]
     size = f"{held['floats']:,} floats, {held['bytes']:,} bytes"
     verdict = held["verdict"]
     lines += [f"{size}; recipe {held['recipe']['name']}"]
@@ -104,7 +104,7 @@ def table(at: str) -> str:
 
 def _row(row: Mapping[str, Any]) -> str:
     score = f"{100 * row['mean']:.1f} +- {100 * row['std']:.1f}"
-    return f"{row['set']:<18}{row['net']:<16}{score:>16}{row['n']:>4}{100 * row['ci95']:>8.1f}"
+    return f"{row['set']:<21}{row['net']:<16}{score:>16}{row['n']:>4}{100 * row['ci95']:>8.1f}"
 
 
 if __name__ == "__main__":
