@@ -52,7 +52,7 @@ class Mim4dd(Term):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         weight: float = 1.0
-        """Nats against the objective's own unit, so it is of the size of the objective's value."""
+        """Nats against the objective's own unit: a nat's gradient is small, hundreds balance DM's or NCFM's."""
         temperature: float = 0.1
         batch_real: int = 64
         """Real images of each class in the contrast, out of those that the objective matches."""
