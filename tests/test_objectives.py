@@ -127,7 +127,7 @@ def test_the_engine_moves_psi_upwards() -> None:
     value = objective(work.codec, objective.plan(0)[0], objective.fetch(objective.plan(0)[0])).value
     slopes = torch.autograd.grad(value, list(objective.psi.parameters()))
     list(work.run())
-    moves = [p - b for p, b in zip(objective.psi.parameters(), before, strict=True)]
+    moves = [p.detach() - b for p, b in zip(objective.psi.parameters(), before, strict=True)]
     assert sum(float((m * s).sum()) for m, s in zip(moves, slopes, strict=True)) > 0
 
 
