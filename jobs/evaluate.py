@@ -18,7 +18,6 @@ class Own:
     artifact: str | None = None
     verify: str | None = None
     controls: bool = True
-    robust: bool = False
 
 
 def act(asked: Asked) -> int:
@@ -27,8 +26,6 @@ def act(asked: Asked) -> int:
     at = asked.own.artifact or f"{asked.run.out}/artifact"
     scored(asked, at, asked.own.controls)
     print(table(at))
-    if asked.own.robust:
-        print(robust(asked, at))
     print(f"next: {asked.line('report')}")
     return 0
 
@@ -53,23 +50,6 @@ def scored(asked: Asked, at: str, controls: bool = True) -> bool:
 
         score(run, at, rows, answers)
     return True
-
-
-def robust(asked: Asked, at: str) -> str:
-    """LRS and ARS, kept beside the table."""
-    import json
-
-    from rayd.artifact import reader
-    from rayd.birth import amend
-    from rayd.exam import Exam
-    from rayd.robust import measure
-    from rayd.seeds import seed_of
-    from rayd.store import Store
-
-    run, store = asked.run, Store(at)
-    told = measure(Exam.of(run, at), [seed_of(run.seed, "robust", i) for i in range(run.recipe.seeds)])
-    amend(reader(store), store.write, {}, {"robust.json": (json.dumps(told, indent=1) + "\n").encode()})
-    return f"label-robust score {told['lrs']:.3f}, augmentation-robust score {told['ars']:.3f} (both 0 to 1)"
 
 
 def verified(asked: Asked) -> int:
@@ -99,6 +79,8 @@ def table(at: str) -> str:
     size = f"{held['floats']:,} floats, {held['bytes']:,} bytes"
     verdict = held["verdict"]
     lines += [f"{size}; recipe {held['recipe']['name']}"]
+    robust = [f"{name.upper()} {held['robust'][name]:.3f}" for name in ("lrs", "ars") if name in held["robust"]]
+    lines += [f"robust scores, 0 to 1: {', '.join(robust)}"] if robust else []
     return "\n".join([*lines, *(f"  {why}" for why in verdict["why"]), f"beats the coreset: {verdict['overall']}"])
 
 

@@ -6,7 +6,7 @@ import sys
 
 from jobs.compose import Asked, command
 
-DRAWN_FROM = ("artifact/card.json", "artifact/controls.json", "artifact/robust.json", "metrics.jsonl", "plan.json")
+DRAWN_FROM = ("artifact/card.json", "artifact/controls.json", "metrics.jsonl", "plan.json")
 
 
 def act(asked: Asked) -> int:

@@ -1,0 +1,59 @@
+"""Class-incremental learning on memories of equal bytes: real images against any codec and objective.
+
+`continual.memories` names what is compared; leaves OUT/continual. What is done is kept: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from jobs.compose import Asked, command
+
+if TYPE_CHECKING:
+    from rayd.continual import Outcome, Unit
+
+
+def own() -> type[Any]:
+    from rayd.continual import ContinualKeys
+
+    return ContinualKeys
+
+
+def act(asked: Asked) -> int:
+    from rayd.continual import summary
+    from rayd.continual.page import html, text
+    from rayd.continual.protocol import keep, open_store
+
+    config = asked.own.continual
+    store, done, left = open_store(asked.run, config)
+    total = len(done) + len(left)
+    for outcome in living(asked, left):
+        keep(store, config, outcome)
+        done.append(outcome)
+        line = " ".join(f"{100 * one:.1f}" for one in outcome.average)
+        print(f"rayd: {len(done)}/{total} {outcome.memory}, order {outcome.order}: {line}", file=sys.stderr, flush=True)
+    told = summary(config, done)
+    store.write_json("summary.json", told)
+    store.write("index.html", html(told).encode())
+    print(text(told))
+    print(f"rayd: {store.where('index.html')}")
+    return 0
+
+
+def living(asked: Asked, left: list[Unit]) -> Iterator[Outcome]:
+    from rayd.continual import inline, live
+
+    run, config = asked.run, asked.own.continual
+    if run.scale.name == "inline":
+        yield from inline(run, config, left)
+        return
+    from rayd.fleet.units import each
+
+    for _, outcome in each(run, live, left, config):
+        yield outcome
+
+
+if __name__ == "__main__":
+    sys.exit(command("continual", __doc__, act, own))
