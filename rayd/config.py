@@ -142,10 +142,10 @@ class MethodConfig:
             raise refuse(f"{where}.terms", given, "a list of mappings with a name and a weight")
         terms = [_part(known.terms, one, f"{where}.terms[{i}]") for i, one in enumerate(given)]
         spoken = (codec_name, objective_name, *(name for name, _ in terms))
-        needs = known.objectives[objective_name].needs.union(
+        needs = frozenset(getattr(objective, "needs", known.objectives[objective_name].needs)).union(
             *(getattr(known.terms[t], "needs", ()) for t in spoken[2:])
         )
-        check_sentence(known, spoken, codec)
+        check_sentence(known, spoken, codec, objective)
         parts = {"codec": codec, "objective": objective, "terms": tuple(config for _, config in terms)}
         derived = {"spoken": spoken, "needs": frozenset(needs)}
         return read(cls, {**rest, **parts}, where, derived)
@@ -158,9 +158,13 @@ class MethodConfig:
         return own
 
 
-def check_sentence(known: Words, spoken: tuple[str, ...], codec_config: Any = None) -> None:
+def check_sentence(
+    known: Words, spoken: tuple[str, ...], codec_config: Any = None, objective_config: Any = None
+) -> None:
     """Refuse what cannot mean anything, by what the parts declare."""
     objective = known.objectives[spoken[1]]
+    gives = getattr(objective_config, "gives", objective.gives)
+    multiclass = getattr(objective_config, "multiclass", objective.multiclass)
     learns = getattr(codec_config, "labels", "hard") == "soft"
     if learns and not objective.uses_labels:
         raise refuse(
@@ -171,15 +175,15 @@ def check_sentence(known: Words, spoken: tuple[str, ...], codec_config: Any = No
         )
     for name in spoken[2:]:
         term = known.terms[name]
-        lacking = sorted(term.asks - objective.gives)
+        lacking = sorted(term.asks - gives)
         if lacking:
             raise refuse(
                 "method.terms",
                 name,
-                f"a term fed by what {spoken[1]} gives ({', '.join(sorted(objective.gives))})",
+                f"a term fed by what {spoken[1]} gives ({', '.join(sorted(gives))})",
                 f"{name} asks {', '.join(lacking)}: choose another objective or drop the term",
             )
-        if term.multiclass and not objective.multiclass:
+        if term.multiclass and not multiclass:
             raise refuse(
                 "method.terms",
                 name,

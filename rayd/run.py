@@ -116,7 +116,8 @@ def distil(run: Run, place: Place | None = None) -> Iterator[Step]:
     items = len(setting.objective.plan(0))
     if place.size > items:
         raise Refused(
-            f"scale.workers={place.size}: allowed is at most the {items} items of a step; set method.objective.items"
+            f"scale.workers={place.size}: allowed is at most the {items} items of a step; raise method.objective.items, "
+            "or lower method.objective.classes_per_item, whichever this objective has"
         )
     work = setting.distillation((place.rank, place.size), place.reduce or identity)
     checkpoints = Checkpoints(store.sub("checkpoints"), run.fingerprint())
