@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Asked:
     def line(self, verb: str | None = None) -> str:
         """The command to type for another verb of the same run."""
         keep = (word for word in self.words if "=" in word and not word.startswith(self._own_keys()))
-        return " ".join([f"python -m jobs.{verb or self.verb}", *keep])
+        return " ".join([f"python -m jobs.{verb or self.verb}", *map(shlex.quote, keep)])
 
     def _own_keys(self) -> tuple[str, ...]:
         return tuple(f"{one.name}{end}" for one in dataclasses.fields(self.own) for end in "=.")

@@ -151,3 +151,11 @@ def test_from_end_to_end_on_ray(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr[-3000:]
     for name in ("experts/experts-00000.tar", "artifact/codec.safetensors"):
         assert (tmp_path / "inline" / name).read_bytes() == (tmp_path / "laptop" / name).read_bytes(), name
+
+
+def test_the_benches_are_those_there_are() -> None:
+    from jobs.bench import NAMES, main
+    from rayd.bench import BENCHES
+
+    assert NAMES == BENCHES
+    assert main(["speed"]) == 2
