@@ -18,10 +18,10 @@ demo: $(STAMP)  ## digits, end to end on Ray, with a report page: at most 3 minu
 	@$(PY) -m jobs.pipeline preset=demo scale=laptop out=runs/demo
 
 test: $(STAMP)  ## the tests, fault rounds of the long kind left out
-	@$(PY) -m pytest -q
+	@$(PY) -m pytest
 
 chaos: $(STAMP)  ## the long fault rounds: kill and resume, many times
-	@$(PY) -m pytest -q -m slow
+	@$(PY) -m pytest -m slow
 
 check: $(STAMP)  ## ruff and mypy --strict
 	@$(PY) -m ruff check .
