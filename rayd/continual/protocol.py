@@ -1,0 +1,259 @@
+"""Tasks, orders, units of work and what is measured. A unit is one memory under one class order, and is kept once done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rayd.config import MethodConfig, Run
+from rayd.continual.memory import Kept, check, of_task, remember
+from rayd.data import Images
+from rayd.errors import Refused, refuse
+from rayd.evaluate import T975, trained
+from rayd.feed import Source
+from rayd.nets import Net
+from rayd.seeds import generator, seed_of
+from rayd.setting import surroundings
+from rayd.store import Store
+from rayd.strict import fingerprint, parse, positive, to_dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinualConfig:
+    """Tasks, orders, and the memories that are compared at equal bytes."""
+
+    tasks: int = 5
+    orders: int = 3
+    """Random orders of the classes, by the run's seed."""
+    class_orders: tuple[tuple[int, ...], ...] = ()
+    """Orders of one's own instead: each names every class once."""
+    bytes_per_class: int = 30720
+    """As stored: ten 8-bit images of 32 x 32."""
+    memories: Mapping[str, Any] = field(default_factory=lambda: {"random": "random", "herding": "herding"})
+    """Name -> random | herding | {codec: ..., objective: ..., steps: ...}"""
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "orders", "bytes_per_class"):
+            positive(f"continual.{name}", getattr(self, name))
+        if not self.memories:
+            raise refuse("continual.memories", "{}", "at least one: random | herding | a method")
+        for name, one in self.memories.items():
+            self.memory(name, one)
+
+    @staticmethod
+    def memory(name: str, one: Any) -> str | MethodConfig:
+        where = f"continual.memories.{name}"
+        return one if isinstance(one, str) else MethodConfig.from_plain(one, where)
+
+
+@dataclass(frozen=True)
+class ContinualKeys:
+    """The keys that jobs.continual takes beyond those of a run."""
+
+    continual: ContinualConfig = field(default_factory=ContinualConfig)
+
+
+@dataclass(frozen=True)
+class Unit:
+    memory: str
+    order: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`accuracy[t][s]`: of task s after task t (s <= t), mean over networks. `bytes` and `images`: of the memory so far."""
+
+    memory: str
+    order: int
+    classes: tuple[tuple[int, ...], ...]
+    accuracy: tuple[tuple[float, ...], ...]
+    average: tuple[float, ...]
+    """After each task, over the classes seen."""
+    forgetting: float
+    bytes: tuple[int, ...]
+    images: tuple[int, ...]
+
+
+def class_orders(config: ContinualConfig, classes: int, seed: int) -> list[list[tuple[int, ...]]]:
+    """The tasks of each order; an order that is no partition of the classes is refused."""
+    if not 1 <= config.tasks <= classes:
+        raise refuse("continual.tasks", config.tasks, f"1 to {classes}, the number of classes")
+    given = config.class_orders or tuple(
+        tuple(torch.randperm(classes, generator=generator(seed, "order", i)).tolist()) for i in range(config.orders)
+    )
+    for order in given:
+        if sorted(order) != list(range(classes)):
+            odd = sorted(set(range(classes)) ^ set(order)) or [c for c in order if order.count(c) > 1]
+            raise refuse(
+                "continual.class_orders", list(order), f"every class from 0 to {classes - 1} once", f"see {odd[0]}"
+            )
+    cuts = [round(i * classes / config.tasks) for i in range(config.tasks + 1)]
+    return [[order[a:b] for a, b in pairwise(cuts)] for order in given]
+
+
+def units(config: ContinualConfig) -> list[Unit]:
+    """Orders outside, so that the first ones compare all memories."""
+    orders = len(config.class_orders) or config.orders
+    return [Unit(name, order) for order in range(orders) for name in config.memories]
+
+
+def live(run: Run, config: ContinualConfig, unit: Unit) -> Outcome:
+    """One life: task after task, memory after memory, a fresh network after each."""
+    torch.set_num_threads(run.scale.threads)
+    splits, transform, _ = surroundings(run)
+    spec = splits.train.spec
+    tasks = class_orders(config, spec.classes, run.seed)[unit.order]
+    what = config.memory(unit.memory, config.memories[unit.memory])
+    net = run.net.build(spec)
+    kept: list[Kept] = []
+    table: list[tuple[float, ...]] = []
+    averages: list[float] = []
+    for t, classes in enumerate(tasks):
+        own = of_task(splits.train, classes)
+        seed = seed_of(run.seed, "memory", unit.memory, unit.order, t)
+        kept.append(
+            remember(
+                what,
+                own,
+                classes,
+                spec,
+                config.bytes_per_class,
+                net=run.net,
+                transform=transform,
+                recipe=run.recipe,
+                seed=seed,
+            )
+        )
+        memory = Kept.together(kept)
+        source = Source.tensors(memory.images_NCHW, memory.classes_N, spec, memory.targets_NK)
+        seeds = [seed_of(run.seed, "learner", unit.order, t, i) for i in range(run.recipe.seeds)]
+        seen = [c for part in tasks[: t + 1] for c in part]
+        test = Source.of(_of_classes(splits.test, seen), transform)
+        rights = [right(net, trained(run.recipe, net, source, None, one), test, seen) for one in seeds]
+        hits_N = torch.stack(rights).float().mean(0)
+        masks = [torch.isin(test.classes_N, torch.tensor(part)) for part in tasks[: t + 1]]
+        table.append(tuple(round(float(hits_N[mask].mean()), 6) for mask in masks))
+        averages.append(round(float(hits_N.mean()), 6))
+    sizes = [Kept.together(kept[: t + 1]) for t in range(len(kept))]
+    return Outcome(unit.memory, unit.order, tuple(tasks), tuple(table), tuple(averages), forgetting(table),
+                   tuple(one.bytes for one in sizes), tuple(len(one.classes_N) for one in sizes))  # fmt: skip
+
+
+def _of_classes(images: Images, classes: Sequence[int]) -> Images:
+    return images.select(torch.isin(images.labels_N, torch.tensor(classes)).nonzero().flatten())
+
+
+@torch.no_grad()
+def right(net: Net, theta_P: Tensor, test: Source, seen: Sequence[int]) -> Tensor:
+    """Which test images the network takes for their class, among the classes seen."""
+    allowed_K = torch.full((net.spec.classes,), -math.inf)
+    allowed_K[list(seen)] = 0.0
+    found = [(net(theta_P, test.decode(part)[0]) + allowed_K).argmax(1) for part in torch.arange(len(test)).split(500)]
+    return torch.cat(found) == test.classes_N
+
+
+def forgetting(table: Sequence[Sequence[float]]) -> float:
+    """Mean over all tasks but the last of (best at an earlier time - at the end); 0 for a single task."""
+    last = len(table) - 1
+    drops = [max(table[t][s] for t in range(s, last)) - table[last][s] for s in range(last)]
+    return math.fsum(drops) / len(drops) if drops else 0.0
+
+
+# ---- all of it ---------------------------------------------------------------------------------------------------------
+
+
+def open_store(run: Run, config: ContinualConfig) -> tuple[Store, list[Outcome], list[Unit]]:
+    """Where it is kept, what is done, what is left; everything that can be refused is refused here."""
+    spec = run.data.load().train.spec
+    for tasks in class_orders(config, spec.classes, run.seed):
+        for size in {len(classes) for classes in tasks}:
+            for name, one in config.memories.items():
+                check(name, config.memory(name, one), config.bytes_per_class, spec, size)
+    store = Store(run.out).sub("continual")
+    plain = {name: one for name, one in to_dict(config).items() if name not in ("memories", "orders")}
+    asked = {"run": run.fingerprint(), "recipe": fingerprint(run.recipe), "continual": plain}
+    if store.exists("plan.json") and store.read_json("plan.json") != asked:
+        raise Refused(
+            f"out={run.out}: holds another continual run; give another out (memories and orders may be added)"
+        )
+    store.write_json("plan.json", asked)
+    done: list[Outcome] = []
+    left: list[Unit] = []
+    for unit in units(config):
+        name = name_of(unit, config)
+        if store.exists(name):
+            done.append(parse(Outcome, store.read_json(name)))
+        else:
+            left.append(unit)
+    return store, done, left
+
+
+def name_of(unit: Unit, config: ContinualConfig) -> str:
+    """A memory of the same name and another meaning is another file."""
+    return f"units/{unit.memory}-{unit.order}-{fingerprint(config.memories[unit.memory])[:8]}.json"
+
+
+def keep(store: Store, config: ContinualConfig, outcome: Outcome) -> None:
+    store.write_json(name_of(Unit(outcome.memory, outcome.order), config), asdict(outcome))
+
+
+def inline(run: Run, config: ContinualConfig, left: Sequence[Unit]) -> Iterator[Outcome]:
+    for unit in left:
+        yield live(run, config, unit)
+
+
+def summary(config: ContinualConfig, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """By memory: average accuracy after each task and forgetting, mean, std and n over orders; who wins at the end."""
+    rows: dict[str, Any] = {}
+    for name in config.memories:
+        own = [one for one in outcomes if one.memory == name]
+        if not own:
+            continue
+        steps = list(zip(*(one.average for one in own), strict=True))
+        rows[name] = {
+            "average": [_spread(values) for values in steps],
+            "mean_over_tasks": _spread([math.fsum(one.average) / len(one.average) for one in own]),
+            "forgetting": _spread([one.forgetting for one in own]),
+            "bytes": own[0].bytes[-1],
+            "images": own[0].images[-1],
+        }
+    return {
+        "tasks": config.tasks,
+        "bytes_per_class": config.bytes_per_class,
+        "rows": rows,
+        "verdict": verdict(outcomes),
+    }
+
+
+def verdict(outcomes: Sequence[Outcome]) -> str:
+    """Who wins at equal bytes, at the end, by the differences within each order (paired t, 95 %)."""
+    final: dict[str, dict[int, float]] = {}
+    for one in outcomes:
+        final.setdefault(one.memory, {})[one.order] = one.average[-1]
+    if len(final) < 2:
+        return "one memory: nothing to compare"
+    ranked = sorted(final, key=lambda name: -_mean(list(final[name].values())))
+    first, second = ranked[:2]
+    shared = sorted(set(final[first]) & set(final[second]))
+    gaps = [final[first][order] - final[second][order] for order in shared]
+    told = _spread(gaps)
+    n = told["n"]
+    half = T975[n - 2] * told["std"] / math.sqrt(n) if 1 < n < 31 else math.inf
+    sure = "wins" if told["mean"] - half > 0 else "leads, not beyond chance"
+    return f"{first} {sure}: {100 * told['mean']:+.1f} points over {second} (95 % ± {100 * half:.1f}, {n} orders)"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / max(len(values), 1)
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    n, mean = len(values), _mean(values)
+    std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else 0.0
+    return {"mean": mean, "std": std, "n": n}
