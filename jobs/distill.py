@@ -31,9 +31,13 @@ def distilled(asked: Asked) -> bool:
     if run.scale.name == "inline":
         for _ in follow(distil(run), run.method.steps, "distill"):
             pass
-    else:
-        from rayd.fleet.train import train
+        return True
+    from rayd.fleet.blocks import count, distil_blocks
+    from rayd.fleet.train import train
 
+    if run.scale.workers == 1 and count(run):
+        distil_blocks(run)
+    else:
         train(run)
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,6 +141,45 @@ def test_labels_are_asked_of_the_teacher_or_kept() -> None:
     assert torch.allclose(codec.labels[right], centred[right], atol=1e-5)
     with pytest.raises(Refused, match=r"objective\.relabel=0"):
         asked(codec, asked.plan(0)[0], None)
+
+
+@pytest.mark.ray
+def test_blocks_over_the_fleet_are_one_run(tmp_path: Path, ray_local: None) -> None:
+    """Independent tasks, one of them interrupted before, against all blocks in this process: the same files' pixels."""
+    from rayd import load
+    from rayd.config import Run
+    from rayd.fleet.blocks import count, distil_blocks, of_block
+    from rayd.foundry import Shop, build_inline
+    from rayd.run import distil
+    from rayd.strict import parse
+
+    plain: dict[str, Any] = {
+        "data": {"name": "digits", "limit": 200, "val": 50},
+        "net": {"name": "convnet", "depth": 1, "width": 4, "norm": "batch"},
+        "expert": {"experts": 1, "epochs": 2, "batch": 64, "precision": "fp32", "compiled": False, "keep": "ends"},
+        "recipe": {"name": "quick", "steps": 5, "seeds": 1},
+        "method": {
+            "codec": {"name": "pixel", "clamp": True}, "objective": {"name": "dwa", "blocks": 2, "jitter": 1},
+            "steps": 5, "checkpoint": 2, "compiled": False, "optimiser": {"lr": 0.1, "decay": "cosine"},
+        },
+        "budget": {"ipc": 2}, "buffer": str(tmp_path / "experts"), "scale": {"name": "laptop"},
+    }  # fmt: skip
+    one, many = (parse(Run, {**plain, "out": str(tmp_path / name)}) for name in ("one", "many"))
+    list(build_inline(Shop.open(one)))
+    list(distil(one))
+    assert count(many) == 2
+    walk = distil(of_block(many, 1))
+    for _ in range(3):
+        next(walk)
+    walk.close()
+    distil_blocks(many)
+    a, b = (load(tmp_path / name / "artifact") for name in ("one", "many"))
+    assert torch.equal(a.codec.pixels, b.codec.pixels)
+    assert a.card["fingerprint"] == b.card["fingerprint"]
+    assert torch.equal(a.stored["teacher"].tensor, b.stored["teacher"].tensor)
+    with pytest.raises(Refused, match="pixel, whose blocks share nothing"):
+        lodc = {**plain["method"], "codec": {"name": "lodc"}}
+        distil_blocks(parse(Run, {**plain, "method": lodc, "out": str(tmp_path / "no")}))
 
 
 def test_class_runs_cover_all() -> None:

@@ -20,7 +20,7 @@ Shapes: N images of a block, K classes, P parameters.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -79,6 +79,12 @@ class Dwa(Objective):
             for name in ("classes_per_item", "ascents", "rho", "bn", "variance", "jitter", "expert", "relabel"):
                 if getattr(self, name) < 0:
                     raise refuse(f"objective.{name}", getattr(self, name), "zero or more")
+
+        def alone(self, classes: int) -> list[Dwa.Config]:
+            """Every item as the only one of a run; none where this is such a run, or there is nothing to part."""
+            items = self.blocks * len(class_runs(classes, self.classes_per_item))
+            whole = self.only is not None or self.relabel or items == 1
+            return [] if whole else [replace(self, only=number) for number in range(items)]
 
         def build(self, world: World) -> Dwa:
             return Dwa(self, world)
