@@ -10,7 +10,7 @@ Labels are hard (derived, 0 floats) or soft: learned logits [units, K], stored a
 factor moves by +-1 (signs at random), that factor's player has scale 1 / J: one step of an optimiser with unit-size
 updates (Adam) moves the images as much as the same step would move pixels. Decoding is linear in each factor taken
 alone, so J is measured by decoding the moved factor, exactly. Plain SGD multiplies by J twice, once in the gradient
-and once in the step: there the fair rate is lr * scale ** 2.
+and once in the step: there the fair rate is lr * scale ** 2, which the engine applies.
 
 Shapes: N images of a minibatch, K classes, U units.
 """
