@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from typing import Any
 from rayd.config import Run
 from rayd.store import Store
 from rayd.strict import parse
+
+os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
+"""Ray's own 15 would starve workers beside whatever else runs here; both are read when Ray starts, which is later."""
 
 
 def digits_run(

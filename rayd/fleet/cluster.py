@@ -33,6 +33,8 @@ def start(scale: ScaleConfig) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if scale.name == "laptop":
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves our workers beside any other program
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # its 30 s are short on a busy machine
         ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
         return
     if scale.name != "cluster":
