@@ -57,6 +57,7 @@ class Ground:
             "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
             "HOME": str(home),
             "OMP_NUM_THREADS": "1",
+            "TORCHDYNAMO_DISABLE": "1",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_DEDUP_LOGS": "0",
@@ -201,4 +202,5 @@ def until(true: Callable[[], bool], seconds: float = PATIENCE, every: float = 0.
 
 def digests(folder: Path, pattern: str) -> dict[str, str]:
     """sha256 of every file by name."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob(pattern))}
+    found = sorted(folder.glob(pattern))
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}

@@ -14,7 +14,7 @@ import pytest
 
 from tests.fleet.grounds import ROOT, Ground, Head, digests, until
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
 TINY = (
     "data=digits", "data.limit=256", "net.depth=2", "net.width=8", "expert=quick", "expert.experts=4",
