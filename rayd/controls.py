@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,9 @@ def score(
     artifact = rayd.load(uri)
     check(run.recipe, artifact.step_size, _teacher(artifact))
     asks = asks_of(run, artifact, controls)
+    began = time.monotonic()
     given = list(ask(run, uri, asks) if ask else inline(Exam.of(run, uri), asks))
+    taken = time.monotonic() - began
     made = table(run, artifact, given, len(run.data.load().train))
     store = Store(uri)
     held = {key: one for key, one in artifact.card["scores"].items() if one.get("protocol") != made["protocol"]}
@@ -43,6 +46,8 @@ def score(
     claim = {**artifact.card["claim"], "verdict": made["verdict"]["overall"], "why": made["verdict"]["why"]}
     changes = {"scores": scores, "reads": artifact.card["reads"] + 1, "claim": claim}
     amend(reader(store), store.write, changes, {"controls.json": (json.dumps(made, indent=1) + "\n").encode()})
+    timing = store.read_json("timing.json") if store.exists("timing.json") else {}
+    store.write_json("timing.json", {**timing, "evaluate_s": taken})
     return made
 
 

@@ -6,6 +6,7 @@ What is looked for under the run's folder (all of it optional but the artifact),
     artifact/controls.json   scores, LRS and ARS, the verdict        jobs.evaluate
     metrics.jsonl        a line a step: step, loss, step_size, grad_norm, seconds, val        jobs.distill
     experts/experts-*.json   accuracy of every expert by epoch       jobs.experts
+    timing.json          seconds of other stages, as `experts_s`           jobs.pipeline
     plan.json            what was foreseen                           jobs.plan
 
 A section without its data says which command would fill it. The folder of a lone artifact is reported as well.
@@ -64,9 +65,13 @@ def gather(store: Store, buffer: Store | None = None) -> Facts:
         table=json.loads(artifact.contents.get("controls.json", b"{}")),
         steps=_lines(store.read("metrics.jsonl").decode()) if store.exists("metrics.jsonl") else [],
         experts=_experts(buffer),
-        timing=kept.read_json("timing.json") if kept.exists("timing.json") else {},
+        timing=_timing(kept) | ({} if alone else _timing(store)),
         plan=plan,
     )
+
+
+def _timing(store: Store) -> dict[str, float]:
+    return dict(store.read_json("timing.json")) if store.exists("timing.json") else {}
 
 
 def _lines(text: str) -> list[dict[str, float]]:

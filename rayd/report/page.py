@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rayd.report import Facts
 
 CLASSES, COLUMNS, TILES, THIN, TALL = 20, 10, 24, 6, 48
+LEAST = 64
+"""Numbers that a tensor must have to be drawn."""
 
 
 def html(facts: Facts) -> str:
@@ -96,7 +98,7 @@ def factors(facts: Facts) -> str:
     artifact = facts.artifact
     shown = []
     for name, one in artifact.stored.items():
-        if one.role in ("factors", "decoder") and one.tensor.ndim >= 2:
+        if one.role in ("factors", "decoder") and one.tensor.ndim >= 2 and one.tensor.numel() >= LEAST:
             shape = " x ".join(map(str, one.tensor.shape))
             shown.append(f"<figure>{picture(tiles(one.tensor), name)}<figcaption><b>{escape(name)}</b> {shape}, "
                          f"{one.role}</figcaption></figure>")  # fmt: skip
@@ -241,6 +243,10 @@ def picture(image_CHW: Tensor, told: str) -> str:
 
 def tiles(tensor: Tensor) -> Tensor:
     """The last two axes as pictures (thin ones as one table), each on its own scale: grey is zero, light is above."""
+    if tensor.ndim == 4 and tensor.shape[1] == 3 and min(tensor.shape[2:]) >= THIN:
+        colour = tensor.float()[:TILES]
+        scaled = 0.5 + 0.5 * colour / colour.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
+        return grid(scaled.split(6))
     flat = tensor.float().reshape(-1, *tensor.shape[-2:])
     if min(flat.shape[1:]) < THIN:
         table = tensor.float().flatten(1)
