@@ -24,13 +24,16 @@ def own() -> type[Any]:
 
 def act(asked: Asked) -> int:
     from rayd.search.outcome import conclude, text, winners
+    from rayd.search.page import html
     from rayd.search.trials import Book
 
     run, config = asked.run, asked.own.search
     book = Book(run, config, run.data.load().train.spec)
     searched(asked, book)
     told = conclude(book)
+    book.store.write("index.html", html(told, book.records()).encode())
     print(text(told))
+    print(f"rayd: {book.store.where('index.html')}")
     for record in winners(book.records()).values() if config.winner else ():
         again(asked, book, record)
     names = [name for name in book.store.list("method/") if name.endswith(".yaml")]

@@ -50,7 +50,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "sklearn": ("rayd/sources/bundled.py",),
     "PIL": ("rayd/sources/", "rayd/export.py", "rayd/exam.py"),
     "safetensors": ("rayd/artifact.py",),
-    "matplotlib": ("rayd/report.py",),
+    "matplotlib": ("rayd/report/",),
     "optuna": ("rayd/fleet/",),
 }
 """Each outside package is imported behind one door."""

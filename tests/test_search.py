@@ -16,6 +16,7 @@ from rayd.data import Spec
 from rayd.errors import Refused
 from rayd.search.asha import Rungs, percentile
 from rayd.search.outcome import conclude, front, grouped, importance, text, winners
+from rayd.search.page import html
 from rayd.search.points import plan
 from rayd.search.space import Dial, SearchConfig, experts_for
 from rayd.search.trials import Book, Record, Size, curve_of, search_inline
@@ -79,7 +80,7 @@ def test_a_grid_is_every_combination_and_says_what_does_not_fit(tmp_path: Path) 
 def test_families_have_dials_of_their_own_and_a_budget_may_be_one(tmp_path: Path) -> None:
     families = {
         "lodc": {"fixed": {"method.codec": {"name": "lodc"}}, "space": {"rank": [1, 2]}},
-        "lss": {"fixed": {"method.codec": {"name": "lss"}}, "space": {"sharing": [1, 2]}},
+        "lss": {"fixed": {"method.codec": {"name": "lss"}}, "space": {"sharing": [4, 8]}},
     }
     asked = config(space={"ipc": [1, 2]}, families=families, trials=8, searcher="grid")
     made = plan(base(tmp_path), asked, SPEC).trials
@@ -232,6 +233,7 @@ def test_an_inline_search_stops_some_goes_on_and_reports(tmp_path: Path) -> None
     told = conclude(again)
     assert told["trials"] == 4 and told["front"]
     assert "4 trials" in text(told)
+    assert html(told, again.records()).count("<svg") >= 5
     rows = Store(tmp_path).read("search/trials.jsonl").decode().splitlines()
     assert len(rows) == 4 and json.loads(rows[0])["method.codec.rank"] in (1, 2, 3, 4)
     from omegaconf import OmegaConf

@@ -36,6 +36,7 @@ from rayd.seeds import seed_of
 from rayd.strict import parse, to_dict
 
 log = logging.getLogger(__name__)
+logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
 METRIC = "val"
 TRIFLE = 1 << 20
