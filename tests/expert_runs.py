@@ -17,8 +17,7 @@ from rayd.store import Store
 from rayd.strict import parse
 
 os.environ.setdefault("RAY_worker_niceness", "0")
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
-"""Ray's own 15 would starve workers beside whatever else runs here; both are read when Ray starts, which is later."""
+"""Ray's own 15 would starve workers beside whatever else runs here; read when Ray starts, which is later."""
 
 
 def digits_run(

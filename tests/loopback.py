@@ -41,8 +41,8 @@ def s3_server() -> Iterator[str]:
         urllib.request.urlopen(request, timeout=10).read()
         yield f"s3://bucket/experts?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
     finally:
-        server.terminate()
-        server.wait(timeout=10)
+        server.kill()
+        server.wait(timeout=60)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

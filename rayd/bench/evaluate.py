@@ -1,9 +1,10 @@
 """Five networks together against the same five one after another, eager fp32: the way the field scores.
 
-Both train on the same batches of the same seeds. `together` is the compiled step in bf16 (parameters, norms and losses stay
-fp32), `compiled` the same in fp32, which saves the overhead but none of the convolutions' arithmetic. Compilation is not counted; it is printed as a row of its own. That a
-faster way gives the same number is checked where there is something to learn: cases `agree` hold the difference of the two
-means, in units of its 95 % interval, on generated images; below 1 they agree.
+Both train on the same batches of the same seeds. `together` is the compiled step in bf16 (parameters, norms and losses
+stay fp32); `compiled` is the same in fp32, which saves the overhead but none of the convolutions' arithmetic. Compilation
+is not counted; it is printed as a row of its own. That a faster way gives the same number is checked where there is
+something to learn: cases `agree` hold the difference of the two means, in units of its 95 % interval, on generated
+images; below 1 they agree.
 """
 
 from __future__ import annotations

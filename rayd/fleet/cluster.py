@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 import torch
+from ray._private.utils import read_ray_address
 
 from rayd import __version__
 from rayd.config import ScaleConfig
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 
 PLACED_SECONDS = 8.0
 """How long nodes may take to show up before a placement is called impossible."""
+CONNECT_SECONDS = 5.0
 OBJECT_STORE = 150 * 2**20
 """Bytes for scale=laptop: nothing of ours travels through the object store but plans and counts."""
 
@@ -39,13 +42,29 @@ def start(scale: ScaleConfig) -> None:
         return
     if scale.name != "cluster":
         raise refuse("scale", scale.name, "laptop | cluster for work on Ray")
+    address = os.environ.get("RAY_ADDRESS") or read_ray_address() or ""
+    nobody = Refused(
+        f"scale=cluster: no Ray cluster answers {'at ' + address if address else 'here'}; submit this command with "
+        "`ray job submit -- ...`, set RAY_ADDRESS, or use scale=laptop"
+    )
+    if not listens(address):
+        raise nobody
     try:
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), **quiet)
+        ray.init(address=address, **quiet)
     except ConnectionError as error:
-        raise Refused(
-            "scale=cluster: no Ray cluster answers here; submit this command with `ray job submit -- ...`, set "
-            "RAY_ADDRESS, or use scale=laptop"
-        ) from error
+        raise nobody from error
+
+
+def listens(address: str) -> bool:
+    """Whether anybody is at HOST:PORT; Ray would wait for minutes at the address that a dead cluster left behind."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return "://" in address
+    try:
+        with socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), timeout=CONNECT_SECONDS):
+            return True
+    except OSError:
+        return False
 
 
 def stop() -> None:
