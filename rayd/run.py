@@ -178,8 +178,8 @@ class Keeper:
         if self.best is not None:
             accuracy, codec = self.best
             state = state | {"best/accuracy": torch.tensor(accuracy)} | {f"best/{k}": v for k, v in codec.items()}
-        self.checkpoints.save(step, state)
         self.log.save()
+        self.checkpoints.save(step, state)
         preview = self.setting.preview(self.work.averaged())
         self.store.write("preview.png", preview)
 

@@ -89,20 +89,14 @@ def test_bad_files_are_named_and_another_plan_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.ray
-def test_ray_data_writes_the_same_bytes(tmp_path: Path) -> None:
-    import ray
-
+def test_ray_data_writes_the_same_bytes(tmp_path: Path, ray_local: None) -> None:
     from rayd.config import ScaleConfig
     from rayd.fleet import prepare as fleet
 
     folder_set(tmp_path / "set", 20)
     config = DataConfig(name="folder", path=str(tmp_path / "set"), size=8)
     list(prepare(config, str(tmp_path / "inline"), 6))
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        wrote = list(fleet.prepare(config, str(tmp_path / "fleet"), 6, ScaleConfig(name="laptop", actors=2)))
-    finally:
-        ray.shutdown()
+    wrote = list(fleet.prepare(config, str(tmp_path / "fleet"), 6, ScaleConfig(name="laptop", actors=2)))
     assert sum(one.rows for one in wrote) == 40
     assert contents(tmp_path / "fleet") == contents(tmp_path / "inline")
 

@@ -6,10 +6,12 @@ finds where the run stands. That also covers the loss of the controller or the d
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray.train
@@ -17,6 +19,7 @@ import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.metrics import Gauge
 from torch import Tensor
 
 from rayd.config import Run
@@ -30,6 +33,9 @@ from rayd.strict import parse, to_dict
 log = logging.getLogger(__name__)
 
 FAILURE = "failure.json"
+STATUS = "status.json"
+SAY_SECONDS = 10.0
+"""Between two lines of progress, which worker 0 leaves in the store for the driver to say."""
 REPORTS = 50
 """Reports of a whole run: each is a barrier of all workers, and our own metrics hold every step anyway."""
 
@@ -58,12 +64,59 @@ def worker(config: Mapping[str, Any]) -> None:
     reduce = AllReduce()
     place = Place(rank, size, reduce if size > 1 else None, get_device())
     try:
+        said = 0.0
         for step in distil(run, place):
+            if rank == 0 and time.monotonic() - said > SAY_SECONDS / 2:
+                said = time.monotonic()
+                _tell(run, store, step)
             if step.number % config["report_every"] == 0:
                 ray.train.report(_metrics(step, reduce))
     except (Refused, Failed) as error:
         store.write_json(FAILURE, {"kind": type(error).__name__, "message": str(error)})
         raise
+
+
+def _tell(run: Run, store: Store, step: Step) -> None:
+    """Where the run stands, for the driver's log and for whoever watches the metrics (`ray_rayd_*`)."""
+    rest = {
+        "step": step.number,
+        "loss": step.value,
+        "seconds": step.seconds,
+        "step_size": step.metrics.get("step_size", 0.0),
+    }
+    if all(value == value for value in rest.values()):
+        store.write_json(STATUS, rest)
+    for name, value in rest.items():
+        gauge = Gauge(f"rayd_distill_{name}", description=f"Distillation: {name} of the last step.", tag_keys=("out",))
+        gauge.set(value, tags={"out": run.out})
+
+
+@contextlib.contextmanager
+def _saying(run: Run, store: Store) -> Iterator[None]:
+    """While the driver waits, a line now and then: step, loss, seconds a step, what is left."""
+    done = threading.Event()
+
+    def say() -> None:
+        last = 0
+        while not done.wait(SAY_SECONDS):
+            if not store.exists(STATUS):
+                continue
+            told = store.read_json(STATUS)
+            if told["step"] != last:
+                last, left = told["step"], (run.method.steps - told["step"]) * told["seconds"]
+                log.info(
+                    "distill  step %d/%d  loss %.4f  %.2f s/step  about %d s left",
+                    last, run.method.steps, told["loss"], told["seconds"], left,
+                )  # fmt: skip
+
+    thread = threading.Thread(target=say, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        store.delete(STATUS)
 
 
 def _raise_recorded(store: Store) -> None:
@@ -99,7 +152,8 @@ def train(run: Run) -> None:
     )
     began = time.monotonic()
     try:
-        trainer.fit()
+        with _saying(run, store):
+            trainer.fit()
     except TrainingFailedError as error:
         _raise_recorded(store)
         raise Failed(
