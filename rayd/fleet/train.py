@@ -36,8 +36,8 @@ FAILURE = "failure.json"
 STATUS = "status.json"
 SAY_SECONDS = 10.0
 """Between two lines of progress, which worker 0 leaves in the store for the driver to say."""
-REPORTS = 50
-"""Reports of a whole run: each is a barrier of all workers, and our own metrics hold every step anyway."""
+REPORTS = 8
+"""Reports of a whole run: each is a barrier that takes Train up to two seconds, and our own metrics hold every step."""
 
 
 class AllReduce:
