@@ -1,4 +1,4 @@
-"""The expert buffer as it is read: two rows at a time, each checked, whatever the number of experts.
+"""The expert buffer: written shard by shard, read two rows at a time, whatever the number of experts.
 
 The folder's files are described in shards.py. A segment costs two range reads; the index of all rows is in memory.
 
@@ -17,21 +17,63 @@ from torch import Tensor
 
 from rayd.errors import Failed, Refused, refuse
 from rayd.shards import (
-    BufferWriter,
+    DTYPES,
+    FORMAT,
+    HEAD,
     Commit,
+    Shard,
     check_size,
+    committed,
     differences,
     read_commits,
     read_head,
-    read_manifest,
+    read_index,
     refuse_other,
     refuse_unmarked,
     remedy,
+    write_manifest,
 )
 from rayd.store import Store
 from rayd.trajectory import Segment
 
 __all__ = ["Buffer", "BufferWriter", "differences", "verify"]
+
+
+class BufferWriter:
+    """Claims a folder for one fingerprint, then commits shards to it, from any number of processes."""
+
+    def __init__(self, store: Store, fingerprint: Mapping[str, Any], layout: Mapping[str, Any]) -> None:
+        self.store, self.fingerprint, self.layout = store, fingerprint, layout
+
+    def claim(self) -> None:
+        """The folder is this run's, or it is refused."""
+        if not self.store.exists(HEAD):
+            if any(name.endswith(".tar") for name in self.store.sizes("experts-")):
+                raise Refused(f"{self.store.where(HEAD)}: missing beside shards; restore it or give another buffer=...")
+            self.store.write_json(HEAD, {"format": FORMAT, "fingerprint": self.fingerprint, "theta": self.layout})
+        head = read_head(self.store)
+        refuse_other(self.store, head["fingerprint"], self.fingerprint)
+
+    def committed(self, name: str, sizes: Mapping[str, int] | None = None) -> Commit | None:
+        """The shard, if its marker is there and agrees with it."""
+        return committed(self.store, self.fingerprint, name, sizes)
+
+    def shard(self, name: str, storage: str) -> Shard:
+        return Shard(self.store, self.fingerprint, name, DTYPES[storage])
+
+    def fail(self, name: str, numbers: Mapping[str, Any]) -> None:
+        """A unit that diverged: its numbers instead of a shard."""
+        self.store.write_json(f"{name}.failed.json", dict(numbers))
+
+    def failed(self, name: str) -> Mapping[str, Any] | None:
+        return self.store.read_json(f"{name}.failed.json") if self.store.exists(f"{name}.failed.json") else None
+
+    def finish(self) -> int:
+        """The manifest, and nothing left over; returns the bytes of all shards."""
+        self.store.sweep()
+        commits = read_commits(self.store)
+        write_manifest(self.store, commits)
+        return sum(commit.bytes for commit in commits)
 
 
 class Buffer:
@@ -44,15 +86,10 @@ class Buffer:
             refuse_other(self.store, self.head["fingerprint"], expect)
         sizes = self.store.sizes("experts-")
         refuse_unmarked(self.store, sizes)
-        table = read_manifest(self.store, sizes)
-        if table.num_rows == 0:
+        index = read_index(self.store, sizes)
+        if len(index.expert) == 0:
             raise Refused(f"{self.store.where('')}: holds no committed experts yet; run jobs.experts")
-        self._key = table["expert"].to_numpy().astype(np.int64) * 2**20 + table["epoch"].to_numpy()
-        self._offset, self._bytes = table["offset"].to_numpy().copy(), table["bytes"].to_numpy().copy()
-        self._sha256 = np.frombuffer(b"".join(table["sha256"].to_pylist()), np.uint8).reshape(-1, 32)
-        shards = table["shard"].combine_chunks().dictionary_encode()
-        self._shards, self._shard = shards.dictionary.to_pylist(), shards.indices.to_numpy().copy()
-        self._dtype = np.dtype(table["dtype"][0].as_py())
+        self._index, self._key = index, index.expert * 2**20 + index.epoch
         self.numbers: list[int] = np.unique(self._key >> 20).tolist()
         """The plan's numbers of the experts that are here; one that diverged is missing."""
 
@@ -78,7 +115,7 @@ class Buffer:
     def shard_of(self, expert: int) -> str:
         """Name of the tar that holds an expert."""
         at = int(np.searchsorted(self._key, self._number(expert) * 2**20))
-        return str(self._shards[self._shard[at]])
+        return str(self._index.shards[self._index.shard[at]])
 
     def row(self, expert: int, epoch: int) -> Tensor:
         """theta_P in fp32, checked against its checksum."""
@@ -92,14 +129,14 @@ class Buffer:
                 f"one of {have[:3]}...{have[-1]}, which are kept of expert {expert}",
                 "train with a longer window or expert.keep=all",
             )
-        shard = self._shards[self._shard[at]]
-        data = self.store.read_range(shard, int(self._offset[at]), int(self._bytes[at]))
-        if hashlib.sha256(data).digest() != self._sha256[at].tobytes():
+        shard = self._index.shards[self._index.shard[at]]
+        data = self.store.read_range(shard, int(self._index.offset[at]), int(self._index.bytes[at]))
+        if hashlib.sha256(data).digest() != self._index.sha256[at].tobytes():
             raise Failed(
                 f"{self.store.where(shard)}: expert {self._number(expert)}, epoch {epoch} fails its checksum, the "
                 f"shard is damaged; {remedy(self.store, shard.removesuffix('.tar'))}"
             )
-        return torch.from_numpy(np.frombuffer(data, self._dtype).astype(np.float32))
+        return torch.from_numpy(np.frombuffer(data, self._index.dtype).astype(np.float32))
 
     def segment(self, expert: int, first: int, last: int) -> Segment:
         return Segment(self.row(expert, first), self.row(expert, last), self._number(expert), first, last)

@@ -16,6 +16,7 @@ import torch
 
 from rayd import __version__
 from rayd.augment import Transform
+from rayd.buffer import BufferWriter
 from rayd.config import Run
 from rayd.data import Images, Splits
 from rayd.errors import Failed
@@ -23,7 +24,7 @@ from rayd.expert import Diverged, Unit, plan_units, train
 from rayd.nets import Net
 from rayd.progress import Built, Progress, size_text
 from rayd.sgd import chunk_of
-from rayd.shards import BufferWriter, Commit
+from rayd.shards import Commit
 from rayd.store import Store
 from rayd.trajectory import Snapshot, Trajectory
 

@@ -31,6 +31,8 @@ from rayd.trajectory import Trajectory
 FORMAT = 1
 HEAD, MANIFEST = "buffer.json", "manifest.parquet"
 DTYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
+COLUMNS = ("expert", "epoch", "offset", "bytes")
+BATCH = 4096
 READERS = 16
 """Markers read at a time: on an object store each costs a round trip."""
 
@@ -86,59 +88,15 @@ def remedy(store: Store, name: str) -> str:
     return f"delete {store.where(name)}.tar and .json and run jobs.experts again, which makes the same bytes anew"
 
 
-class BufferWriter:
-    """Claims a folder for one fingerprint, then commits shards to it, from any number of processes."""
-
-    def __init__(self, store: Store, fingerprint: Mapping[str, Any], layout: Mapping[str, Any]) -> None:
-        self.store, self.fingerprint, self.layout = store, fingerprint, layout
-
-    def claim(self) -> None:
-        """The folder is this run's, or it is refused."""
-        if not self.store.exists(HEAD):
-            if any(name.endswith(".tar") for name in self.store.sizes("experts-")):
-                raise Refused(f"{self.store.where(HEAD)}: missing beside shards; restore it or give another buffer=...")
-            self.store.write_json(HEAD, {"format": FORMAT, "fingerprint": self.fingerprint, "theta": self.layout})
-        head = read_head(self.store)
-        refuse_other(self.store, head["fingerprint"], self.fingerprint)
-
-    def committed(self, name: str, sizes: Mapping[str, int] | None = None) -> Commit | None:
-        """The shard, if its marker is there and agrees with it."""
-        tar, marker = f"{name}.tar", f"{name}.json"
-        sizes = self.store.sizes(name) if sizes is None else sizes
-        if marker not in sizes:
-            return None
-        commit = Commit(name, self.store.read_json(marker))
-        check_size(self.store, commit, sizes.get(tar))
-        refuse_other(self.store, commit.marker["fingerprint"], self.fingerprint, marker)
-        return commit
-
-    def shard(self, name: str, storage: str) -> Shard:
-        return Shard(self, name, DTYPES[storage])
-
-    def fail(self, name: str, numbers: Mapping[str, Any]) -> None:
-        """A unit that diverged: its numbers instead of a shard."""
-        self.store.write_json(f"{name}.failed.json", dict(numbers))
-
-    def failed(self, name: str) -> Mapping[str, Any] | None:
-        return self.store.read_json(f"{name}.failed.json") if self.store.exists(f"{name}.failed.json") else None
-
-    def finish(self) -> int:
-        """The manifest, and nothing left over; returns the bytes of all shards."""
-        self.store.sweep()
-        commits = read_commits(self.store)
-        write_manifest(self.store, commits)
-        return sum(commit.bytes for commit in commits)
-
-
 class Shard:
     """One tar under construction on a local disk; nothing is seen of it before `publish`."""
 
-    def __init__(self, writer: BufferWriter, name: str, dtype: np.dtype[Any]) -> None:
-        self.writer, self.name, self.dtype = writer, name, dtype
+    def __init__(self, store: Store, fingerprint: Mapping[str, Any], name: str, dtype: np.dtype[Any]) -> None:
+        self.store, self.fingerprint, self.name, self.dtype = store, fingerprint, name, dtype
         self.rows: list[dict[str, Any]] = []
 
     def __enter__(self) -> Shard:
-        self._scratch = self.writer.store.scratch(f"{self.name}.tar")
+        self._scratch = self.store.scratch(f"{self.name}.tar")
         self._path = self._scratch.__enter__()
         self._file = open(self._path, "wb")
         self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
@@ -183,17 +141,17 @@ class Shard:
 
     def publish(self, made_by: Mapping[str, Any]) -> Commit:
         """The shard, then its marker. A shard it replaces loses its marker first."""
-        store, name = self.writer.store, self.name
+        store, name = self.store, self.name
         self._tar.close()
         self._file.close()
-        if not self._path.exists() and (done := self.writer.committed(name)) is not None:
+        if not self._path.exists() and (done := committed(store, self.fingerprint, name)) is not None:
             return done  # another run of this plan was faster, and has swept up
         marker = {
             "shard": f"{name}.tar",
             "bytes": self._path.stat().st_size,
             "sha256": sha256_of(self._path),
             "experts": self.rows,
-            "fingerprint": self.writer.fingerprint,
+            "fingerprint": self.fingerprint,
             "made_by": dict(made_by),
         }
         if store.exists(f"{name}.json"):
@@ -208,6 +166,20 @@ class Shard:
         with contextlib.suppress(OSError):  # what was not written is given up with the file
             self._file.close()
         self._scratch.__exit__(*error)
+
+
+def committed(
+    store: Store, fingerprint: Mapping[str, Any], name: str, sizes: Mapping[str, int] | None = None
+) -> Commit | None:
+    """The shard, if its marker is there and agrees with it; another run's is refused."""
+    tar, marker = f"{name}.tar", f"{name}.json"
+    sizes = store.sizes(name) if sizes is None else sizes
+    if marker not in sizes:
+        return None
+    commit = Commit(name, store.read_json(marker))
+    check_size(store, commit, sizes.get(tar))
+    refuse_other(store, commit.marker["fingerprint"], fingerprint, marker)
+    return commit
 
 
 def sha256_of(path: Path) -> str:
@@ -295,13 +267,54 @@ def write_manifest(store: Store, commits: list[Commit]) -> None:
     store.write(MANIFEST, out.getvalue())
 
 
-def read_manifest(store: Store, sizes: Mapping[str, int]) -> Any:
-    """The table, made out of the markers where the stored one does not describe the shards that are there."""
+@dataclass(frozen=True)
+class Index:
+    """The manifest as plain arrays, one entry a row of the buffer, sorted by expert and epoch."""
+
+    expert: np.ndarray[Any, Any]
+    epoch: np.ndarray[Any, Any]
+    shard: np.ndarray[Any, Any]
+    """Place of the row's tar in `shards`."""
+    offset: np.ndarray[Any, Any]
+    bytes: np.ndarray[Any, Any]
+    sha256: np.ndarray[Any, Any]
+    shards: list[str]
+    dtype: np.dtype[Any]
+
+
+def read_index(store: Store, sizes: Mapping[str, int]) -> Index:
+    """Out of the stored manifest, or out of the markers where that does not describe the shards that are there.
+
+    In small batches and one thread: the memory of a reader must not follow the number of experts.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     here = {name: size for name, size in sizes.items() if not name.endswith(".failed.json")}
     if store.exists(MANIFEST):
-        table = pq.read_table(io.BytesIO(store.read(MANIFEST)))
-        if json.loads((table.schema.metadata or {}).get(b"rayd.sizes", b"{}")) == here:
-            return table
-    return manifest_of(store, read_commits(store, sizes))
+        with pq.ParquetFile(io.BytesIO(store.read(MANIFEST)), pre_buffer=False) as file:
+            told = json.loads((file.schema_arrow.metadata or {}).get(b"rayd.sizes", b"{}"))
+            if told == here:
+                return _gather(file.iter_batches(BATCH, use_threads=False))
+    index = _gather(manifest_of(store, read_commits(store, sizes)).to_batches(BATCH))
+    pa.default_memory_pool().release_unused()
+    return index
+
+
+def _gather(batches: Iterable[Any]) -> Index:
+    """Record batches as arrays; checksums as bytes, not as an object each."""
+    names: dict[str, int] = {}
+    parts: dict[str, list[np.ndarray[Any, Any]]] = {name: [np.empty(0, np.int64)] for name in (*COLUMNS, "shard")}
+    checksums = [np.empty((0, 32), np.uint8)]
+    dtype = DTYPES["fp32"]
+    for batch in batches:
+        for name in COLUMNS:
+            parts[name].append(batch[name].to_numpy().astype(np.int64))
+        shards = batch["shard"].dictionary_encode()
+        places = np.array([names.setdefault(name, len(names)) for name in shards.dictionary.to_pylist()], np.int64)
+        parts["shard"].append(places[shards.indices.to_numpy()])
+        raw = np.frombuffer(batch["sha256"].buffers()[1], np.uint8)[batch["sha256"].offset * 32 :]
+        checksums.append(raw[: len(batch) * 32].reshape(-1, 32).copy())
+        dtype = np.dtype(batch["dtype"][0].as_py()) if len(batch) else dtype
+    arrays = {name: np.concatenate(found) for name, found in parts.items()}
+    return Index(**arrays, sha256=np.concatenate(checksums), shards=list(names), dtype=dtype)

@@ -85,7 +85,7 @@ def test_a_segment_touches_two_rows_and_an_index(folder: Path) -> None:
 def test_memory_does_not_grow_with_the_experts(tmp_path: Path) -> None:
     memory = {}
     for experts in (8, 800):
-        fill(str(tmp_path / str(experts)), experts, snapshots=4, parameters=2000, per_shard=40)
+        fill(str(tmp_path / str(experts)), experts, snapshots=51, parameters=100, per_shard=40)
         memory[experts] = isolated("buffer", "reading", uri=str(tmp_path / str(experts)), pairs=10)["memory"]
     assert memory[800] - memory[8] < 20 * 2**20
 
