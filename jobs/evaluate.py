@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from jobs.compose import Asked, command
 class Own:
     artifact: str | None = None
     verify: str | None = None
-    controls: bool = True
+    controls: bool | tuple[str, ...] = True
 
 
 def act(asked: Asked) -> int:
@@ -30,14 +30,14 @@ def act(asked: Asked) -> int:
     return 0
 
 
-def scored(asked: Asked, at: str, controls: bool = True) -> bool:
+def scored(asked: Asked, at: str, controls: bool | Sequence[str] = True) -> bool:
     """Whether the artifact had to be scored: not if its card holds this recipe's table already."""
     from rayd.controls import score
-    from rayd.exam import CONTROLS
+    from rayd.exam import rows_asked
     from rayd.store import Store
     from rayd.strict import to_dict
 
-    run, store, rows = asked.run, Store(at), CONTROLS if controls else ()
+    run, store, rows = asked.run, Store(at), rows_asked(controls)
     if store.exists("controls.json"):
         held = store.read_json("controls.json")
         known = {row["set"] for row in held["rows"]} | set(held["skipped"])

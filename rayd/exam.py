@@ -109,9 +109,7 @@ class Exam:
             return Source.of(self.train, self.transform)
         if row == "start":
             return Source.of(assemble(self.run, self.device).codec)
-        kind, _, budget = row.partition("@")
-        if kind not in coreset.KINDS or budget not in BUDGETS:
-            raise refuse("controls", row, f"start | full | {'|'.join(coreset.KINDS)} @ {'|'.join(BUDGETS)}")
+        kind, _, budget = known(row).partition("@")
         return Source.of(self.real(kind, budget, seed), self.transform)
 
     def real(self, kind: str, budget: str, seed: int) -> Images:
@@ -164,6 +162,20 @@ class Exam:
             kept.append(unjpeg(data))
         few = self.train.select(order[: len(kept)])
         return replace(few, pixels_NCHW=torch.stack(kept))
+
+
+def known(control: str) -> str:
+    kind, _, budget = control.partition("@")
+    if control not in ("start", "full") and (kind not in coreset.KINDS or budget not in BUDGETS):
+        raise refuse("controls", control, f"start | full | {'|'.join(coreset.KINDS)} @ {'|'.join(BUDGETS)}")
+    return control
+
+
+def rows_asked(controls: bool | Sequence[str]) -> tuple[str, ...]:
+    """All of them, none, or those named; a name that is none is refused before anything is scored."""
+    if isinstance(controls, bool):
+        return CONTROLS if controls else ()
+    return tuple(known(one) for one in controls)
 
 
 def rows_of(run: Run, artifact: Artifact, controls: Sequence[str]) -> list[str]:

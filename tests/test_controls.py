@@ -191,3 +191,12 @@ def test_tasks_answer_as_this_process_does(tmp_path, cache, ray_local):
     told = [given for _, given in there if isinstance(given, str)]
     assert len(told) == 1 and "controls=nonsense@floats" in told[0]
     assert Store(folder).exists("card.json") and reader(folder)("card.json")
+
+
+def test_controls_are_asked_by_name():
+    from rayd.exam import CONTROLS, rows_asked
+
+    assert rows_asked(True) == CONTROLS and rows_asked(False) == ()
+    assert rows_asked(["start", "herding@raw"]) == ("start", "herding@raw")
+    with pytest.raises(Refused, match=r"controls=coreset: allowed is start \| full \| random"):
+        rows_asked(["coreset"])
