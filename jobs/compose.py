@@ -71,9 +71,9 @@ def command(
             print(resolved(asked))
             return 0
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        import torch
+        from rayd.compiler import settle
 
-        torch.set_num_threads(asked.run.scale.threads)
+        settle(asked.run.scale.threads)
         return act(asked)
     except Refused as refusal:
         print(f"rayd: {' '.join(str(refusal).split())}", file=sys.stderr)

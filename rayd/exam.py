@@ -224,5 +224,3 @@ def unjpeg(data: bytes) -> Tensor:
 
     array = torch.from_numpy(np.array(Image.open(io.BytesIO(data))))
     return array[None] if array.ndim == 2 else array.permute(2, 0, 1).contiguous()
-
-

@@ -17,6 +17,7 @@ import torch
 from rayd import __version__
 from rayd.augment import Transform
 from rayd.buffer import BufferWriter
+from rayd.compiler import settle
 from rayd.config import Run
 from rayd.data import Images, Splits
 from rayd.errors import Failed
@@ -204,7 +205,7 @@ def build_inline(shop: Shop) -> Iterator[Progress]:
     """Every unit that is not committed yet, one after another, in this process."""
     todo, progress = start(shop)
     yield progress
-    torch.set_num_threads(shop.run.scale.threads)
+    settle(shop.run.scale.threads)
     for unit in todo:
         yield progress.add(build_unit(shop, unit), len(unit.experts))
     finish(shop, progress)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from rayd import artifact
+from rayd.compiler import settle
 from rayd.config import Run
 from rayd.distill import Distillation, Reduce, State, Step, identity
 from rayd.errors import Failed, Refused
@@ -111,7 +112,7 @@ def distil(run: Run, place: Place | None = None) -> Iterator[Step]:
     store = Store(run.out)
     if finished(run, store):
         return
-    torch.set_num_threads(run.scale.threads)
+    settle(run.scale.threads)
     setting = assemble(run, place.device or default_device())
     items = len(setting.objective.plan(0))
     if place.size > items:

@@ -101,4 +101,3 @@ def _recompute(artifact: Artifact, source: Run, told: Run, scores: bool) -> Iter
         near = max(math.hypot(found["ci95"], row["ci95"]), 0.005)
         said = f"{100 * row['mean']:.2f} % told, {100 * found['mean']:.2f} % again, {configs[0].name}"
         yield Finding(f"score of {row['set']}", gap <= near, said)
-

@@ -201,8 +201,12 @@ def exported() -> set[str]:
 def test_the_dashboard_asks_only_for_what_is_exported() -> None:
     dashboard = json.loads((INFRA / "grafana" / "rayd.json").read_text())
     assert errors(dashboard, "dashboard.json") == []
-    asked = {name for panel in dashboard["panels"] for target in panel.get("targets", ())
-             for name in re.findall(r"\b(?:ray|autoscaler)_[a-z0-9_]+", target["expr"])}
+    asked = {
+        name
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", ())
+        for name in re.findall(r"\b(?:ray|autoscaler)_[a-z0-9_]+", target["expr"])
+    }
     ours = {re.sub(r"_(total|bucket|sum|count)$", "", n.removeprefix("ray_")) for n in asked if "_rayd_" in n}
     assert ours - exported() == set()
     import ray

@@ -391,7 +391,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no weights": (lambda: Ncfm.Config(alpha=0.0, beta=0.0), "alpha"),
     "more of a pool than there is": (lambda: Ncfm.Config().build(TinyWorld()), "pool"),
     "untrained batch norm": (
-        lambda: Distribution.Config().build(TinyWorld(config=NetConfig(depth=2, width=4, norm="batch"))), "net.norm"
+        lambda: Distribution.Config().build(TinyWorld(config=NetConfig(depth=2, width=4, norm="batch"))),
+        "net.norm",
     ),
 }
 

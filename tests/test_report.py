@@ -21,7 +21,9 @@ from rayd.store import Store
 
 pytest.importorskip("matplotlib")
 SECTIONS = ["images", "scores", "cross", "factors", "distillation", "experts", "ledger", "time", "plan", "provenance"]
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), "")
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 
 
@@ -37,7 +39,9 @@ class Page(HTMLParser):
         found = dict(attrs)
         if tag == "section":
             self.ids.append(found["id"])
-        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href", "action", "srcset") and value]
+        self.links += [
+            value for name, value in attrs if name in ("src", "href", "xlink:href", "action", "srcset") and value
+        ]
 
 
 @pytest.fixture
@@ -112,7 +116,9 @@ def test_a_hostile_class_name_is_text(tmp_path, monkeypatch):
 def test_a_browser_shows_it_without_scrolling_sideways(run_folder, tmp_path, width):
     """500 px is the narrowest window headless Chromium opens."""
     report(str(run_folder))
-    probe = "<script>document.title = [document.documentElement.scrollWidth, innerWidth, document.images.length]</script>"
+    probe = (
+        "<script>document.title = [document.documentElement.scrollWidth, innerWidth, document.images.length]</script>"
+    )
     page = tmp_path / "probe.html"
     page.write_text((run_folder / "report" / "index.html").read_text() + probe)
     place = (f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2400")

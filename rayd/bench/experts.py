@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rayd.augment import AugmentConfig, Transform
 from rayd.bench import Row, isolated
+from rayd.compiler import settle
 from rayd.data import Images, Spec
 from rayd.expert import ExpertConfig
 from rayd.nets import NetConfig
@@ -74,7 +75,7 @@ def plain_epoch(
 
 def turns(width: int, turns: int = 3, plain: int = 4, ours: int = 16, threads: int = 1) -> dict[str, float]:
     """Images per second both ways. `plain` and `ours`: batches in one turn of each."""
-    torch.set_num_threads(threads)
+    settle(threads)
     images = pictures(BATCH * max(plain, ours))
     transform = Transform("normalise", torch.full((3,), 0.5), torch.full((3,), 0.25))
     config = ExpertConfig(batch=BATCH, augment=AugmentConfig())

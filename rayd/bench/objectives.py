@@ -179,8 +179,14 @@ def rows(size: str = "default") -> Iterator[Row]:
             base = plainly.get(part, {"seconds": math.nan, peak: math.nan})
             ratio, memory = base["seconds"] / found["seconds"], found[peak] / base[peak]
             known = part in plainly
-            yield Row("objectives", f"{where} {precision}", found["seconds"], "s", ratio if known else None,
-                      memory if known else None)
+            yield Row(
+                "objectives",
+                f"{where} {precision}",
+                found["seconds"],
+                "s",
+                ratio if known else None,
+                memory if known else None,
+            )
             yield Row("objectives", f"{where} {precision}: peak memory", found[peak] / 2**20, "MB")
         held = f"{part}: real images held as uint8 ({CLASSES} x {2 * settings['real']})"
         yield Row("objectives", held, found["resident"] / 2**20, "MB")

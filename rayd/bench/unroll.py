@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rayd.augment import AugmentConfig
 from rayd.bench import Row, isolated
+from rayd.compiler import settle
 from rayd.data import Spec
 from rayd.nets import NetConfig
 from rayd.seeds import generator
@@ -33,6 +34,8 @@ def gradient(
     repeats: int = 2,
 ) -> dict[str, Any]:
     """One outer gradient of plain pixels by one way: `graph` (all steps at once), `exact` or `compiled`."""
+    if way != "graph":
+        settle(torch.get_num_threads())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     spec = Spec((3, 32, 32), 10)
     net = NetConfig(depth=3, width=width).build(spec)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rayd.compiler import settle
 from rayd.config import MethodConfig, Run
 from rayd.continual.memory import Kept, check, of_task, remember
 from rayd.data import Images
@@ -105,7 +106,7 @@ def units(config: ContinualConfig) -> list[Unit]:
 
 def live(run: Run, config: ContinualConfig, unit: Unit) -> Outcome:
     """One life: task after task, memory after memory, a fresh network after each."""
-    torch.set_num_threads(run.scale.threads)
+    settle(run.scale.threads)
     splits, transform, _ = surroundings(run)
     spec = splits.train.spec
     tasks = class_orders(config, spec.classes, run.seed)[unit.order]

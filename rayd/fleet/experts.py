@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-import torch
 from ray.actor import ActorHandle
 from ray.exceptions import (
     ActorDiedError,
@@ -30,6 +29,7 @@ from ray.exceptions import (
 )
 from ray.util.metrics import Counter, Gauge
 
+from rayd.compiler import settle
 from rayd.config import Run
 from rayd.errors import Failed, Refused
 from rayd.expert import Unit
@@ -50,7 +50,7 @@ class Smith:
 
     def __init__(self, plain: Mapping[str, Any], last_epoch: int | None) -> None:
         run = parse(Run, plain)
-        torch.set_num_threads(run.scale.threads)
+        settle(run.scale.threads)
         self.shop = Shop.open(run, last_epoch)
 
     def ready(self) -> dict[str, Any]:

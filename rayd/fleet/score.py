@@ -8,8 +8,8 @@ from functools import cache
 from typing import Any
 
 import ray
-import torch
 
+from rayd.compiler import settle
 from rayd.config import Run
 from rayd.errors import Failed
 from rayd.evaluate import Score
@@ -22,7 +22,7 @@ from rayd.strict import parse, to_dict
 def _exam(plain: str, uri: str) -> Exam:
     """Once per worker process."""
     run = parse(Run, json.loads(plain))
-    torch.set_num_threads(run.scale.threads)
+    settle(run.scale.threads)
     return Exam.of(run, uri)
 
 

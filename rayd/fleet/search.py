@@ -16,7 +16,6 @@ from typing import Any
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 import ray
-import torch
 from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -25,6 +24,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from rayd.compiler import settle
 from rayd.config import Run
 from rayd.errors import Failed, Refused, refuse
 from rayd.fleet import cluster, train
@@ -49,7 +49,7 @@ TRIFLE = 1 << 20
 def alone(config: Mapping[str, Any]) -> None:
     """A trial of one worker. What cannot go on is said, not raised: trying it again would end alike."""
     run, search = parse(Run, config["run"]), parse(SearchConfig, config["search"])
-    torch.set_num_threads(run.scale.threads)
+    settle(run.scale.threads)
     try:
         for step, value in advance(run, search):
             tune.report({"step": step, METRIC: value})

@@ -164,8 +164,15 @@ def _experts(run: Run, splits: Splits, net: Net) -> Experts:
     shards = [shard_bytes(config, unit, net.size, checked) for unit in units]
     least, most = (sum(sizes) for sizes in zip(*shards, strict=True))
     return Experts(
-        experts=config.experts, shards=len(units), kept=len(epochs), of=config.epochs + 1, trained=epochs[-1],
-        parameters=net.size, row=row_bytes(net.size, config.storage), bytes=least, slack=most - least,
+        experts=config.experts,
+        shards=len(units),
+        kept=len(epochs),
+        of=config.epochs + 1,
+        trained=epochs[-1],
+        parameters=net.size,
+        row=row_bytes(net.size, config.storage),
+        bytes=least,
+        slack=most - least,
         images=config.experts * epochs[-1] * len(splits.train),
     )
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rayd.buffer import Buffer
+from rayd.compiler import settle
 from rayd.config import Run
 from rayd.errors import Refused
 from rayd.evaluate import evaluate
@@ -36,7 +37,7 @@ BATCHES = 8
 def run_stage(spec: Mapping[str, Any]) -> dict[str, float]:
     """One stage in this process; `peak` is that of the whole process."""
     run = parse(Run, spec["run"])
-    torch.set_num_threads(run.scale.threads)
+    settle(run.scale.threads)
     stage = {"experts": experts, "distill": distill, "evaluate": scoring}[spec["stage"]]
     told = stage(run, float(spec["seconds"]))
     told["peak"] = float(peak_memory(default_device()))
@@ -86,8 +87,13 @@ def distill(run: Run, seconds: float) -> dict[str, float]:
         later = median(times[1:]) if len(times) > 1 else times[0]
         items = setting.objective.plan(0)
         moved = sum(p.numel() for player in work.players for p in player.params)
-    return {"start_s": start, "first_s": max(0.0, times[0] - later), "step_s": later, "items": len(items),
-            "reduced": 4.0 * (3 + moved)}
+    return {
+        "start_s": start,
+        "first_s": max(0.0, times[0] - later),
+        "step_s": later,
+        "items": len(items),
+        "reduced": 4.0 * (3 + moved),
+    }
 
 
 def scoring(run: Run, seconds: float) -> dict[str, float]:

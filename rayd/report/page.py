@@ -150,7 +150,7 @@ def size(facts: Facts) -> str:
     robust = "".join(f"<div><b>{held[key]:.3f}</b><span>{key.upper()}</span></div>" for key in
                      ("lrs", "ars", "hlr", "ior") if key in held)  # fmt: skip
     robust = f'<div class="facts">{robust}</div>' if robust else ""
-    return f'{both(partial(draw.against_bytes, points))}{table}{left}{robust}'
+    return f"{both(partial(draw.against_bytes, points))}{table}{left}{robust}"
 
 
 def cross(facts: Facts) -> str:
@@ -197,7 +197,9 @@ def ledger(facts: Facts) -> str:
 
 
 def time(facts: Facts) -> str:
-    known = {name.removesuffix("_s"): value for name, value in facts.timing.items() if name.endswith("_s") and value > 0}
+    known = {
+        name.removesuffix("_s"): value for name, value in facts.timing.items() if name.endswith("_s") and value > 0
+    }
     if not known:
         return ""
     bars = [(name, value, _clock(value), draw.BLUE) for name, value in known.items()]

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rayd import load
+from rayd.compiler import settle
 from rayd.config import Run
 from rayd.data import Spec
 from rayd.errors import Failed, Refused
@@ -278,7 +277,7 @@ def line(record: Record) -> str:
 
 def search_inline(book: Book, trials: Mapping[int, Trial]) -> Iterator[Record]:
     """Every trial that has not ended, one after another, in this process."""
-    torch.set_num_threads(book.base.scale.threads)
+    settle(book.base.scale.threads)
     halving, ended = book.halving(trials), book.ended()
     for number in sorted(set(trials) - ended):
         yield follow(book, trials[number], halving)

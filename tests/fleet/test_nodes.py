@@ -60,10 +60,22 @@ STAGES = {
         "distill", (), ("scale.workers=2",), "checkpoints/step-*.json", 8, ("experts",), "artifact/codec.safetensors"
     ),
     "search": Stage(
-        "search", SEARCH, (), "search/trials/*/seed-0/metrics.jsonl", 12, ("experts",), "search/trials/*/*/artifact/codec.*"
+        "search",
+        SEARCH,
+        (),
+        "search/trials/*/seed-0/metrics.jsonl",
+        12,
+        ("experts",),
+        "search/trials/*/*/artifact/codec.*",
     ),
     "evaluate": Stage(
-        "evaluate", ("controls=false",), (), "artifact/card.json", 25, ("experts", "distill"), "artifact/codec.safetensors"
+        "evaluate",
+        ("controls=false",),
+        (),
+        "artifact/card.json",
+        25,
+        ("experts", "distill"),
+        "artifact/codec.safetensors",
     ),
 }
 
