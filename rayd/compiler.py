@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +22,9 @@ log = logging.getLogger(__name__)
 
 MALLOC = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}
 """M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD (the most it takes) of malloc.h, in bytes."""
+
+LINKING_S = 20.0
+"""For so long an empty library may be one that is being written."""
 
 
 def settle(threads: int) -> None:
@@ -44,7 +50,19 @@ def can_compile(device_type: str) -> bool:
         lacks = "a C++ compiler (g++ or clang++)"
     if not found:
         log.warning("compile=true, but %s was not found: running eagerly, several times slower", lacks)
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    sweep(Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir()))
     return found
+
+
+def sweep(cache: Path) -> None:
+    """A process killed while it was compiling leaves an empty library behind, on which every later one would fail."""
+    for library in cache.glob("*/*.so"):
+        with contextlib.suppress(FileNotFoundError):
+            held = library.stat()
+            if held.st_size == 0 and time.time() - held.st_mtime > LINKING_S:
+                library.unlink()
 
 
 def compiled(fn: Callable[..., Any], device: torch.device, on: bool = True, graphs: bool = False) -> Callable[..., Any]:

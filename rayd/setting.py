@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,8 @@ from rayd.seeds import generator, seed_of
 from rayd.store import Store
 from rayd.strict import to_dict
 from rayd.world import Resident
+
+log = logging.getLogger(__name__)
 
 FROM_BUFFER = frozenset({"segment", "pool", "teacher"})
 CHECKED = 1000
@@ -133,7 +136,9 @@ def assemble(run: Run, device: torch.device) -> Setting:
     method = run.method
     splits, transform, net = surroundings(run)
     spec = splits.train.spec
-    codec_config = method.codec.fit(run.budget.build(), spec)
+    budget = run.budget.build()
+    codec_config = method.codec.fit(budget, spec)
+    log.info("%s", codec_config.describe(budget, spec))
     buffer = None
     if FROM_BUFFER & set(method.needs) or codec_config.labels == "soft" or codec_config.start == "confident":
         buffer = Buffer(Store(run.experts_at), buffer_identity(run, splits, transform, net))

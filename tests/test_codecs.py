@@ -484,3 +484,16 @@ def test_pixels_are_clamped_to_what_is_legal_on_request():
     white = Transform("zca", torch.zeros(2), torch.ones(1), torch.eye(2), torch.eye(2))
     with pytest.raises(Refused, match="clamp"):
         codec.project(white)
+
+
+def test_hallucinators_have_the_gradient_of_their_convolutions():
+    from rayd.methods.haba import conv
+
+    rng = torch.Generator().manual_seed(0)
+    x, kernel, bias = (
+        torch.randn(shape, generator=rng, dtype=torch.float64, requires_grad=True)
+        for shape in ((2, 3, 5, 5), (4, 3, 3, 3), (4,))
+    )
+    for padding in (0, 2):
+        assert torch.autograd.gradcheck(lambda *all, p=padding: conv(*all, p), (x, kernel, bias))
+        assert torch.autograd.gradgradcheck(lambda *all, p=padding: conv(*all, p), (x, kernel, bias))

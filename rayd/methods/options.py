@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +15,6 @@ import torch
 from rayd.budget import Budget, Shapes
 from rayd.data import Spec
 from rayd.errors import Refused, refuse
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T", bound="Options")
 
@@ -106,7 +103,6 @@ class Options:
         )
         if not fitted.within(budget, spec):
             raise too_small(fitted, budget, spec)
-        log.info("%s", fitted.describe(budget, spec))
         return fitted
 
     def describe(self, budget: Budget, spec: Spec) -> str:

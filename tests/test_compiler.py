@@ -1,0 +1,30 @@
+"""The machine under the tensors."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from rayd.compiler import LINKING_S, settle, sweep
+
+
+def test_threads_are_the_plans() -> None:
+    before = torch.get_num_threads()
+    settle(1)
+    assert torch.get_num_threads() == 1
+    settle(before)
+
+
+def test_what_a_killed_compiler_left_is_swept_away(tmp_path: Path) -> None:
+    names = ("empty", "whole", "fresh")
+    for name in names:
+        (tmp_path / "ab").mkdir(exist_ok=True)
+        (tmp_path / "ab" / f"{name}.so").write_bytes(b"" if name != "whole" else b"ELF")
+    long_ago = time.time() - 2 * LINKING_S
+    for name in ("empty", "whole"):
+        os.utime(tmp_path / "ab" / f"{name}.so", (long_ago, long_ago))
+    sweep(tmp_path)
+    assert sorted(path.stem for path in (tmp_path / "ab").iterdir()) == ["fresh", "whole"]
