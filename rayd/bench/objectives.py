@@ -34,7 +34,9 @@ SIZES = {
     "default": {"width": 64, "dm_real": 128, "ncfm_real": 256, "frequencies": 1024},
     "full": {"width": 128, "dm_real": 256, "ncfm_real": 1024, "frequencies": 4096},
 }
-PARTS = ("dm", "dsa", "ncfm", "ncfm_psi", "ncfm_calibrate", "dm_mim4dd")
+PARTS = ("dm", "dsa", "ncfm", "ncfm_psi", "dm_mim4dd")
+MORE = ("ncfm_calibrate",)
+"""With size=full."""
 
 
 class Surroundings(Resident):
@@ -166,14 +168,14 @@ def plain(part: str, width: int, real: int, frequencies: int, repeats: int = 1) 
 def rows(size: str = "default") -> Iterator[Row]:
     s = SIZES[size]
     plainly: dict[str, dict[str, float]] = {}
-    for part in PARTS:
+    for part in PARTS + MORE if size == "full" else PARTS:
         family = "ncfm" if part.startswith("ncfm") else "dm"
         settings = {"width": s["width"], "real": s[f"{family}_real"], "frequencies": s["frequencies"]}
         where = f"{part} width={s['width']} real={settings['real']} ipc={IPC}"
         if part in ("dm", "ncfm"):
             plainly[part] = isolated("objectives", "plain", part=part, **settings)
             yield Row("objectives", f"{where} fp32, plainly", plainly[part]["seconds"], "s", 1.0, 1.0)
-        for precision in ("fp32", "bf16") if part in plainly else ("bf16",):
+        for precision in ("fp32", "bf16") if part in plainly and size == "full" else ("bf16",):
             found = isolated("objectives", "ours", part=part, precision=precision, **settings)
             peak = "gpu_peak" if "gpu_peak" in found else "peak"
             base = plainly.get(part, {"seconds": math.nan, peak: math.nan})
