@@ -105,19 +105,11 @@ def bucket() -> Iterator[str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_chaos_on_an_object_store(bucket: str, undisturbed: dict[str, str]) -> None:
-    """With a Ray of its own, whose workers know the server's credentials."""
-    import ray
-
-    if ray.is_initialized():
-        pytest.skip("run this test by itself: another Ray is up, without the server's credentials")
+def test_chaos_on_an_object_store(ray_local: None, bucket: str, undisturbed: dict[str, str]) -> None:
     killed = rounds = 0
-    try:
-        while killed < 20:
-            uri = Store(bucket).sub(str(rounds)).uri
-            killed += round_of_chaos(uri, min(6, 20 - killed), seed=rounds + 1)
-            check(uri, undisturbed)
-            rounds += 1
-            assert rounds < 20
-    finally:
-        ray.shutdown()
+    while killed < 20:
+        uri = Store(bucket).sub(str(rounds)).uri
+        killed += round_of_chaos(uri, min(6, 20 - killed), seed=rounds + 1)
+        check(uri, undisturbed)
+        rounds += 1
+        assert rounds < 20

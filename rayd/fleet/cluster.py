@@ -17,6 +17,7 @@ from ray._private.utils import read_ray_address
 from rayd import __version__
 from rayd.config import ScaleConfig
 from rayd.errors import Refused, refuse
+from rayd.fleet.growth import promised
 from rayd.fleet.policy import Resources, capacity, shortfall
 from rayd.store import Store
 
@@ -90,18 +91,28 @@ def nodes() -> list[Resources]:
     return [node["Resources"] for node in sorted(alive, key=lambda node: str(node["NodeID"]))]
 
 
+def places() -> list[Resources]:
+    """The living nodes and those that an autoscaler may still launch: a group that stands at zero is no small one."""
+    return [*nodes(), *promised()]
+
+
+def awaited(need: Mapping[str, float], count: int) -> bool:
+    """Whether nodes have to be launched first, which takes minutes."""
+    return bool(shortfall(need, count, nodes())) and not shortfall(need, count, places())
+
+
 def require(need: Mapping[str, float], count: int, what: str = "worker", seconds: float = PLACED_SECONDS) -> None:
     """Refuse, within seconds, what this cluster can never place."""
     until = time.monotonic() + seconds
-    while why := shortfall(need, count, nodes(), what):
+    while why := shortfall(need, count, places(), what):
         if time.monotonic() > until:
             raise Refused(f"scale: {why}. Lower scale.gpus, scale.cpus, scale.actors or scale.workers, or add nodes")
         time.sleep(0.5)
 
 
 def room(need: Mapping[str, float]) -> int:
-    """How many such bundles the cluster holds when it is empty."""
-    return capacity(need, nodes())
+    """How many such bundles the cluster holds when it is empty, and grown as far as it may."""
+    return capacity(need, places())
 
 
 def versions() -> dict[str, str]:
@@ -129,9 +140,11 @@ def options(need: Mapping[str, float]) -> dict[str, float]:
 
 
 __all__: Sequence[str] = (
+    "awaited",
     "bundle",
     "nodes",
     "options",
+    "places",
     "require",
     "room",
     "same_versions",

@@ -102,7 +102,7 @@ class Fleet:
         self.bytes = Gauge("rayd_buffer_bytes", "Bytes of all committed shards")
 
     def run(self) -> Iterator[Progress]:
-        size = pool_size(self.scale.actors, len(self.todo), self.need, cluster.nodes())
+        size = pool_size(self.scale.actors, len(self.todo), self.need, cluster.places())
         for _ in range(size):
             self._hire()
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rayd.errors import Refused
 from rayd.fleet.policy import capacity
 
 pytestmark = pytest.mark.ray
@@ -14,6 +15,7 @@ def test_promised_nodes_count(ray_local: None) -> None:
     from ray.core.generated import autoscaler_pb2
     from ray.experimental import internal_kv
 
+    from rayd.fleet import cluster
     from rayd.fleet.growth import promised
 
     assert promised() == []
@@ -28,6 +30,10 @@ def test_promised_nodes_count(ray_local: None) -> None:
     try:
         assert promised() == [{"CPU": 8.0, "GPU": 1.0}] * 3
         assert capacity({"GPU": 1.0, "CPU": 4.0}, promised()) == 3
+        assert cluster.room({"GPU": 1.0}) == 3 and cluster.awaited({"GPU": 1.0}, 3)
+        cluster.require({"GPU": 1.0}, 3)
+        with pytest.raises(Refused, match="one worker needs GPU 1, 4 asked for"):
+            cluster.require({"GPU": 1.0}, 4, seconds=0)
     finally:
         internal_kv._internal_kv_del(key, namespace=space)
     assert promised() == []
