@@ -234,11 +234,13 @@ class ScaleConfig:
     """How often a lost unit, worker group or task is tried again."""
     timeout: float = 600.0
     """Seconds that any single wait may take: a collective, a unit, a task."""
+    wait: float = 0.0
+    """Seconds that nodes may take to come where an autoscaler launches them; 0 refuses at once what cannot be placed."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "threads", "timeout"):
             positive(f"scale.{name}", getattr(self, name))
-        for name in ("actors", "cpus", "gpus", "max_failures"):
+        for name in ("actors", "cpus", "gpus", "max_failures", "wait"):
             if getattr(self, name) < 0:
                 raise refuse(f"scale.{name}", getattr(self, name), "zero or more")
         if 0 < self.gpus < 1 and abs(1 / self.gpus - round(1 / self.gpus)) > 0.01 * round(1 / self.gpus):

@@ -13,11 +13,11 @@ from typing import Any
 import ray
 import torch
 from ray._private.utils import read_ray_address
+from ray.autoscaler.sdk import request_resources
 
 from rayd import __version__
 from rayd.config import ScaleConfig
 from rayd.errors import Refused, refuse
-from rayd.fleet.growth import promised
 from rayd.fleet.policy import Resources, capacity, shortfall
 from rayd.store import Store
 
@@ -91,28 +91,32 @@ def nodes() -> list[Resources]:
     return [node["Resources"] for node in sorted(alive, key=lambda node: str(node["NodeID"]))]
 
 
-def places() -> list[Resources]:
-    """The living nodes and those that an autoscaler may still launch: a group that stands at zero is no small one."""
-    return [*nodes(), *promised()]
-
-
-def awaited(need: Mapping[str, float], count: int) -> bool:
-    """Whether nodes have to be launched first, which takes minutes."""
-    return bool(shortfall(need, count, nodes())) and not shortfall(need, count, places())
-
-
-def require(need: Mapping[str, float], count: int, what: str = "worker", seconds: float = PLACED_SECONDS) -> None:
-    """Refuse, within seconds, what this cluster can never place."""
-    until = time.monotonic() + seconds
-    while why := shortfall(need, count, places(), what):
-        if time.monotonic() > until:
-            raise Refused(f"scale: {why}. Lower scale.gpus, scale.cpus, scale.actors or scale.workers, or add nodes")
+def require(
+    need: Mapping[str, float],
+    count: int,
+    what: str = "worker",
+    wait: float = 0.0,
+    seconds: float = PLACED_SECONDS,
+) -> None:
+    """Refuse, within seconds, what this cluster cannot place. With `wait`, its autoscaler is asked and has so long."""
+    began, asked = time.monotonic(), False
+    while why := shortfall(need, count, nodes(), what):
+        if wait > 0 and not asked:
+            log.info("waiting up to %.0f s for nodes: %s", wait, why)
+            request_resources(bundles=[dict(need)] * count)
+            asked = True
+        if time.monotonic() - began > max(wait, seconds):
+            do = "Lower scale.gpus, scale.cpus, scale.actors or scale.workers, or add nodes"
+            more = f"none came within scale.wait={wait:g} s" if wait > 0 else "scale.wait=900 waits for an autoscaler's"
+            raise Refused(f"scale: {why}. {do} ({more})")
         time.sleep(0.5)
+    if asked:
+        request_resources(bundles=[])
 
 
 def room(need: Mapping[str, float]) -> int:
-    """How many such bundles the cluster holds when it is empty, and grown as far as it may."""
-    return capacity(need, places())
+    """How many such bundles the cluster holds when it is empty."""
+    return capacity(need, nodes())
 
 
 def versions() -> dict[str, str]:
@@ -140,11 +144,9 @@ def options(need: Mapping[str, float]) -> dict[str, float]:
 
 
 __all__: Sequence[str] = (
-    "awaited",
     "bundle",
     "nodes",
     "options",
-    "places",
     "require",
     "room",
     "same_versions",

@@ -102,7 +102,7 @@ class Fleet:
         self.bytes = Gauge("rayd_buffer_bytes", "Bytes of all committed shards")
 
     def run(self) -> Iterator[Progress]:
-        size = pool_size(self.scale.actors, len(self.todo), self.need, cluster.places())
+        size = pool_size(self.scale.actors, len(self.todo), self.need, cluster.nodes())
         for _ in range(size):
             self._hire()
         try:
@@ -224,6 +224,6 @@ def build(shop: Shop, last_epoch: int | None = None) -> Iterator[Progress]:
     if todo:
         cluster.start(scale)
         need = cluster.bundle(scale)
-        cluster.require(need, max(1, min(scale.actors, len(todo))), what="expert actor")
+        cluster.require(need, max(1, min(scale.actors, len(todo))), what="expert actor", wait=scale.wait)
         yield from Fleet(shop, last_epoch, todo, progress).run()
     finish(shop, progress)

@@ -18,7 +18,7 @@ def on_the_cluster(run: Run, seconds: float) -> Measured:
     """As rayd.plan.in_children; each task has a process of its own, which ends with it."""
     cluster.start(run.scale)
     need = cluster.bundle(run.scale)
-    cluster.require(need, 1, "probe")
+    cluster.require(need, 1, "probe", run.scale.wait)
     options: dict[str, Any] = {**cluster.options(need), "max_calls": 1, "max_retries": 0}
     task = ray.remote(run_stage).options(**options)
     measured: Measured = {}

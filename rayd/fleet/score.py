@@ -35,7 +35,7 @@ def answers(run: Run, uri: str, asks: Sequence[Ask]) -> Iterator[tuple[Ask, list
     """Every ask, in its order, whatever order the tasks end in. A task lost with its node is tried again."""
     cluster.start(run.scale)
     need = cluster.bundle(run.scale)
-    cluster.require(need, 1, "scoring task")
+    cluster.require(need, 1, "scoring task", run.scale.wait)
     task = ray.remote(_answer).options(max_retries=run.scale.max_failures, **cluster.options(need))
     plain = json.dumps(to_dict(run))
     refs = {(ask, seed): task.remote(plain, uri, ask.row, ask.net, seed) for ask in asks for seed in ask.seeds}

@@ -241,7 +241,7 @@ def search(book: Book, trials: Mapping[int, Trial]) -> None:
         raise refuse("search.seeds", config.seeds, "1 where a trial has several workers", "set scale.workers=1")
     cluster.start(scale)
     need = cluster.bundle(scale)
-    cluster.require(need, scale.workers, what="trial" if scale.workers == 1 else "worker of a trial")
+    cluster.require(need, scale.workers, "trial" if scale.workers == 1 else "worker of a trial", scale.wait)
     tpe = Tpe(book, config.trials) if config.searcher == "tpe" else None
     known = {trial.number: trial for trial, _ in book.proposed().values()} if tpe else dict(trials)
     ended = book.ended()

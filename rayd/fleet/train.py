@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 import uuid
@@ -37,8 +36,6 @@ FAILURE = "failure.json"
 STATUS = "status.json"
 SAY_SECONDS = 10.0
 """Between two lines of progress, which worker 0 leaves in the store for the driver to say."""
-LAUNCH_S = 900.0
-"""For so long Train waits for nodes that an autoscaler has to launch; its own 60 s are for nodes that stand."""
 REPORTS = 8
 """Reports of a whole run: each is a barrier that takes Train up to two seconds, and our own metrics hold every step."""
 
@@ -141,9 +138,7 @@ def train(run: Run) -> None:
         store.delete(FAILURE)
     cluster.start(scale)
     bundle = cluster.bundle(scale)
-    cluster.require(bundle, scale.workers)
-    if cluster.awaited(bundle, scale.workers):
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{LAUNCH_S:g}")
+    cluster.require(bundle, scale.workers, wait=scale.wait)
     trainer = TorchTrainer(
         worker,
         train_loop_config={"run": to_dict(run), "report_every": max(1, run.method.steps // REPORTS)},

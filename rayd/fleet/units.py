@@ -28,7 +28,7 @@ def each(run: Run, work: Callable[..., R], units: Sequence[U], *shared: Any) -> 
         return
     cluster.start(run.scale)
     need = cluster.bundle(run.scale)
-    cluster.require(need, 1, "task")
+    cluster.require(need, 1, "task", run.scale.wait)
     task: Any = ray.remote(_call).options(max_retries=run.scale.max_failures, **cluster.options(need))
     plain = to_dict(run)
     refs = {task.remote(work, plain, (*shared, unit)): unit for unit in units}

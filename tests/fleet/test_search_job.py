@@ -47,7 +47,7 @@ def trial_workers(driver: int) -> list[int]:
         above = pid
         while above in parents and above != driver:
             above = parents[above]
-        if above == driver and b"alone" in _title(pid):
+        if above == driver and b"ray::ImplicitFunc" in _title(pid):
             found.append(pid)
     return found
 
@@ -88,7 +88,7 @@ def test_killed_workers_and_drivers_cost_no_finished_trial() -> None:
         theirs = trial_workers(driver.pid)
         driver.kill()
         driver.wait(PATIENCE)
-        until(lambda: not any(b"alone" in _title(pid) for pid in theirs))
+        until(lambda: not any(b"ray::ImplicitFunc" in _title(pid) for pid in theirs))
 
         code, said = ground.run(words)
         assert code == 0, said[-3000:]
