@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from jobs.evaluate import keep_plan
 from rayd.config import Run
 from rayd.expert import plan_units
 from rayd.foundry import Shop, build_inline
@@ -82,6 +83,10 @@ def test_the_artifact_is_as_large_as_planned(tmp_path: Path, codec: dict[str, An
     assert (tmp_path / "artifact" / "codec.safetensors").stat().st_size == told["ledger"]["bytes"]
     made = json.loads((tmp_path / "artifact" / "card.json").read_text())
     assert made["images"] == told["ledger"]["images"]
+    Store(run.out).write_json("plan.json", told)
+    keep_plan(run, Store(run.out).sub("artifact"))
+    kept = json.loads((tmp_path / "artifact" / "timing.json").read_text())["plan"]
+    assert {"what": "artifact bytes", "planned": told["ledger"]["bytes"], "actual": told["ledger"]["bytes"]} in kept
 
 
 def test_what_is_uncertain_is_said(tmp_path: Path) -> None:
