@@ -13,9 +13,9 @@ from jobs.compose import Asked, command
 def act(asked: Asked) -> int:
     run = asked.run
     if not distilled(asked):
-        print(f"rayd: {run.out}/artifact is already done")
+        print(f"rayd: {run.at('artifact')} is already done")
         return 0
-    print(f"rayd: artifact in {run.out}/artifact\nnext: {asked.line('evaluate')}")
+    print(f"rayd: artifact in {run.at('artifact')}\nnext: {asked.line('evaluate')}")
     return 0
 
 

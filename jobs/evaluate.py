@@ -27,7 +27,7 @@ class Own:
 def act(asked: Asked) -> int:
     if asked.own.verify:
         return verified(asked)
-    at = asked.own.artifact or f"{asked.run.out}/artifact"
+    at = asked.own.artifact or asked.run.at("artifact")
     scored(asked, at, asked.own.controls)
     print(table(at))
     print(f"next: {asked.line('report')}")

@@ -23,8 +23,8 @@ def act(asked: Asked) -> int:
     from rayd.export import export
 
     own = asked.own
-    to = own.to or f"{asked.run.out}/export/{own.format}"
-    names = export(own.artifact or f"{asked.run.out}/artifact", to, own.format, own.view)
+    to = own.to or asked.run.at(f"export/{own.format}")
+    names = export(own.artifact or asked.run.at("artifact"), to, own.format, own.view)
     print("\n".join(f"  {name}" for name in names[:10]) + (f"\n  ... {len(names)} files" if len(names) > 10 else ""))
     print(f"rayd: {own.format} in {to}")
     return 0

@@ -42,7 +42,7 @@ def act(asked: Asked) -> int:
 
 def on_shards(asked: Asked) -> Asked:
     """The same run on prepared shards: the later stages map what the first one decoded."""
-    data = replace(asked.run.data, name="prepared", path=f"{asked.run.out}/data")
+    data = replace(asked.run.data, name="prepared", path=asked.run.at("data"))
     return replace(asked, run=replace(asked.run, data=data))
 
 
@@ -51,7 +51,7 @@ def stage(name: str, asked: Asked) -> bool:
     if name == "prepare":
         from jobs.prepare import prepared
 
-        return bool(prepared(asked, f"{asked.run.out}/data", 4096))
+        return bool(prepared(asked, asked.run.at("data"), 4096))
     if name == "experts":
         from jobs.experts import built
 
@@ -63,7 +63,7 @@ def stage(name: str, asked: Asked) -> bool:
     if name == "evaluate":
         from jobs.evaluate import scored
 
-        return scored(asked, f"{asked.run.out}/artifact")
+        return scored(asked, asked.run.at("artifact"))
     from jobs.report import reported
 
     return reported(asked)
@@ -73,11 +73,11 @@ def conclude(asked: Asked) -> None:
     """Table, page and the next command."""
     from jobs.evaluate import table
 
-    out = asked.run.out
+    run = asked.run
     if "evaluate" in asked.own.stages:
-        print(table(f"{out}/artifact"))
+        print(table(run.at("artifact")))
     if "report" in asked.own.stages:
-        print(f"page: {out}/report/index.html")
+        print(f"page: {run.at('report/index.html')}")
     print(f"next: {asked.line('export')}")
 
 

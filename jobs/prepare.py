@@ -18,7 +18,7 @@ def own() -> type[Any]:
 
 
 def act(asked: Asked) -> int:
-    to = asked.own.to or f"{asked.run.out}/data"
+    to = asked.own.to or asked.run.at("data")
     shards = prepared(asked, to, asked.own.per_shard)
     print(f"rayd: {to} " + (f"is whole: {shards} shards written" if shards else "is already done"))
     print(f"next: python -m jobs.experts data=prepared data.path={to} out={asked.run.out}")

@@ -11,7 +11,7 @@ DRAWN_FROM = ("artifact/card.json", "artifact/controls.json", "metrics.jsonl", "
 
 def act(asked: Asked) -> int:
     done = "" if reported(asked) else " is already drawn"
-    print(f"page: {asked.run.out}/report/index.html{done}\nnext: {asked.line('export')}")
+    print(f"page: {asked.run.at('report/index.html')}{done}\nnext: {asked.line('export')}")
     return 0
 
 

@@ -22,6 +22,7 @@ from rayd.evaluate import RecipeConfig
 from rayd.expert import ExpertConfig
 from rayd.methods import CODECS, OBJECTIVES, TERMS
 from rayd.nets import NetConfig
+from rayd.store import within
 from rayd.strict import DERIVED, at, fields_of, fingerprint, parse, positive, read, to_dict, value
 
 __all__ = [
@@ -288,7 +289,11 @@ class Run:
     @property
     def experts_at(self) -> str:
         """Where the expert buffer is."""
-        return self.buffer if self.buffer is not None else f"{self.out.rstrip('/')}/experts"
+        return self.buffer if self.buffer is not None else self.at("experts")
+
+    def at(self, name: str) -> str:
+        """What lies at `name` in the run's folder."""
+        return within(self.out, name)
 
     def identity(self) -> dict[str, Any]:
         """What decides the result of a distillation: the run without its place, evaluation and paths."""

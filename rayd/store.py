@@ -24,6 +24,12 @@ TEMPORARY = ".tmp"
 CHUNK = 8 * 2**20
 
 
+def within(uri: str, name: str) -> str:
+    """The URI of the file or folder `name` in that folder; a query stays at the end."""
+    base, question, query = uri.partition("?")
+    return f"{base.rstrip('/')}/{name}{question}{query}"
+
+
 class Store:
     """Names are relative, with `/` between their parts."""
 
@@ -49,8 +55,7 @@ class Store:
 
     def sub(self, name: str) -> Store:
         """The folder `name` inside this one."""
-        base, question, query = self.uri.partition("?")
-        return Store(f"{base}/{name}{question}{query}")
+        return Store(within(self.uri, name))
 
     # ---- whole files ------------------------------------------------------------------------------------------------
 

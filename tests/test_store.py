@@ -96,3 +96,10 @@ class file_size_limit:
     def __exit__(self, *error: object) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
         signal.signal(signal.SIGXFSZ, self.signal)
+
+
+def test_a_query_stays_at_the_end():
+    from rayd.store import within
+
+    assert within("runs/a/", "experts") == "runs/a/experts"
+    assert within("s3://bucket/run?region=x&scheme=http", "experts") == "s3://bucket/run/experts?region=x&scheme=http"

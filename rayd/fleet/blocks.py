@@ -35,7 +35,7 @@ def of_block(run: Run, number: int) -> Run:
     classes = run.data.load().train.spec.classes
     objective = run.method.objective.alone(classes)[number]
     method = replace(run.method, objective=objective, validate=0, select="last")
-    return replace(run, method=method, out=f"{run.out.rstrip('/')}/blocks/{number:05d}", buffer=run.experts_at)
+    return replace(run, method=method, out=run.at(f"blocks/{number:05d}"), buffer=run.experts_at)
 
 
 def single(run: Run, number: int) -> int:

@@ -69,9 +69,7 @@ class Trial:
 
 def make(base: Run, config: SearchConfig, spec: Spec, number: int, point: Point) -> Trial:
     run = run_of(base, config, point)
-    return Trial(
-        number, point, replace(run, out=f"{base.out.rstrip('/')}/search/trials/{number:05d}"), size_of(run, spec)
-    )
+    return Trial(number, point, replace(run, out=base.at(f"search/trials/{number:05d}")), size_of(run, spec))
 
 
 def drawn(config: SearchConfig, seed: int, number: int, attempt: int) -> Point:

@@ -40,7 +40,7 @@ Curve = list[tuple[int, float]]
 
 def seeded(run: Run, config: SearchConfig) -> list[Run]:
     """The runs of a trial: the same seeds in every trial, so that luck is shared."""
-    return [replace(run, seed=seed_of(run.seed, "trial", i), out=f"{run.out}/seed-{i}") for i in range(config.seeds)]
+    return [replace(run, seed=seed_of(run.seed, "trial", i), out=run.at(f"seed-{i}")) for i in range(config.seeds)]
 
 
 def lines_of(run: Run) -> list[dict[str, float]]:
