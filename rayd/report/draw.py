@@ -106,6 +106,8 @@ def experts(rows: Sequence[Mapping[str, Any]], window: tuple[int, int] | None, w
 
 def against_bytes(points: Sequence[Mapping[str, Any]], width: float = WIDE) -> str:
     """points: label, bytes, mean, ci95, group (own | control | start | full)."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     looks = {"own": (BLUE, "o", 7), "control": (ORANGE, "s", 5), "start": (VIOLET, "D", 4.5), "full": (GREEN, "^", 6)}
     figure = Figure((width, 2.7 + width / 6))
     with figure as axes:
@@ -125,7 +127,9 @@ def against_bytes(points: Sequence[Mapping[str, Any]], width: float = WIDE) -> s
         axes.set_ylim(max(0.0, axes.get_ylim()[0]), min(1.0, axes.get_ylim()[1]))
         _finish(axes, "Test accuracy against bytes", "bytes", True)
         _label(axes, points, {name: look[0] for name, look in looks.items()}, 1.45 / width)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high - low < 1.5 else (1.0,)))
         axes.xaxis.set_major_formatter(lambda value, _: size_text(value))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     return figure.svg
 
 
