@@ -8,13 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jobs.compose import Asked, command
-
-if TYPE_CHECKING:
-    from rayd.config import Run
-    from rayd.store import Store
 
 
 @dataclass(frozen=True)
@@ -38,6 +34,7 @@ def scored(asked: Asked, at: str, controls: bool | Sequence[str] = True) -> bool
     """Whether the artifact had to be scored: not if its card holds this recipe's table already."""
     from rayd.controls import score
     from rayd.exam import rows_asked
+    from rayd.plan import keep
     from rayd.store import Store
     from rayd.strict import to_dict
 
@@ -53,20 +50,8 @@ def scored(asked: Asked, at: str, controls: bool | Sequence[str] = True) -> bool
         from rayd.fleet.score import answers
 
         score(run, at, rows, answers)
-    keep_plan(run, store)
+    keep(run, store)
     return True
-
-
-def keep_plan(run: Run, artifact: Store) -> None:
-    """Plan against actual stays with the artifact: in timing.json, for the card itself is the same in every equal run."""
-    from rayd.plan import against
-    from rayd.store import Store
-
-    place = Store(run.out)
-    if place.exists("plan.json") and artifact.exists("timing.json"):
-        rows = against(place.read_json("plan.json"), place, Store(run.experts_at))
-        held = [{"what": what, "planned": planned, "actual": actual} for what, planned, actual in rows]
-        artifact.write_json("timing.json", {**artifact.read_json("timing.json"), "plan": held})
 
 
 def verified(asked: Asked) -> int:

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.evaluate import keep_plan
 from rayd.config import Run
 from rayd.expert import plan_units
 from rayd.foundry import Shop, build_inline
-from rayd.plan import against, plan
+from rayd.plan import against, keep, plan
 from rayd.plan.sizes import npy_bytes, padded, shard_bytes, weigh
 from rayd.run import distil
 from rayd.store import Store
@@ -84,7 +83,7 @@ def test_the_artifact_is_as_large_as_planned(tmp_path: Path, codec: dict[str, An
     made = json.loads((tmp_path / "artifact" / "card.json").read_text())
     assert made["images"] == told["ledger"]["images"]
     Store(run.out).write_json("plan.json", told)
-    keep_plan(run, Store(run.out).sub("artifact"))
+    keep(run, Store(run.out).sub("artifact"))
     kept = json.loads((tmp_path / "artifact" / "timing.json").read_text())["plan"]
     assert {"what": "artifact bytes", "planned": told["ledger"]["bytes"], "actual": told["ledger"]["bytes"]} in kept
 

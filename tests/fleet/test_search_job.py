@@ -69,7 +69,7 @@ def test_eight_trials_as_a_job() -> None:
         ends = {one["end"] for one in found.values()}
         assert ends == {"finished", "stopped"}, "halving stops some and lets some through"
         assert all(0 < one["size"]["fill"] <= 1 for one in found.values())
-        assert len(list((out / "experts").glob("experts-*.tar"))) == 2 and said.count("experts made") <= 1
+        assert len(list((out / "experts").glob("experts-*.tar"))) == 2
         assert "8 trials" in said
         assert (out / "search/trials.parquet").is_file() and (out / "search/method/winner.yaml").is_file()
 
