@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from rayd.config import Run
 from rayd.foundry import Shop, build_inline
 from rayd.strict import parse
 from tests.expert_runs import digits_run
+from tests.fleet.grounds import descendants
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 30
@@ -201,31 +201,6 @@ def wait_for(out: Path, step: int, process: subprocess.Popen[str], seconds: floa
         time.sleep(0.02)
     process.kill()
     raise AssertionError(f"no checkpoint of step {step} within {seconds} s")
-
-
-def descendants(pid: int) -> list[tuple[int, str]]:
-    """Processes below `pid`, with the names Ray gives them."""
-    parents: dict[int, int] = {}
-    names: dict[int, str] = {}
-    for entry in _processes():
-        try:
-            stat = (entry / "stat").read_text()
-            names[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        parents[int(entry.name)] = int(stat.rsplit(")", 1)[1].split()[1])
-    below, found = {pid}, []
-    grew = True
-    while grew:
-        new = {child for child, parent in parents.items() if parent in below and child not in below}
-        grew = bool(new)
-        below |= new
-    found = [(child, names[child]) for child in sorted(below - {pid})]
-    return found
-
-
-def _processes() -> Iterator[Path]:
-    return (entry for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
 
 def test_checkpoints_are_plain_tensors(buffer: str, tmp_path: Path) -> None:

@@ -126,6 +126,28 @@ def named(folder: Path) -> list[int]:
     return found
 
 
+def title(pid: int) -> str:
+    """What a process calls itself; empty once it has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return ""
+
+
+def descendants(pid: int) -> list[tuple[int, str]]:
+    """Processes below `pid`, with the names Ray gives them."""
+    parents: dict[int, int] = {}
+    names: dict[int, str] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            names[int(entry.name)] = title(int(entry.name))
+            parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    below, fresh = {pid}, {pid}
+    while fresh:
+        fresh = {child for child, parent in parents.items() if parent in below} - below
+        below |= fresh
+    return [(child, names[child]) for child in sorted(below - {pid})]
+
+
 class Nodes:
     """A cluster of raylets, of which one can be killed."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.fleet.grounds import PATIENCE, Ground, until
+from tests.fleet.grounds import PATIENCE, Ground, descendants, title, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
@@ -34,29 +34,8 @@ def records(out: Path) -> dict[str, dict[str, Any]]:
     return {path.name: json.loads(path.read_text()) for path in (out / "search/results").glob("*.json")}
 
 
-def trial_workers(driver: int) -> list[int]:
-    """Processes below the driver that hold a trial."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(entry.parent.name)] = int(entry.read_text().rsplit(")", 1)[1].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    found: list[int] = []
-    for pid in parents:
-        above = pid
-        while above in parents and above != driver:
-            above = parents[above]
-        if above == driver and b"ray::ImplicitFunc" in _title(pid):
-            found.append(pid)
-    return found
-
-
-def _title(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
+def trials_below(driver: int) -> list[int]:
+    return [pid for pid, title in descendants(driver) if title.startswith("ray::ImplicitFunc")]
 
 
 def test_eight_trials_as_a_job() -> None:
@@ -81,14 +60,14 @@ def test_killed_workers_and_drivers_cost_no_finished_trial() -> None:
         words = command(out, trials=5, steps=40, every=4, grace=40, scheduler="none")
         driver = ground.start(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until(lambda: any((out / "search/trials").glob("*/seed-0/checkpoints/*.json")))
-        os.kill(trial_workers(driver.pid)[0], signal.SIGKILL)
+        os.kill(trials_below(driver.pid)[0], signal.SIGKILL)
         until(lambda: bool(records(out)))
         assert driver.poll() is None, "one killed worker must not end the search"
         before = {name: (out / "search/results" / name).stat().st_mtime_ns for name in records(out)}
-        theirs = trial_workers(driver.pid)
+        theirs = trials_below(driver.pid)
         driver.kill()
         driver.wait(PATIENCE)
-        until(lambda: not any(b"ray::ImplicitFunc" in _title(pid) for pid in theirs))
+        until(lambda: not any(map(title, theirs)))
 
         code, said = ground.run(words)
         assert code == 0, said[-3000:]
