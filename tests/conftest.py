@@ -30,6 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """A test that draws without a generator of its own draws the same numbers on every machine, alone or in company."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A Ray of our own in this process: 4 logical CPUs, no dashboard; shut down at the end."""

@@ -78,7 +78,7 @@ def a_run(method: object = None, recipe: dict[str, object] | None = None, **more
 
 
 def an_artifact(folder, run, images=None, step_size: float | None = 0.02):  # type: ignore[no-untyped-def]
-    """An artifact of that run; its images are the real start, or `images` in network space."""
+    """An artifact of that run; its images are the real start, or `images` (of the start) in network space."""
     from rayd import birth
     from rayd.seeds import generator
     from rayd.setting import surroundings
@@ -95,7 +95,7 @@ def an_artifact(folder, run, images=None, step_size: float | None = 0.02):  # ty
     codec.encode(take, generator(run.seed, "encode"))
     if images is not None:
         with torch.no_grad():
-            codec.pixels.copy_(images)
+            codec.pixels.copy_(images(codec.pixels.clone()))
     stored = codec.stored()
     if step_size is not None:
         stored["step_size"] = Stored(torch.tensor([step_size]), "step")

@@ -54,9 +54,9 @@ def test_controls_hold_no_more_than_the_artifact(tmp_path, cache):
 
 
 def test_the_table_the_card_and_the_verdict_when_distillation_loses(tmp_path, cache):
-    """Noise as a synthetic set: whatever is real beats it, and the verdict must say so."""
+    """Each image under the label of the next class: whatever is real beats it, and the verdict must say so."""
     run = a_run()
-    folder = an_artifact(tmp_path / "a", run, images=torch.randn(3, 1, 8, 8))
+    folder = an_artifact(tmp_path / "a", run, images=lambda pixels: pixels.roll(1, 0))
     made = controls.score(run, str(folder), ["random@floats", "random@raw", "herding@raw", "start", "full"])
     assert made["verdict"]["overall"] == "no" and made["verdict"]["bytes"] == "no"
     card = rayd.load(folder).card

@@ -21,7 +21,7 @@ from rayd.strict import to_dict
 def made(tmp_path, monkeypatch):
     monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
     run = a_run()
-    return rayd.load(an_artifact(tmp_path / "artifact", run, images=3 * torch.randn(3, 1, 8, 8)))
+    return rayd.load(an_artifact(tmp_path / "artifact", run, images=lambda pixels: 3 * torch.randn(pixels.shape)))
 
 
 def test_parquet_opens_as_images_with_class_names(tmp_path, made, monkeypatch):
