@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def test_no_experts_where_none_are_needed(tmp_path: Path) -> None:
 
 def test_the_probe_runs_the_stages(tmp_path: Path) -> None:
     """In this process, which is what a child does; nothing is left behind."""
-    from rayd.plan.probe import run_stage
+    from rayd.plan.probe import STAGES, run_stage
     from rayd.strict import to_dict
 
     run, threads = small(tmp_path), torch.get_num_threads()
@@ -142,17 +143,17 @@ def test_the_probe_runs_the_stages(tmp_path: Path) -> None:
 
     def probe(run: Run, seconds: float) -> dict[str, dict[str, float]]:
         measured = {}
-        for stage in ("experts", "distill"):
-            measured[stage] = run_stage({"run": to_dict(run), "stage": stage, "seconds": 0.2})
+        for stage in STAGES:
+            measured[stage] = run_stage({"run": to_dict(run), "stage": stage, "seconds": 0.2, "asked": time.time()})
             calls.append(stage)
         return measured
 
     told = plan(run, 0.2, probe)
     torch.set_num_threads(threads)
-    assert calls == ["experts", "distill"]
-    assert all(seconds > 0 for seconds in told.seconds.values())
+    assert calls == list(STAGES)
+    assert all(seconds > 0 for seconds in told.seconds.values()) and "controls" in told.seconds
     assert told.traffic.read == 2 * told.experts.row
-    assert told.traffic.reduced % 4 == 0 and told.traffic.reduced >= 4 * told.ledger.moved
+    assert told.traffic.reduced == 8 * (3 + told.ledger.moved)
     assert any(line.startswith("time") for line in told.lines())
     assert not list(tmp_path.iterdir())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import ray
@@ -23,7 +24,7 @@ def on_the_cluster(run: Run, seconds: float) -> Measured:
     task = ray.remote(run_stage).options(**options)
     measured: Measured = {}
     for stage in stages(run):
-        spec = {"run": to_dict(run), "stage": stage, "seconds": seconds / len(STAGES)}
+        spec = {"run": to_dict(run), "stage": stage, "seconds": seconds / len(STAGES), "asked": time.time()}
         waits = task.remote(spec)
         done, _ = ray.wait([waits], timeout=run.scale.timeout)
         if not done:

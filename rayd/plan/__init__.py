@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from rayd.config import Run
 from rayd.data import Splits
 from rayd.errors import Failed
+from rayd.exam import CONTROLS, FEATURE_STEPS
 from rayd.expert import plan_units
 from rayd.foundry import last_matched
 from rayd.nets import Net
@@ -143,8 +145,10 @@ def plan(run: Run, probe_seconds: float = 20, probe: Probe | None = None) -> Pla
     measured = (probe or in_children)(run, probe_seconds) if probe_seconds > 0 else {}
     train, val, test = (len(part) for part in (splits.train, splits.val, splits.test))
     data = Data(train, val, test, tuple(spec.shape), spec.classes, (train + val + test) * spec.floats)
-    seconds = _seconds(run, experts, measured)
+    seconds = _seconds(run, experts, measured, "labels" in weight.by_role)
     peak = {stage: int(told["peak"]) for stage, told in measured.items()}
+    if "evaluate" in measured:
+        peak["controls"] = int(measured["evaluate"]["real_peak"])
     guessed = {"items": getattr(run.method.objective, "items", 1), "reduced": 8 * (3 + weight.moved)}
     items, reduced = (int(measured.get("distill", guessed)[name]) for name in ("items", "reduced"))
     read = 2 * items * experts.row if "segment" in run.method.needs else 0
@@ -177,26 +181,33 @@ def _experts(run: Run, splits: Splits, net: Net) -> Experts:
     )
 
 
-def _seconds(run: Run, experts: Experts, measured: Measured) -> dict[str, float]:
-    """Of every stage: what it spends before it runs at its pace, and the pace."""
+def _seconds(run: Run, experts: Experts, measured: Measured, soft: bool) -> dict[str, float]:
+    """Of every stage: what it spends before it runs at its pace, and the pace. `controls` come on top of `evaluate`."""
     out: dict[str, float] = {}
     scale, method, recipe = run.scale, run.method, run.recipe
     if "experts" in measured and experts.experts:
         told = measured["experts"]
         hands = 1 if scale.name == "inline" else min(scale.actors or 1, experts.shards)
         shards = -(-experts.shards // hands)
-        out["experts"] = told["cold_s"] + (shards - 1) * told["warm_s"] + experts.images / hands * told["image_s"]
+        pace = experts.images * told["image_s"] + experts.experts * (experts.trained + 1) * told["check_s"]
+        out["experts"] = told["process_s"] + told["cold_s"] + (shards - 1) * told["warm_s"] + pace / hands
     validations = 0
     if method.validate:
         validations = -(-method.steps // method.validate)
     if "distill" in measured:
         told = measured["distill"]
         share = -(-int(told["items"]) // scale.workers) / told["items"]
-        out["distill"] = told["start_s"] + told["first_s"] + method.steps * told["step_s"] * share
+        before = told["process_s"] + told["start_s"] + told["first_s"]
+        out["distill"] = before + method.steps * told["step_s"] * share
     if "evaluate" in measured:
         told = measured["evaluate"]
         out["distill"] += validations * 2 * told["net_s"] / 4 if "distill" in out else 0.0
-        out["evaluate"] = told["cold_s"] + recipe.seeds * max(1, len(recipe.nets)) * told["net_s"]
+        cross = max(0, len(recipe.nets) - 1)
+        views = 3 if soft or recipe.labels == "teacher" else 2  # as decoded, in 8 bits, under hard labels
+        others = len(CONTROLS) + (2 if recipe.augment else 0) + cross
+        features = min(FEATURE_STEPS, recipe.steps) / recipe.steps
+        out["evaluate"] = told["process_s"] + told["cold_s"] + recipe.seeds * (views + cross) * told["net_s"]
+        out["controls"] = (recipe.seeds * others + features) * told["real_s"]
     return out
 
 
@@ -223,7 +234,7 @@ def in_children(run: Run, seconds: float) -> Measured:
     """Each stage in a fresh process of this machine, so that its memory and its compilation are its own."""
     measured: Measured = {}
     for stage in stages(run):
-        spec = json.dumps({"run": to_dict(run), "stage": stage, "seconds": seconds / len(STAGES)})
+        spec = json.dumps({"run": to_dict(run), "stage": stage, "seconds": seconds / len(STAGES), "asked": time.time()})
         words = [sys.executable, "-m", "rayd.plan"]
         limit = seconds * 10 + 600
         done = subprocess.run(words, input=spec, capture_output=True, text=True, timeout=limit, check=False)
