@@ -20,7 +20,7 @@ from rayd.errors import Failed
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {
-    "default": {"count": 2048, "units": 6, "width": 16, "steps": 12, "inner_steps": 10, "batch": 64},
+    "default": {"count": 2048, "units": 6, "width": 16, "steps": 24, "inner_steps": 10, "batch": 64},
     "full": {"count": 8192, "units": 12, "width": 64, "steps": 40, "inner_steps": 20, "batch": 100},
 }
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import ray.train
 import torch.distributed as dist
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.metrics import Gauge
 from torch import Tensor
 
+from rayd.compiler import ONE_ARENA
 from rayd.config import Run
 from rayd.distill import Step
 from rayd.errors import Failed, Refused
@@ -36,8 +37,12 @@ FAILURE = "failure.json"
 STATUS = "status.json"
 SAY_SECONDS = 10.0
 """Between two lines of progress, which worker 0 leaves in the store for the driver to say."""
+LATER = CheckpointUploadMode.ASYNC
 REPORTS = 8
-"""Reports of a whole run: each is a barrier that takes Train up to two seconds, and our own metrics hold every step."""
+"""Of a whole run, for Ray's own dashboard (our metrics hold every step): Train takes in one every two seconds, and an
+asynchronous one does not make the steps wait for that."""
+FEW = 10
+"""Steps between two reports, at least: a short run would wait for its reports at its end."""
 
 
 class AllReduce:
@@ -70,7 +75,7 @@ def worker(config: Mapping[str, Any]) -> None:
                 said = time.monotonic()
                 _tell(run, store, step)
             if step.number % config["report_every"] == 0:
-                ray.train.report(_metrics(step, reduce))
+                ray.train.report(_metrics(step, reduce), checkpoint_upload_mode=LATER)
     except (Refused, Failed) as error:
         store.write_json(FAILURE, {"kind": type(error).__name__, "message": str(error)})
         raise
@@ -141,12 +146,13 @@ def train(run: Run) -> None:
     cluster.require(bundle, scale.workers, wait=scale.wait)
     trainer = TorchTrainer(
         worker,
-        train_loop_config={"run": to_dict(run), "report_every": max(1, run.method.steps // REPORTS)},
+        train_loop_config={"run": to_dict(run), "report_every": max(FEW, run.method.steps // REPORTS)},
         scaling_config=ScalingConfig(num_workers=scale.workers, use_gpu=scale.gpus > 0, resources_per_worker=bundle),
         torch_config=TorchConfig(timeout_s=600),
         run_config=RunConfig(
             name=f"distill-{uuid.uuid4().hex[:8]}",
             storage_path=cluster.train_storage(run.out),
+            worker_runtime_env={"env_vars": ONE_ARENA},
             failure_config=FailureConfig(max_failures=scale.max_failures, controller_failure_limit=2),  # type: ignore[call-arg]
         ),
     )
