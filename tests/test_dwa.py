@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from rayd.methods.contract import Item
 from rayd.methods.dwa import Dwa, class_runs
 from rayd.methods.pixel import Pixel
 from rayd.nets import NetConfig
+from tests.fleet.grounds import descendants, until
 from tests.workers import run_workers
 from tests.worlds import TinyPixels, TinyWorld
 
@@ -144,13 +148,9 @@ def test_labels_are_asked_of_the_teacher_or_kept() -> None:
 
 
 @pytest.mark.ray
-def test_blocks_over_the_fleet_are_one_run(tmp_path: Path, ray_local: None) -> None:
-    """Independent tasks, one of them interrupted before, against all blocks in this process: the same files' pixels."""
-    from rayd import load
+def asked(tmp_path: Path, name: str, **method: Any) -> Any:
+    """Two blocks on digits as a run of its own; all share one teacher."""
     from rayd.config import Run
-    from rayd.fleet.blocks import count, distil_blocks, of_block
-    from rayd.foundry import Shop, build_inline
-    from rayd.run import distil
     from rayd.strict import parse
 
     plain: dict[str, Any] = {
@@ -160,11 +160,21 @@ def test_blocks_over_the_fleet_are_one_run(tmp_path: Path, ray_local: None) -> N
         "recipe": {"name": "quick", "steps": 5, "seeds": 1},
         "method": {
             "codec": {"name": "pixel", "clamp": True}, "objective": {"name": "dwa", "blocks": 2, "jitter": 1},
-            "steps": 5, "checkpoint": 2, "compiled": False, "optimiser": {"lr": 0.1, "decay": "cosine"},
+            "steps": 5, "checkpoint": 2, "compiled": False, "optimiser": {"lr": 0.1, "decay": "cosine"}, **method,
         },
         "budget": {"ipc": 2}, "buffer": str(tmp_path / "experts"), "scale": {"name": "laptop"},
     }  # fmt: skip
-    one, many = (parse(Run, {**plain, "out": str(tmp_path / name)}) for name in ("one", "many"))
+    return parse(Run, {**plain, "out": str(tmp_path / name)})
+
+
+def test_blocks_over_the_fleet_are_one_run(tmp_path: Path, ray_local: None) -> None:
+    """Independent tasks, one of them interrupted before, against all blocks in this process: the same files' pixels."""
+    from rayd import load
+    from rayd.fleet.blocks import count, distil_blocks, of_block
+    from rayd.foundry import Shop, build_inline
+    from rayd.run import distil
+
+    one, many = asked(tmp_path, "one"), asked(tmp_path, "many")
     list(build_inline(Shop.open(one)))
     list(distil(one))
     assert count(many) == 2
@@ -178,8 +188,31 @@ def test_blocks_over_the_fleet_are_one_run(tmp_path: Path, ray_local: None) -> N
     assert a.card["fingerprint"] == b.card["fingerprint"]
     assert torch.equal(a.stored["teacher"].tensor, b.stored["teacher"].tensor)
     with pytest.raises(Refused, match="pixel, whose blocks share nothing"):
-        lodc = {**plain["method"], "codec": {"name": "lodc"}}
-        distil_blocks(parse(Run, {**plain, "method": lodc, "out": str(tmp_path / "no")}))
+        distil_blocks(asked(tmp_path, "no", codec={"name": "lodc"}))
+
+
+def test_a_killed_worker_costs_no_image(tmp_path: Path, ray_local: None) -> None:
+    from rayd import load
+    from rayd.fleet.blocks import distil_blocks
+    from rayd.foundry import Shop, build_inline
+    from rayd.run import distil
+
+    one, many = (asked(tmp_path, name, steps=300, checkpoint=20) for name in ("one", "many"))
+    list(build_inline(Shop.open(one)))
+    list(distil(one))
+    killed: list[int] = []
+
+    def kill() -> None:
+        until(lambda: any((tmp_path / "many/blocks").glob("*/checkpoints/step-*.json")))
+        killed.append(next(pid for pid, title in descendants(os.getpid()) if title.startswith("ray::_call")))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    distil_blocks(many)
+    killer.join()
+    a, b = (load(tmp_path / name / "artifact").codec.pixels for name in ("one", "many"))
+    assert killed and torch.equal(a, b)
 
 
 def test_class_runs_cover_all() -> None:
