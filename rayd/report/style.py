@@ -35,6 +35,7 @@ scroll-margin-top:56px}
 .lead,.note,.empty{color:var(--soft);margin:0 0 16px;font-size:15px}.note{margin:12px 0 0;font-size:14px}
 .empty{margin:8px 0 0}
 code{padding:1px 6px;border-radius:5px;background:#f0f1f3;font:13.5px ui-monospace,SFMono-Regular,Menlo,monospace}
+pre{margin:0;overflow-x:auto;font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,monospace}
 img{image-rendering:pixelated;display:block;max-width:100%;height:auto}
 svg{display:block;width:100%;height:auto}
 figure{margin:0}figcaption{margin-top:8px;color:var(--soft);font-size:13.5px}figcaption b{color:var(--ink);font-weight:600}

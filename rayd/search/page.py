@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from rayd.report.draw import BLUE, GREEN, GREY, ORANGE, Figure, size_text
+from rayd.report.draw import BLUE, GREEN, GREY, ORANGE, Figure
 from rayd.report.style import CSS
 from rayd.search.outcome import text
 from rayd.search.trials import FINISHED, Record
@@ -48,9 +48,10 @@ def bytes_front(told: Mapping[str, Any], records: Sequence[Record]) -> str:
                       alpha=0.85 if one.end == FINISHED else 0.45)  # fmt: skip
         front = told["front"]
         axes.plot([row["bytes"] for row in front], [row["accuracy"] for row in front], color=ORANGE, marker="o", ms=5)
-        axes.set_title("Validation accuracy against bytes (grey: stopped early)")
+        axes.set_title("Accuracy against bytes (grey: stopped)")
         axes.set_xlabel("bytes")
-        axes.xaxis.set_major_formatter(lambda value, _: size_text(value))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.locator_params(axis="x", nbins=4)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     return figure.svg
 
@@ -96,6 +97,17 @@ def places(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]
     ]
 
 
+def tiles(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+    """As `places`, but a few distinct numbers side by side, each with as much room as its neighbour."""
+    distinct = sorted(set(values), key=lambda v: (str(type(v)), v))
+    if len(distinct) > 8:
+        return places(values)
+    room = max(len(distinct), 4)
+    spots = {value: (i + 0.5) / room for i, value in enumerate(distinct)}
+    named = {value: f"{value:.3g}" if isinstance(value, float) else str(value)[:14] for value in distinct}
+    return [spots[v] for v in values], [(spots[v], named[v]) for v in distinct]
+
+
 def coordinates(records: Sequence[Record]) -> str:
     """Parallel coordinates: one line a trial over its dials, coloured by accuracy. Dials of other families are left out."""
     paths = [
@@ -104,7 +116,7 @@ def coordinates(records: Sequence[Record]) -> str:
     if len(paths) < 2 or not records:
         return ""
     low, high = (f(one.accuracy or 0.0 for one in records) for f in (min, max))
-    figure = Figure((6.2, 3.2))
+    figure = Figure()
     with figure as axes:
         columns = [places([one.point[path] for one in records]) for path in paths]
         for i, one in enumerate(records):
@@ -117,7 +129,7 @@ def coordinates(records: Sequence[Record]) -> str:
                 axes.text(x + 0.03, y, label, fontsize=7.5, va="center")
         axes.set_xticks(range(len(paths)), [short(path) for path in paths])
         axes.set_yticks([])
-        axes.set_title(f"Dials of each trial ({100 * low:.3g} % dark to {100 * high:.3g} % bright)")
+        axes.set_title(f"Dials: {100 * low:.3g} % dark, {100 * high:.3g} % bright")
     return figure.svg
 
 
@@ -137,23 +149,21 @@ def heat(records: Sequence[Record], across: str, up: str, family: str) -> str:
     low, high = (f(one.accuracy or 0.0 for one in records) for f in (min, max))
     figure = Figure()
     with figure as axes:
-        (xs, x_ticks), (ys, y_ticks) = (
-            places([r.point[across] for r in records]),
-            places([r.point[up] for r in records]),
-        )
+        (xs, x_ticks), (ys, y_ticks) = (tiles([r.point[path] for r in records]) for path in (across, up))
+        wide, tall = (1 / max(len(ticks), 4) for ticks in (x_ticks, y_ticks))
         ordered = sorted(zip(xs, ys, records, strict=True), key=lambda item: item[2].accuracy or 0.0)
         for x, y, one in ordered:
             share = ((one.accuracy or 0.0) - low) / ((high - low) or 1.0)
-            axes.plot([x], [y], "s", ms=11, color=shade(share), mec="white" if one.end == FINISHED else GREY)
+            axes.bar([x], [tall], wide, bottom=y - tall / 2, color=shade(share), edgecolor="white", lw=1)
             ink = "black" if share > 0.6 else "white"
-            axes.text(x, y, f"{100 * (one.accuracy or 0.0):.0f}", fontsize=6, ha="center", va="center", color=ink)
+            said = f"{100 * (one.accuracy or 0.0):.0f}" + ("" if one.end == FINISHED else "·")
+            axes.text(x, y, said, fontsize=7, ha="center", va="center", color=ink)
         axes.set_xticks([place for place, _ in x_ticks], [label for _, label in x_ticks])
         axes.set_yticks([place for place, _ in y_ticks], [label for _, label in y_ticks])
-        axes.set_xlim(-0.12, 1.12)
-        axes.set_ylim(-0.15, 1.15)
+        axes.grid(False)
         axes.set_xlabel(short(across))
         axes.set_ylabel(short(up))
-        axes.set_title(f"{family + ': a' if family else 'A'}ccuracy over dials, best on top")
+        axes.set_title(f"{family + ': a' if family else 'A'}ccuracy over dials (·: stopped)")
     return figure.svg
 
 
