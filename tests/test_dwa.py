@@ -147,7 +147,6 @@ def test_labels_are_asked_of_the_teacher_or_kept() -> None:
         asked(codec, asked.plan(0)[0], None)
 
 
-@pytest.mark.ray
 def asked(tmp_path: Path, name: str, **method: Any) -> Any:
     """Two blocks on digits as a run of its own; all share one teacher."""
     from rayd.config import Run
@@ -167,6 +166,7 @@ def asked(tmp_path: Path, name: str, **method: Any) -> Any:
     return parse(Run, {**plain, "out": str(tmp_path / name)})
 
 
+@pytest.mark.ray
 def test_blocks_over_the_fleet_are_one_run(tmp_path: Path, ray_local: None) -> None:
     """Independent tasks, one of them interrupted before, against all blocks in this process: the same files' pixels."""
     from rayd import load
@@ -191,6 +191,7 @@ def test_blocks_over_the_fleet_are_one_run(tmp_path: Path, ray_local: None) -> N
         distil_blocks(asked(tmp_path, "no", codec={"name": "lodc"}))
 
 
+@pytest.mark.ray
 def test_a_killed_worker_costs_no_image(tmp_path: Path, ray_local: None) -> None:
     from rayd import load
     from rayd.fleet.blocks import distil_blocks
