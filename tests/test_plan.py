@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,8 +134,7 @@ def test_no_experts_where_none_are_needed(tmp_path: Path) -> None:
 
 def test_the_probe_runs_the_stages(tmp_path: Path) -> None:
     """In this process, which is what a child does; nothing is left behind."""
-    from rayd.plan.probe import STAGES, run_stage
-    from rayd.strict import to_dict
+    from rayd.plan.probe import STAGES, request, run_stage
 
     run, threads = small(tmp_path), torch.get_num_threads()
     calls: list[str] = []
@@ -144,7 +142,7 @@ def test_the_probe_runs_the_stages(tmp_path: Path) -> None:
     def probe(run: Run, seconds: float) -> dict[str, dict[str, float]]:
         measured = {}
         for stage in STAGES:
-            measured[stage] = run_stage({"run": to_dict(run), "stage": stage, "seconds": 0.2, "asked": time.time()})
+            measured[stage] = run_stage(request(run, stage, seconds))
             calls.append(stage)
         return measured
 

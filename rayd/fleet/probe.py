@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import ray
@@ -11,8 +10,7 @@ from rayd.config import Run
 from rayd.errors import Failed
 from rayd.fleet import cluster
 from rayd.plan import Measured, stages
-from rayd.plan.probe import STAGES, run_stage
-from rayd.strict import to_dict
+from rayd.plan.probe import request, run_stage
 
 
 def on_the_cluster(run: Run, seconds: float) -> Measured:
@@ -24,8 +22,7 @@ def on_the_cluster(run: Run, seconds: float) -> Measured:
     task = ray.remote(run_stage).options(**options)
     measured: Measured = {}
     for stage in stages(run):
-        spec = {"run": to_dict(run), "stage": stage, "seconds": seconds / len(STAGES), "asked": time.time()}
-        waits = task.remote(spec)
+        waits = task.remote(request(run, stage, seconds))
         done, _ = ray.wait([waits], timeout=run.scale.timeout)
         if not done:
             ray.cancel(waits, force=True)

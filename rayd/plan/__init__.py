@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,11 +22,10 @@ from rayd.exam import CONTROLS, FEATURE_STEPS
 from rayd.expert import plan_units
 from rayd.foundry import last_matched
 from rayd.nets import Net
-from rayd.plan.probe import STAGES
+from rayd.plan.probe import STAGES, request
 from rayd.plan.sizes import Weight, row_bytes, shard_bytes, weigh
 from rayd.progress import size_text
 from rayd.store import Store
-from rayd.strict import to_dict
 
 Measured = dict[str, dict[str, float]]
 Probe = Callable[[Run, float], Measured]
@@ -234,7 +232,7 @@ def in_children(run: Run, seconds: float) -> Measured:
     """Each stage in a fresh process of this machine, so that its memory and its compilation are its own."""
     measured: Measured = {}
     for stage in stages(run):
-        spec = json.dumps({"run": to_dict(run), "stage": stage, "seconds": seconds / len(STAGES), "asked": time.time()})
+        spec = json.dumps(request(run, stage, seconds))
         words = [sys.executable, "-m", "rayd.plan"]
         limit = seconds * 10 + 600
         done = subprocess.run(words, input=spec, capture_output=True, text=True, timeout=limit, check=False)

@@ -27,13 +27,18 @@ from rayd.foundry import Shop, last_matched
 from rayd.methods.contract import Codec
 from rayd.run import default_device, peak_memory
 from rayd.seeds import generator
-from rayd.setting import Setting, assemble
-from rayd.strict import parse
+from rayd.setting import assemble
+from rayd.strict import parse, to_dict
 from rayd.trajectory import Snapshot, Trajectory
 
 STAGES = ("experts", "distill", "evaluate")
 BATCHES = 8
 """Of each epoch of the experts' probe."""
+
+
+def request(run: Run, stage: str, seconds: float) -> dict[str, Any]:
+    """What `run_stage` takes, as plain values: a stage's share of the seconds, and when it was asked."""
+    return {"run": to_dict(run), "stage": stage, "seconds": seconds / len(STAGES), "asked": time.time()}
 
 
 def run_stage(spec: Mapping[str, Any]) -> dict[str, float]:
@@ -91,13 +96,14 @@ def distill(run: Run, seconds: float) -> dict[str, float]:
     The run that follows finds what the probe compiled in the compiler's cache: so the first step is one that does.
     """
     with tempfile.TemporaryDirectory(prefix="rayd-plan-") as folder:
+        run = supplied(run, folder)
         began = time.perf_counter()
-        setting = assembled(run, folder)
+        setting = assemble(run, default_device())
         start = time.perf_counter() - began
         for _ in setting.distillation((0, 1), identity).run():
             break
         torch.compiler.reset()
-        work = assembled(run, folder).distillation((0, 1), identity)
+        work = assemble(run, default_device()).distillation((0, 1), identity)
         times = []
         for step in work.run():
             times.append(step.seconds)
@@ -118,7 +124,7 @@ def scoring(run: Run, seconds: float) -> dict[str, float]:
     """`net_s`: seconds to train and test one network of the run's own architecture on the set; `real_s` and
     `real_peak`: on real images; `cold_s`: before the first."""
     with tempfile.TemporaryDirectory(prefix="rayd-plan-") as folder:
-        setting = assembled(run, folder)
+        setting = assemble(supplied(run, folder), default_device())
         recipe, compiles = run.recipe, run.recipe.steps >= WORTH
         if recipe.labels == "teacher":  # it is not there yet; its forward pass is left out
             recipe = replace(recipe, labels="hard")
@@ -144,17 +150,15 @@ def scoring(run: Run, seconds: float) -> dict[str, float]:
         return {**told, "real_s": network(setting.splits.train)[0], "real_peak": peak()}
 
 
-def assembled(run: Run, folder: str) -> Setting:
-    """The run's own parts; on a pretend buffer where it needs one and has none."""
-    if run.method.reads_experts:
-        needed = last_matched(run) or run.expert.epochs
-        try:
-            enough = Buffer(run.experts_at).last_epoch >= needed
-        except Refused:
-            enough = False
-        if not enough:
-            run = replace(run, buffer=pretend(run, folder).store.uri)
-    return assemble(run, default_device())
+def supplied(run: Run, folder: str) -> Run:
+    """The run; on a pretend buffer where it needs one and has none."""
+    if not run.method.reads_experts:
+        return run
+    try:
+        enough = Buffer(run.experts_at).last_epoch >= (last_matched(run) or run.expert.epochs)
+    except Refused:
+        enough = False
+    return run if enough else replace(run, buffer=pretend(run, folder).store.uri)
 
 
 def pretend(run: Run, folder: str) -> BufferWriter:
