@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_codecs import CELLS, CONFIGS, SPEC, built
 
 from rayd.budget import STORAGE, Budget, Ledger, Stored
 from rayd.errors import Refused
@@ -18,6 +17,7 @@ from rayd.methods.nsd import Nsd
 from rayd.methods.options import Options
 from rayd.methods.pixel import Pixel
 from rayd.strict import parse, to_dict
+from tests.codecs import CELLS, CONFIGS, SPEC, built
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from test_codecs import built
 
 from rayd.budget import Budget
 from rayd.methods.haba import Haba, conv
+from tests.codecs import built
 
 
 def test_one_hallucinator_a_minibatch():
