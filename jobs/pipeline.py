@@ -78,7 +78,22 @@ def conclude(asked: Asked) -> None:
         print(table(run.at("artifact")))
     if "report" in asked.own.stages:
         print(f"page: {run.at('report/index.html')}")
+    print(peaks(asked))
     print(f"next: {asked.line('export')}")
+
+
+def peaks(asked: Asked) -> str:
+    """The most that one process of each stage held."""
+    from rayd.compiler import peak_memory
+    from rayd.progress import size_text
+    from rayd.store import Store
+
+    held: dict[str, int] = {}
+    for place in (Store(asked.run.out), Store(asked.run.at("artifact"))):
+        held |= place.read_json("timing.json") if place.exists("timing.json") else {}
+    told = [(stage, held[f"{stage}_peak"]) for stage in KNOWN if held.get(f"{stage}_peak")]
+    words = [f"{stage} {size_text(peak)}" for stage, peak in [*told, ("this one", peak_memory("cpu"))]]
+    return f"peak memory of one process: {', '.join(words)}"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import ctypes
 import importlib.util
 import logging
 import os
+import resource
 import shutil
 import sys
 import time
@@ -42,6 +43,13 @@ def settle(threads: int) -> None:
     if mallopt is not None:
         for option, size in MALLOC.items():
             mallopt(option, size)
+
+
+def peak_memory(device_type: str) -> int:
+    """Bytes: on a GPU the most that was allocated, else the most this process has held in memory."""
+    if device_type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @cache

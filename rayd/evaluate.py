@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayd.augment import Transform
-from rayd.compiler import can_compile
+from rayd.compiler import can_compile, peak_memory
 from rayd.data import Spec
 from rayd.errors import refuse
 from rayd.feed import Source, batches
@@ -48,6 +48,8 @@ class Score:
     seed: int
     net: str
     seconds: float = 0.0
+    memory: int = 0
+    """Bytes: the peak of the process that trained it."""
 
 
 def summary(scores: Sequence[Score]) -> dict[str, Any]:
@@ -90,7 +92,8 @@ def evaluate(
         accuracies = [_accuracy(net, theta_P, exam, recipe.precision, device, compile) for theta_P in thetas_EP]
         seconds = (time.perf_counter() - began) / len(group)
         name = getattr(net.config, "name", type(net).__name__)
-        scores += [Score(a, seed, name, seconds) for a, seed in zip(accuracies, group, strict=True)]
+        memory = peak_memory(device.type)
+        scores += [Score(a, seed, name, seconds, memory) for a, seed in zip(accuracies, group, strict=True)]
     return scores
 
 

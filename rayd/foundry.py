@@ -17,7 +17,7 @@ import torch
 from rayd import __version__
 from rayd.augment import Transform
 from rayd.buffer import BufferWriter
-from rayd.compiler import settle
+from rayd.compiler import peak_memory, settle
 from rayd.config import Run
 from rayd.data import Images, Splits
 from rayd.errors import Failed
@@ -178,8 +178,9 @@ def build_unit(shop: Shop, unit: Unit) -> Built:
         numbers = {**error.numbers, "unit": unit.name, "reason": str(error), "fingerprint": shop.writer.fingerprint}
         shop.writer.fail(unit.name, numbers)
         return Built(unit.name, 0, 0, time.monotonic() - began, failure=error.numbers)
-    seconds = time.monotonic() - began
-    return Built(unit.name, commit.bytes, shop.images_of(unit), seconds, accuracy=sum(accuracies) / len(accuracies))
+    seconds, memory = time.monotonic() - began, peak_memory(shop.device_type)
+    mean = sum(accuracies) / len(accuracies)
+    return Built(unit.name, commit.bytes, shop.images_of(unit), seconds, accuracy=mean, memory=memory)
 
 
 def made_by() -> dict[str, str]:

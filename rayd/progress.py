@@ -19,6 +19,8 @@ class Built:
     failure: Mapping[str, Any] | None = None
     accuracy: float | None = None
     """Mean over its experts, at the last snapshot."""
+    memory: int = 0
+    """Peak bytes of the process that made it."""
 
 
 @dataclass
@@ -47,12 +49,15 @@ class Progress:
     """The unit that just ended, if one did."""
     accuracy: float | None = None
     """Mean accuracy of the last unit's experts."""
+    memory: int = 0
+    """Peak bytes of the worker that held the most."""
     pids: tuple[int, ...] = ()
     """Worker processes on this machine."""
     began: float = field(default_factory=time.monotonic)
 
     def add(self, built: Built, experts: int) -> Progress:
         self.last = built
+        self.memory = max(self.memory, built.memory)
         if built.failure is not None:
             self.failed += 1
             return self
@@ -93,6 +98,7 @@ class Progress:
             ("retried", str(self.retried)),
             ("workers", str(self.actors)),
             ("buffer", size_text(self.bytes)),
+            ("peak", size_text(self.memory)),
             ("images/s", f"{self.rate:.0f}"),
         ]
         return table if self.accuracy is None else [*table, ("accuracy", f"{self.accuracy:.3f}")]

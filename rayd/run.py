@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from rayd import artifact
-from rayd.compiler import settle
+from rayd.compiler import peak_memory, settle
 from rayd.config import Run
 from rayd.distill import Distillation, Reduce, State, Step, identity
 from rayd.errors import Failed, Refused
@@ -168,7 +167,7 @@ class Keeper:
         last = step.number == method.steps
         if method.validate and (step.number % method.validate == 0 or last):
             line["val"] = self._validate()
-        line["memory"] = float(peak_memory(self.setting.device))
+        line["memory"] = float(peak_memory(self.setting.device.type))
         self.log.lines.append(line)
         if step.number % method.checkpoint == 0 and not last:
             state = self.work.checkpoint()
@@ -201,7 +200,12 @@ class Keeper:
         if self.run.method.select == "best_val" and self.best is not None:
             codec.load(self.best[1])
         self.log.save()
-        timing = {"distill_s": sum(line["seconds"] for line in self.log.lines), "steps": self.work.number}
+        lines = self.log.lines
+        timing = {
+            "distill_s": sum(line["seconds"] for line in lines),
+            "distill_peak": max((line["memory"] for line in lines), default=0.0),
+            "steps": self.work.number,
+        }
         method = self.run.method
         claim: dict[str, Any] = {"select": method.select, "skipped": self.work.skipped, "rollbacks": self.work.rolled}
         if self.best is not None:
@@ -214,12 +218,6 @@ class Keeper:
 
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _out_of_memory(error: BaseException, run: Run, store: Store) -> Failed | None:

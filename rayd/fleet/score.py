@@ -28,7 +28,7 @@ def _exam(plain: str, uri: str) -> Exam:
 
 def _answer(plain: str, uri: str, row: str, net: int, seed: int) -> list[tuple[Any, ...]] | str:
     given = attempt(_exam(plain, uri).answer, Ask(row, net, (seed,)))
-    return given if isinstance(given, str) else [(s.accuracy, s.seed, s.net, s.seconds) for s in given]
+    return given if isinstance(given, str) else [(s.accuracy, s.seed, s.net, s.seconds, s.memory) for s in given]
 
 
 def answers(run: Run, uri: str, asks: Sequence[Ask]) -> Iterator[tuple[Ask, list[Score] | str]]:

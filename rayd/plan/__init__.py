@@ -261,6 +261,12 @@ def against(planned: Mapping[str, Any], store: Store, buffer: Store) -> list[tup
         timing = store.read_json("artifact/timing.json")
         if "distill" in planned["seconds"] and "distill_s" in timing:
             rows.append(("distill seconds", planned["seconds"]["distill"], timing["distill_s"]))
+        promised = planned["peak"]
+        if "distill" in promised and "distill_peak" in timing:
+            rows.append(("distill peak bytes", promised["distill"], timing["distill_peak"]))
+        if "evaluate" in promised and "evaluate_peak" in timing:
+            most = max(promised["evaluate"], promised.get("controls", 0))
+            rows.append(("evaluate peak bytes", most, timing["evaluate_peak"]))
     return rows
 
 

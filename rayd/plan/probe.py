@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from rayd.buffer import Buffer, BufferWriter
-from rayd.compiler import settle
+from rayd.compiler import peak_memory, settle
 from rayd.config import Run
 from rayd.data import Images
 from rayd.distill import identity
@@ -25,7 +25,7 @@ from rayd.evaluate import WORTH, evaluate
 from rayd.expert import plan_units, train
 from rayd.foundry import Shop, last_matched
 from rayd.methods.contract import Codec
-from rayd.run import default_device, peak_memory
+from rayd.run import default_device
 from rayd.seeds import generator
 from rayd.setting import assemble
 from rayd.strict import parse, to_dict
@@ -55,7 +55,7 @@ def run_stage(spec: Mapping[str, Any]) -> dict[str, float]:
 
 
 def peak() -> float:
-    return float(peak_memory(default_device()))
+    return float(peak_memory(default_device().type))
 
 
 def experts(run: Run, seconds: float) -> dict[str, float]:

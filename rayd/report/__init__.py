@@ -6,7 +6,7 @@ What is looked for under the run's folder (all of it optional but the artifact),
     artifact/controls.json   scores, LRS and ARS, the verdict        jobs.evaluate
     metrics.jsonl        a line a step: step, loss, step_size, grad_norm, seconds, val        jobs.distill
     experts/experts-*.json   accuracy of every expert by epoch       jobs.experts
-    timing.json          seconds of other stages, as `experts_s`           jobs.pipeline
+    timing.json          experts_s, experts_peak (bytes)         jobs.experts
     plan.json            what was foreseen                           jobs.plan
 
 A section without its data says which command would fill it. The folder of a lone artifact is reported as well.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rayd.artifact import Artifact
 from rayd.png import data_uri, grid, png
+from rayd.progress import size_text
 from rayd.report import draw, tables
 from rayd.report.style import CSS
 
@@ -33,7 +34,7 @@ def html(facts: Facts) -> str:
         ("distillation", "How it was distilled", "", curves, "distill"),
         ("experts", "The experts", "", experts, "experts"),
         ("ledger", "Ledger", "Every stored number, by what it is for.", ledger, ""),
-        ("time", "Time by stage", "", time, "pipeline"),
+        ("time", "Time and memory by stage", "", time, "pipeline"),
         ("plan", "Plan against actual", "", plan, "plan"),
         ("provenance", "Provenance", "", provenance, ""),
     ]  # fmt: skip
@@ -203,7 +204,12 @@ def time(facts: Facts) -> str:
     if not known:
         return ""
     bars = [(name, value, _clock(value), draw.BLUE) for name, value in known.items()]
-    return both(partial(draw.bars, bars, "Time"))
+    held = [
+        (name.removesuffix("_peak"), value, size_text(value), draw.ORANGE)
+        for name, value in facts.timing.items() if name.endswith("_peak") and value > 0
+    ]  # fmt: skip
+    memory = both(partial(draw.bars, held, "Peak memory of one process")) if held else ""
+    return both(partial(draw.bars, bars, "Time")) + memory
 
 
 def plan(facts: Facts) -> str:
