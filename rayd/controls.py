@@ -7,9 +7,11 @@ artifact (controls.json, the card).
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import rayd
@@ -21,6 +23,8 @@ from rayd.evaluate import T975, Score, check, summary
 from rayd.exam import CONTROLS, Ask, Exam, asks_of, inline
 from rayd.store import Store
 from rayd.strict import fingerprint, to_dict
+
+log = logging.getLogger(__name__)
 
 Answers = Iterable[tuple[Ask, list[Score] | str]]
 CORESETS = ("random", "herding", "kcentre")
@@ -37,7 +41,12 @@ def score(
     check(run.recipe, artifact.step_size, _teacher(artifact))
     asks = asks_of(run, artifact, controls)
     began = time.monotonic()
-    given = list(ask(run, uri, asks) if ask else inline(Exam.of(run, uri), asks))
+    given = []
+    for answered, said in ask(run, uri, asks) if ask else inline(Exam.of(run, uri), asks):
+        given.append((answered, said))
+        if not isinstance(said, str):
+            each = fmean(one.seconds for one in said)
+            log.info("evaluate  %d/%d  %s, %d networks, %.1f s each", len(given), len(asks), answered.row, len(said), each)
     taken = time.monotonic() - began
     made = table(run, artifact, given, len(run.data.load().train))
     store = Store(uri)

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -20,7 +21,7 @@ from rayd.errors import Failed
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {
-    "default": {"count": 2048, "units": 6, "epochs": 4, "width": 16, "steps": 16, "inner_steps": 10, "batch": 64},
+    "default": {"count": 2048, "units": 6, "epochs": 6, "width": 16, "steps": 16, "inner_steps": 10, "batch": 64},
     "full": {"count": 8192, "units": 12, "epochs": 6, "width": 64, "steps": 40, "inner_steps": 20, "batch": 100},
 }
 ONE_AFTER_ANOTHER = """
@@ -50,7 +51,7 @@ def rows(size: str = "default") -> Iterator[Row]:
             "method.objective.items=2", f"method.objective.inner_steps={s['inner_steps']}",
             f"method.objective.batch={s['batch']}",
         ]  # fmt: skip
-        jobs([
+        whole = jobs([
             ("experts", folder / "one", ["scale=laptop", "scale.actors=1", *common, *units]),
             ("experts", folder / "two", ["scale=laptop", "scale.actors=2", *common, *units]),
             ("distill", folder / "inline", ["scale=inline", *distill]),
@@ -59,6 +60,7 @@ def rows(size: str = "default") -> Iterator[Row]:
         ])  # fmt: skip
         where = f"width={s['width']} images={s['count']}"
         alone, together = per_actor(folder / "one", 1, s["units"]), per_actor(folder / "two", 2, s["units"])
+        making = s["units"] / alone * 3600 + s["units"] / together / 2 * 3600
         yield Row("scaling", f"{where} 1 expert actor", alone, "experts/h each", 1.0)
         yield Row("scaling", f"{where} 2 expert actors", together, "experts/h each", together / alone)
         where = f"N={s['inner_steps']} batch={s['batch']}"
@@ -66,6 +68,8 @@ def rows(size: str = "default") -> Iterator[Row]:
         yield Row("scaling", f"{where} 2 segments, inline", inline, "s/step", 1.0)
         yield Row("scaling", f"{where} 2 segments, Ray Train, 1 worker", one, "s/step", inline / one)
         yield Row("scaling", f"{where} 2 segments, Ray Train, 2 workers", two, "s/step", one / two / 2)
+        starting = whole - making - s["steps"] * (inline + one + two)
+        yield Row("scaling", "starting Ray, actors, Train; compilation", starting, "s")
 
 
 def per_actor(out: Path, actors: int, units: int) -> float:
@@ -82,13 +86,14 @@ def step_seconds(out: Path) -> float:
     return float(median(line["seconds"] for line in lines[2:]))
 
 
-def jobs(wanted: Sequence[tuple[str, Path, list[str]]]) -> None:
-    """All of them, as a user would submit them, with one thread a worker."""
+def jobs(wanted: Sequence[tuple[str, Path, list[str]]]) -> float:
+    """All of them, as a user would submit them, with one thread a worker; seconds."""
     plain = [[f"jobs.{verb}", "data=generated", f"out={out}", *words] for verb, out, words in wanted]
     command = [sys.executable, "-c", ONE_AFTER_ANOTHER, json.dumps(plain)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment, began = {**os.environ, "OMP_NUM_THREADS": "1"}, time.monotonic()
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800, check=False
     )  # fmt: skip
     if done.returncode != 0:
         raise Failed(f"scaling: a job ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return time.monotonic() - began

@@ -32,7 +32,7 @@ def _answer(plain: str, uri: str, row: str, net: int, seed: int) -> list[tuple[A
 
 
 def answers(run: Run, uri: str, asks: Sequence[Ask]) -> Iterator[tuple[Ask, list[Score] | str]]:
-    """Every ask, in its order, whatever order the tasks end in. A task lost with its node is tried again."""
+    """Every ask in its order, as soon as it and those before it are whole. A task lost with its node is tried again."""
     cluster.start(run.scale)
     need = cluster.bundle(run.scale)
     cluster.require(need, 1, "scoring task", run.scale.wait)
@@ -40,13 +40,13 @@ def answers(run: Run, uri: str, asks: Sequence[Ask]) -> Iterator[tuple[Ask, list
     plain = json.dumps(to_dict(run))
     refs = {(ask, seed): task.remote(plain, uri, ask.row, ask.net, seed) for ask in asks for seed in ask.seeds}
     waiting = list(refs.values())
-    while waiting:
-        done, waiting = ray.wait(waiting, num_returns=1, timeout=run.scale.timeout)
-        if not done:
-            for ref in waiting:
-                ray.cancel(ref)
-            raise Failed(f"no score within scale.timeout={run.scale.timeout} s, {len(waiting)} tasks open; raise it")
     for ask in asks:
+        while any(refs[ask, seed] in waiting for seed in ask.seeds):
+            done, waiting = ray.wait(waiting, num_returns=1, timeout=run.scale.timeout)
+            if not done:
+                for ref in waiting:
+                    ray.cancel(ref)
+                raise Failed(f"no score within scale.timeout={run.scale.timeout} s, {len(waiting)} tasks open; raise it")
         given = [ray.get(refs[ask, seed]) for seed in ask.seeds]
         said = next((one for one in given if isinstance(one, str)), None)
         yield ask, said if said is not None else [Score(*one) for part in given for one in part]
