@@ -179,18 +179,19 @@ class Artifact:
         return int(self.card["images"])
 
     @torch.no_grad()
-    def images(self, space: str = "pixels", chunk: int = 512) -> Tensor:
-        """As `pixels` (0 to 1, out-of-range values kept), `network` (what networks see) or `uint8` (clipped)."""
-        parts = [self.codec.decode(index)[0].float() for index in torch.arange(len(self)).split(chunk)]
-        network = torch.cat(parts)
-        if space == "network":
-            return network
-        pixels = self.transform.inverse(network)
-        if space == "pixels":
-            return pixels
-        if space != "uint8":
-            raise Refused(f"space={space}: allowed is pixels, network, uint8")
-        return quantise(pixels)
+    def images(self, space: str = "pixels", index: Tensor | None = None, chunk: int = 512) -> Tensor:
+        """As `pixels` (0 to 1, out-of-range values kept), `network` (what networks see) or `uint8` (clipped).
+
+        `index`: which of them; all if not given.
+        """
+        inverse = self.transform.inverse
+        views: dict[str, Callable[[Tensor], Tensor]] = {
+            "pixels": inverse, "network": lambda network: network, "uint8": lambda network: quantise(inverse(network)),
+        }  # fmt: skip
+        if space not in views:
+            raise Refused(f"space={space}: allowed is {', '.join(views)}")
+        wanted = torch.arange(len(self)) if index is None else index
+        return torch.cat([views[space](self.codec.decode(part)[0].float()) for part in wanted.split(chunk)])
 
     @property
     @torch.no_grad()

@@ -83,11 +83,10 @@ def hero(facts: Facts) -> str:
 
 def images(facts: Facts) -> str:
     artifact = facts.artifact
-    pixels, labels = artifact.images().clamp(0, 1), artifact.labels
-    lines = []
+    labels, lines = artifact.labels, []
     for c, name in list(enumerate(artifact.classes))[:CLASSES]:
-        strip = grid([pixels[labels == c][:COLUMNS]])
-        count = min(int((labels == c).sum()), COLUMNS)
+        shown = torch.where(labels == c)[0][:COLUMNS]
+        strip, count = grid([artifact.images(index=shown).clamp(0, 1)]), len(shown)
         lines.append(f'<div class="strip" style="--n:{count}"><span>{escape(name)}</span>{picture(strip, name)}</div>')
     few = count <= 2
     more = len(artifact.classes) - CLASSES
@@ -104,7 +103,7 @@ def factors(facts: Facts) -> str:
             shown.append(f"<figure>{picture(tiles(one.tensor), name)}<figcaption><b>{escape(name)}</b> {shape}, "
                          f"{one.role}</figcaption></figure>")  # fmt: skip
     shown += _matrix(artifact)
-    values = singular(artifact.images("network")[:64])
+    values = singular(artifact.images("network", torch.arange(min(len(artifact), 64))))
     shown.append(f"<figure>{draw.spectra({'images': values}, 'Singular values of the images')}<figcaption>mean over "
                  "images and channels, largest first</figcaption></figure>")  # fmt: skip
     return f'<div class="grid">{"".join(shown)}</div>'
