@@ -126,6 +126,30 @@ def test_kill_anything(undisturbed: Path, buffer: str, tmp_path: Path, victim: s
     assert hashes(tmp_path) == hashes(undisturbed)
 
 
+@pytest.mark.ray
+def test_a_busy_cluster_is_waited_for(buffer: str, tmp_path: Path, ray_local: None) -> None:
+    """Other work holds every core: the workers wait for scale.timeout, and the refusal says so."""
+    import ray
+
+    from rayd.errors import Failed
+    from rayd.fleet.train import PLACING, train
+
+    @ray.remote(num_cpus=4)
+    class Other:
+        def ready(self) -> None:
+            pass
+
+    other = Other.remote()  # type: ignore[attr-defined]
+    ray.get(other.ready.remote())
+    plain = {**_plain(buffer, tmp_path), "scale": {"name": "laptop", "timeout": 2.0}}
+    try:
+        with pytest.raises(Failed, match=r"scale\.timeout=2 s"):
+            train(parse(Run, plain))
+    finally:
+        os.environ.pop(PLACING)
+        ray.kill(other)
+
+
 def test_a_step_size_that_explodes(buffer: str, tmp_path: Path) -> None:
     code, text = end(start(tmp_path, buffer, "method.objective.step_size=1000"))
     assert code == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 import uuid
@@ -18,7 +19,7 @@ import ray.train
 import torch.distributed as dist
 from ray.train import CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 from ray.util.metrics import Gauge
 from torch import Tensor
 
@@ -43,6 +44,10 @@ REPORTS = 8
 asynchronous one does not make the steps wait for that."""
 FEW = 10
 """Steps between two reports, at least: a short run would wait for its reports at its end."""
+
+
+PLACING = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+"""Train gives a worker group a minute to be placed, and a cluster that is busy with other jobs may take longer."""
 
 
 class AllReduce:
@@ -144,6 +149,7 @@ def train(run: Run) -> None:
     cluster.start(scale)
     bundle = cluster.bundle(scale)
     cluster.require(bundle, scale.workers, wait=scale.wait)
+    os.environ[PLACING] = str(scale.timeout)
     trainer = TorchTrainer(
         worker,
         train_loop_config={"run": to_dict(run), "report_every": max(FEW, run.method.steps // REPORTS)},
@@ -162,8 +168,11 @@ def train(run: Run) -> None:
             trainer.fit()
     except TrainingFailedError as error:
         _raise_recorded(store)
+        what = f"{scale.workers} workers failed {scale.max_failures + 1} times"
+        if isinstance(error, ControllerError):
+            what = f"{scale.workers} workers could not be kept (scale.timeout={scale.timeout:g} s is what a place may take)"
         raise Failed(
-            f"distillation: {scale.workers} workers failed {scale.max_failures + 1} times; the last checkpoint is kept in "
-            f"{run.out}/checkpoints, submit the same command again to go on. Last cause: {error}"
+            f"distillation: {what}; the last checkpoint is kept in {run.out}/checkpoints, submit the same command again to "
+            f"go on. Last cause: {error}"
         ) from error
     log.info("distillation finished on %d workers in %.0f s", scale.workers, time.monotonic() - began)
