@@ -49,18 +49,7 @@ def built(asked: Asked) -> int:
     if progress is None or not progress.done:
         return 0
     line.show(f"experts  {progress.line()}", last=True)
-    _account(asked, progress)
     return int(progress.experts)
-
-
-def _account(asked: Asked, progress: Any) -> None:
-    """What the buffer cost this run, for its page; a command that continued an earlier one adds to it."""
-    from rayd.store import Store
-
-    store = Store(asked.run.out)
-    held = store.read_json("timing.json") if store.exists("timing.json") else {}
-    seconds, peak = held.get("experts_s", 0.0) + progress.seconds, max(held.get("experts_peak", 0), progress.memory)
-    store.write_json("timing.json", {**held, "experts_s": seconds, "experts_peak": peak})
 
 
 def _building(asked: Asked) -> Any:

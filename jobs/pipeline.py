@@ -88,9 +88,7 @@ def peaks(asked: Asked) -> str:
     from rayd.progress import size_text
     from rayd.store import Store
 
-    held: dict[str, int] = {}
-    for place in (Store(asked.run.out), Store(asked.run.at("artifact"))):
-        held |= place.read_json("timing.json") if place.exists("timing.json") else {}
+    held = Store(asked.run.out).facts("timing.json") | Store(asked.run.at("artifact")).facts("timing.json")
     told = [(stage, held[f"{stage}_peak"]) for stage in KNOWN if held.get(f"{stage}_peak")]
     words = [f"{stage} {size_text(peak)}" for stage, peak in [*told, ("this one", peak_memory("cpu"))]]
     return f"peak memory of one process: {', '.join(words)}"

@@ -55,9 +55,8 @@ def score(
     claim = {**artifact.card["claim"], "verdict": made["verdict"]["overall"], "why": made["verdict"]["why"]}
     changes = {"scores": scores, "reads": artifact.card["reads"] + 1, "claim": claim}
     amend(reader(store), store.write, changes, {"controls.json": (json.dumps(made, indent=1) + "\n").encode()})
-    timing = store.read_json("timing.json") if store.exists("timing.json") else {}
     peak = max((one.memory for _, scores in given if not isinstance(scores, str) for one in scores), default=0)
-    store.write_json("timing.json", {**timing, "evaluate_s": taken, "evaluate_peak": peak})
+    store.write_json("timing.json", {**store.facts("timing.json"), "evaluate_s": taken, "evaluate_peak": peak})
     return made
 
 

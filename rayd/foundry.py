@@ -213,8 +213,10 @@ def build_inline(shop: Shop) -> Iterator[Progress]:
 
 
 def finish(shop: Shop, progress: Progress) -> None:
-    """Write the manifest; too many diverged units end the run as failed."""
+    """Write the manifest, and what this cost; too many diverged units end the run as failed."""
     progress.bytes = shop.writer.finish()
+    if progress.done:
+        account(Store(shop.run.out), progress)
     limit = shop.run.expert.max_failed
     if progress.failed / len(shop.units) > limit:
         raise Failed(
@@ -222,3 +224,10 @@ def finish(shop: Shop, progress: Progress) -> None:
             f"numbers are in {shop.writer.store.where('experts-*.failed.json')}. What is committed stays; "
             "lower expert.lr"
         )
+
+
+def account(store: Store, progress: Progress) -> None:
+    """Seconds and memory of the experts, for the run's page; a command that continued an earlier one adds to it."""
+    held = store.facts("timing.json")
+    seconds, peak = held.get("experts_s", 0.0) + progress.seconds, max(held.get("experts_peak", 0), progress.memory)
+    store.write_json("timing.json", {**held, "experts_s": seconds, "experts_peak": peak})

@@ -102,6 +102,10 @@ class Store:
             told = f"{self.where(name)}: not readable as JSON ({error})"
             raise Failed(f"{told}; remove it and run what wrote it again") from error
 
+    def facts(self, name: str) -> dict[str, Any]:
+        """What a JSON file holds; nothing where there is none."""
+        return dict(self.read_json(name)) if self.exists(name) else {}
+
     # ---- files from and to a local disk -----------------------------------------------------------------------------
 
     @contextlib.contextmanager

@@ -62,6 +62,8 @@ def test_the_table_the_card_and_the_verdict_when_distillation_loses(tmp_path, ca
     card = rayd.load(folder).card
     assert card["reads"] == 1 and card["claim"]["verdict"] == "no" and "**no**" in (folder / "README.md").read_text()
     by = {row["set"]: row for row in made["rows"]}
+    cost = json.loads((folder / "timing.json").read_text())
+    assert cost["evaluate_s"] > 0 and cost["evaluate_peak"] > 10 * 2**20
     named = {"distilled", "distilled-8bit", "random@floats", "random@raw", "herding@raw", "start", "full"}
     assert set(by) == named | {"distilled/bare", "random@floats/bare"}
     assert by["full"]["mean"] > by["distilled"]["mean"] and by["distilled"]["n"] == 3

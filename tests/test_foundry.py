@@ -20,6 +20,10 @@ def made(run: Run) -> Progress:
     return progress
 
 
+def cost_of(out: Path) -> dict[str, float]:
+    return dict(json.loads((out / "timing.json").read_text()))
+
+
 def identity(run: Run) -> dict[str, Any]:
     shop = Shop.open(run)
     return buffer_identity(run, run.data.load(), shop.transform, shop.net)
@@ -45,10 +49,12 @@ def test_a_buffer_holds_what_the_recipe_matches_and_says_what_that_saves(tmp_pat
 def test_committed_shards_are_skipped_and_a_buffer_grows(tmp_path: Path) -> None:
     made(digits_run(tmp_path, experts=2))
     first = {path: path.stat().st_mtime_ns for path in (tmp_path / "experts").glob("*.tar")}
+    cost = cost_of(tmp_path)
     again = made(digits_run(tmp_path, experts=2))
-    assert (again.done, again.skipped) == (0, 2)
+    assert (again.done, again.skipped) == (0, 2) and cost_of(tmp_path) == cost
     more = made(digits_run(tmp_path, experts=3))
     assert (more.done, more.skipped) == (1, 2)
+    assert cost_of(tmp_path)["experts_s"] > cost["experts_s"] and cost["experts_peak"] > 10 * 2**20
     assert all(path.stat().st_mtime_ns == when for path, when in first.items())
     made(digits_run(tmp_path / "whole", experts=3))
     assert hashes(str(tmp_path / "experts")) == hashes(str(tmp_path / "whole" / "experts"))

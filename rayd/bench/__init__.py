@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import importlib
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rayd.compiler import peak_memory
 from rayd.errors import Failed
 
 BENCHES = ("experts", "unroll", "codecs", "objectives", "evaluate", "buffer", "scaling")
@@ -43,7 +43,7 @@ def rows(name: str, size: str = "default") -> Iterator[Row]:
 
 def resident() -> int:
     """Peak resident bytes of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory("cpu")
 
 
 def isolated(name: str, function: str, timeout: float = 600.0, **kwargs: Any) -> dict[str, float]:

@@ -190,5 +190,6 @@ def rows(size: str = "default") -> Iterator[Row]:
                 memory if known else None,
             )
             yield Row("objectives", f"{where} {precision}: peak memory", found[peak] / 2**20, "MB")
+            yield Row("objectives", f"{where} {precision}: compilation", found["first"] - found["seconds"], "s")
         held = f"{part}: real images held as uint8 ({CLASSES} x {2 * settings['real']})"
         yield Row("objectives", held, found["resident"] / 2**20, "MB")

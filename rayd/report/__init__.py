@@ -65,13 +65,9 @@ def gather(store: Store, buffer: Store | None = None) -> Facts:
         table=json.loads(artifact.contents.get("controls.json", b"{}")),
         steps=_lines(store.read("metrics.jsonl").decode()) if store.exists("metrics.jsonl") else [],
         experts=_experts(buffer),
-        timing=_timing(kept) | ({} if alone else _timing(store)),
+        timing=kept.facts("timing.json") | ({} if alone else store.facts("timing.json")),
         plan=plan,
     )
-
-
-def _timing(store: Store) -> dict[str, float]:
-    return dict(store.read_json("timing.json")) if store.exists("timing.json") else {}
 
 
 def _lines(text: str) -> list[dict[str, float]]:
