@@ -46,7 +46,9 @@ def score(
         given.append((answered, said))
         if not isinstance(said, str):
             each = fmean(one.seconds for one in said)
-            log.info("evaluate  %d/%d  %s, %d networks, %.1f s each", len(given), len(asks), answered.row, len(said), each)
+            log.info(
+                "evaluate  %d/%d  %s, %d networks, %.1f s each", len(given), len(asks), answered.row, len(said), each
+            )
     taken = time.monotonic() - began
     made = table(run, artifact, given, len(run.data.load().train))
     store = Store(uri)

@@ -46,7 +46,9 @@ def answers(run: Run, uri: str, asks: Sequence[Ask]) -> Iterator[tuple[Ask, list
             if not done:
                 for ref in waiting:
                     ray.cancel(ref)
-                raise Failed(f"no score within scale.timeout={run.scale.timeout} s, {len(waiting)} tasks open; raise it")
+                raise Failed(
+                    f"no score within scale.timeout={run.scale.timeout} s, {len(waiting)} tasks open; raise it"
+                )
         given = [ray.get(refs[ask, seed]) for seed in ask.seeds]
         said = next((one for one in given if isinstance(one, str)), None)
         yield ask, said if said is not None else [Score(*one) for part in given for one in part]
