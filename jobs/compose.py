@@ -71,7 +71,7 @@ def command(
             print(resolved(asked))
             return 0
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        from rayd.compiler import settle
+        from rayd.machine import settle
 
         settle(asked.run.scale.threads)
         return act(asked)
@@ -87,7 +87,7 @@ def ask(verb: str, words: tuple[str, ...], own: Own = lambda: Nothing) -> Asked:
     """Compose, then read strictly."""
     mapping = compose(verb, words)
     from rayd.config import Run
-    from rayd.strict import fields_of, parse, unknown
+    from rayd.schema import fields_of, parse, unknown
 
     keys = own()
     for key in mapping:
@@ -181,7 +181,7 @@ def resolved(asked: Asked) -> str:
     """The run as it will be, every default included."""
     from omegaconf import OmegaConf
 
-    from rayd.strict import to_dict
+    from rayd.schema import to_dict
 
     text: str = OmegaConf.to_yaml(OmegaConf.create({**to_dict(asked.run), **to_dict(asked.own)}))
     return f"{text}# fingerprint: {asked.run.fingerprint()}"

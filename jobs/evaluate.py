@@ -35,8 +35,8 @@ def scored(asked: Asked, at: str, controls: bool | Sequence[str] = True) -> bool
     from rayd.controls import score
     from rayd.exam import rows_asked
     from rayd.plan import keep
+    from rayd.schema import to_dict
     from rayd.store import Store
-    from rayd.strict import to_dict
 
     run, store, rows = asked.run, Store(at), rows_asked(controls)
     if store.exists("controls.json"):

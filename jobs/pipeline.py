@@ -84,7 +84,7 @@ def conclude(asked: Asked) -> None:
 
 def peaks(asked: Asked) -> str:
     """The most that one process of each stage held."""
-    from rayd.compiler import peak_memory
+    from rayd.machine import peak_memory
     from rayd.progress import size_text
     from rayd.store import Store
 

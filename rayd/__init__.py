@@ -27,7 +27,7 @@ def rebuild(artifact: Artifact) -> Codec:
 
     from rayd.errors import refuse
     from rayd.methods import CODECS
-    from rayd.strict import parse
+    from rayd.schema import parse
 
     plain = dict(artifact.card["codec"])
     name = plain.pop("name", None)

@@ -22,8 +22,8 @@ from rayd.evaluate import RecipeConfig
 from rayd.expert import ExpertConfig
 from rayd.methods import CODECS, OBJECTIVES, TERMS
 from rayd.nets import NetConfig
+from rayd.schema import DERIVED, at, fields_of, fingerprint, parse, positive, read, to_dict, value
 from rayd.store import within
-from rayd.strict import DERIVED, at, fields_of, fingerprint, parse, positive, read, to_dict, value
 
 __all__ = [
     "BudgetConfig",

@@ -21,8 +21,8 @@ from rayd.birth import amend
 from rayd.config import Run
 from rayd.evaluate import T975, Score, check, summary
 from rayd.exam import CONTROLS, Ask, Exam, asks_of, inline
+from rayd.schema import fingerprint, to_dict
 from rayd.store import Store
-from rayd.strict import fingerprint, to_dict
 
 log = logging.getLogger(__name__)
 

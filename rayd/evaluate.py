@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayd.augment import Transform
-from rayd.compiler import can_compile, peak_memory
 from rayd.data import Spec
 from rayd.errors import refuse
 from rayd.feed import Source, batches
+from rayd.machine import can_compile, peak_memory
 from rayd.nets import Net
 from rayd.recipes import RecipeConfig as RecipeConfig
 from rayd.seeds import generator

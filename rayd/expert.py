@@ -18,13 +18,13 @@ from typing import Any, Literal
 import torch
 
 from rayd.augment import AugmentConfig, Transform
-from rayd.compiler import can_compile
 from rayd.data import Images
 from rayd.errors import Failed, refuse
+from rayd.machine import can_compile
 from rayd.nets import Net
+from rayd.schema import positive
 from rayd.seeds import generator, seed_of
 from rayd.sgd import Ground
-from rayd.strict import positive
 from rayd.trajectory import Snapshot
 
 

@@ -17,11 +17,11 @@ import torch
 from rayd import __version__
 from rayd.augment import Transform
 from rayd.buffer import BufferWriter
-from rayd.compiler import peak_memory, settle
 from rayd.config import Run
 from rayd.data import Images, Splits
 from rayd.errors import Failed
 from rayd.expert import Diverged, Unit, plan_units, train
+from rayd.machine import peak_memory, settle
 from rayd.nets import Net
 from rayd.progress import Built, Progress, size_text
 from rayd.sgd import chunk_of

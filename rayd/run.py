@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from rayd import artifact
-from rayd.compiler import peak_memory, settle
 from rayd.config import Run
 from rayd.distill import Distillation, Reduce, State, Step, identity
 from rayd.errors import Failed, Refused
+from rayd.machine import peak_memory, settle
 from rayd.setting import Setting, assemble
 from rayd.store import Store
 

@@ -22,9 +22,9 @@ from rayd.evaluate import evaluate
 from rayd.foundry import buffer_identity
 from rayd.methods.contract import Codec, Objective, Term
 from rayd.nets import Net
+from rayd.schema import to_dict
 from rayd.seeds import generator, seed_of
 from rayd.store import Store
-from rayd.strict import to_dict
 from rayd.world import Resident
 
 log = logging.getLogger(__name__)

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from rayd.augment import Augment, Draw, Transform
-from rayd.compiler import compiled
 from rayd.data import Images
 from rayd.layers import MOMENTUM
+from rayd.machine import compiled
 from rayd.nets import Net
 from rayd.seeds import generator
 

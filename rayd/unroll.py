@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, grad_and_value
 
-from rayd.compiler import compiled
+from rayd.machine import compiled
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """loss(theta_P, images_B..., targets_BK) -> mean loss over the batch, a scalar in fp32."""

@@ -21,8 +21,8 @@ from rayd.evaluate import summary
 from rayd.exam import Ask, Exam
 from rayd.nets import NetConfig
 from rayd.recipes import RecipeConfig
+from rayd.schema import parse
 from rayd.store import Store
-from rayd.strict import parse
 
 NEAR = 1e-4
 """Between two machines' transforms fitted on the same images, in network space."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rayd.config import Run
+from rayd.schema import parse
 from rayd.store import Store
-from rayd.strict import parse
 
 os.environ.setdefault("RAY_worker_niceness", "0")
 """Ray's own 15 would starve workers beside whatever else runs here; read when Ray starts, which is later."""

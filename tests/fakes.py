@@ -63,7 +63,7 @@ DATA = {"name": "generated", "size": 8, "channels": 1, "classes": 3, "count": 90
 def a_run(method: object = None, recipe: dict[str, object] | None = None, **more: object):  # type: ignore[no-untyped-def]
     """A run on generated images that takes seconds at most."""
     from rayd.config import Run
-    from rayd.strict import parse
+    from rayd.schema import parse
 
     method = method or {"codec": {"name": "pixel"}, "objective": {"name": "distribution"}}
     short = {"name": "short", "steps": 40, "batch": 32, "lr": 0.05, "seeds": 3, **(recipe or {})}
@@ -80,9 +80,9 @@ def a_run(method: object = None, recipe: dict[str, object] | None = None, **more
 def an_artifact(folder, run, images=None, step_size: float | None = 0.02):  # type: ignore[no-untyped-def]
     """An artifact of that run; its images are the real start, or `images` (of the start) in network space."""
     from rayd import birth
+    from rayd.schema import to_dict
     from rayd.seeds import generator
     from rayd.setting import surroundings
-    from rayd.strict import to_dict
 
     splits, transform, _ = surroundings(run)
     spec = splits.train.spec

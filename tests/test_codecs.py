@@ -20,7 +20,7 @@ from rayd.methods.lodc import Lodc
 from rayd.methods.lss import Lss
 from rayd.methods.nsd import Nsd
 from rayd.methods.pixel import Pixel
-from rayd.strict import parse, to_dict
+from rayd.schema import parse, to_dict
 from rayd.transform import Transform
 from rayd.unroll import Inner, unroll
 from tests.codecs import CONFIGS, SPEC, built, smooth

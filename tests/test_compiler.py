@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rayd.compiler import LINKING_S, settle, sweep
+from rayd.machine import LINKING_S, settle, sweep
 
 
 def test_threads_are_the_plans() -> None:

@@ -18,7 +18,7 @@ from rayd.data import Spec
 from rayd.errors import Refused
 from rayd.nets import NetConfig
 from rayd.recipes import RecipeConfig
-from rayd.strict import parse
+from rayd.schema import parse
 from tests.fakes import tiny
 
 DM: dict[str, Any] = {

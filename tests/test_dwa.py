@@ -150,7 +150,7 @@ def test_labels_are_asked_of_the_teacher_or_kept() -> None:
 def asked(tmp_path: Path, name: str, **method: Any) -> Any:
     """Two blocks on digits as a run of its own; all share one teacher."""
     from rayd.config import Run
-    from rayd.strict import parse
+    from rayd.schema import parse
 
     plain: dict[str, Any] = {
         "data": {"name": "digits", "limit": 200, "val": 50},

@@ -15,8 +15,8 @@ from rayd.evaluate import Score, evaluate, factor, summary
 from rayd.feed import Source, batches
 from rayd.nets import NetConfig
 from rayd.recipes import RECIPES, RecipeConfig, named
+from rayd.schema import parse, to_dict
 from rayd.seeds import generator
-from rayd.strict import parse, to_dict
 
 CPU = torch.device("cpu")
 IMAGES = tiny(60)

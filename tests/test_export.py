@@ -14,7 +14,7 @@ from rayd import controls
 from rayd.errors import Refused
 from rayd.export import export, rendered
 from rayd.recipes import RECIPES
-from rayd.strict import to_dict
+from rayd.schema import to_dict
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import pytest
 from rayd import artifact
 from rayd.config import Run
 from rayd.foundry import Shop, build_inline
-from rayd.strict import parse
+from rayd.schema import parse
 from tests.expert_runs import digits_run
 from tests.fleet.grounds import descendants
 
@@ -187,7 +187,7 @@ def test_more_workers_than_items_is_refused(buffer: str, tmp_path: Path) -> None
 
 
 def _plain(buffer: str, out: Path) -> dict[str, object]:
-    from rayd.strict import to_dict
+    from rayd.schema import to_dict
 
     plain = to_dict(digits_run(out))
     plain["buffer"] = buffer

@@ -19,7 +19,7 @@ from rayd.errors import Failed, Refused
 from rayd.export import export
 from rayd.methods import CODECS
 from rayd.run import distil
-from rayd.strict import parse
+from rayd.schema import parse
 from rayd.verify import verify
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -16,8 +16,8 @@ from rayd.foundry import Shop, build_inline
 from rayd.plan import against, keep, plan
 from rayd.plan.sizes import npy_bytes, padded, shard_bytes, weigh
 from rayd.run import distil
+from rayd.schema import parse
 from rayd.store import Store
-from rayd.strict import parse
 from tests.expert_runs import digits_run
 
 CODECS: tuple[dict[str, Any], ...] = (

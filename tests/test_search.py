@@ -14,6 +14,7 @@ import pytest
 from rayd.config import Run
 from rayd.data import Spec
 from rayd.errors import Refused
+from rayd.schema import parse, to_dict
 from rayd.search.asha import Rungs, percentile
 from rayd.search.outcome import conclude, front, grouped, importance, text, winners
 from rayd.search.page import html
@@ -22,7 +23,6 @@ from rayd.search.space import Dial, SearchConfig, experts_for
 from rayd.search.trials import Book, Record, Size, curve_of, search_inline
 from rayd.search.winner import yaml_text
 from rayd.store import Store
-from rayd.strict import parse, to_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = Spec((1, 8, 8), 10)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from rayd.errors import Refused
-from rayd.strict import fingerprint, parse, to_dict
+from rayd.schema import fingerprint, parse, to_dict
 
 
 @dataclass(frozen=True)

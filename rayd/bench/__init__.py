@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rayd.compiler import peak_memory
 from rayd.errors import Failed
+from rayd.machine import peak_memory
 
 BENCHES = ("experts", "unroll", "codecs", "objectives", "evaluate", "buffer", "scaling")
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from rayd.augment import AugmentConfig, Transform
 from rayd.bench import Row, isolated
-from rayd.compiler import settle
 from rayd.data import Images, Spec
 from rayd.expert import ExpertConfig
+from rayd.machine import settle
 from rayd.nets import NetConfig
 from rayd.seeds import generator
 from rayd.sgd import Ground

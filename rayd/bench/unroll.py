@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rayd.augment import AugmentConfig
 from rayd.bench import Row, isolated
-from rayd.compiler import settle
 from rayd.data import Spec
+from rayd.machine import settle
 from rayd.nets import NetConfig
 from rayd.seeds import generator
 from rayd.unroll import Inner, cross_entropy, full_graph, unroll

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayd.compiler import settle
 from rayd.config import MethodConfig, Run
 from rayd.continual.memory import Kept, check, of_task, remember
 from rayd.data import Images
 from rayd.errors import Refused, refuse
 from rayd.evaluate import T975, trained
 from rayd.feed import Source
+from rayd.machine import settle
 from rayd.nets import Net
+from rayd.schema import fingerprint, parse, positive, to_dict
 from rayd.seeds import generator, seed_of
 from rayd.setting import surroundings
 from rayd.store import Store
-from rayd.strict import fingerprint, parse, positive, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)

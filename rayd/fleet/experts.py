@@ -29,15 +29,15 @@ from ray.exceptions import (
 )
 from ray.util.metrics import Counter, Gauge
 
-from rayd.compiler import settle
 from rayd.config import Run
 from rayd.errors import Failed, Refused
 from rayd.expert import Unit
 from rayd.fleet import cluster
 from rayd.fleet.policy import Loss, after_loss, pool_size
 from rayd.foundry import Shop, build_unit, finish, start
+from rayd.machine import settle
 from rayd.progress import Built, Progress
-from rayd.strict import parse, to_dict
+from rayd.schema import parse, to_dict
 
 log = logging.getLogger(__name__)
 

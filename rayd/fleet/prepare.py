@@ -15,7 +15,7 @@ from ray.data import ActorPoolStrategy
 from rayd.config import ScaleConfig
 from rayd.data import DataConfig
 from rayd.prepare import Preparation, Unit, Wrote
-from rayd.strict import parse, to_dict
+from rayd.schema import parse, to_dict
 
 
 class Writer:

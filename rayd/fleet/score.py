@@ -9,13 +9,13 @@ from typing import Any
 
 import ray
 
-from rayd.compiler import settle
 from rayd.config import Run
 from rayd.errors import Failed
 from rayd.evaluate import Score
 from rayd.exam import Ask, Exam, attempt
 from rayd.fleet import cluster
-from rayd.strict import parse, to_dict
+from rayd.machine import settle
+from rayd.schema import parse, to_dict
 
 
 @cache

@@ -24,16 +24,16 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from rayd.compiler import settle
 from rayd.config import Run
 from rayd.errors import Failed, Refused, refuse
 from rayd.fleet import cluster, train
+from rayd.machine import settle
+from rayd.schema import parse, to_dict
 from rayd.search.asha import Halving
 from rayd.search.points import ATTEMPTS, Trial, make
 from rayd.search.space import FAMILY, Dial, Point, SearchConfig
 from rayd.search.trials import Book, Record, advance, curve_of, line, score, seeded
 from rayd.seeds import seed_of
-from rayd.strict import parse, to_dict
 
 log = logging.getLogger(__name__)
 logging.getLogger("ray.tune").setLevel(logging.ERROR)

@@ -23,14 +23,14 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 from ray.util.metrics import Gauge
 from torch import Tensor
 
-from rayd.compiler import ONE_ARENA
 from rayd.config import Run
 from rayd.distill import Step
 from rayd.errors import Failed, Refused
 from rayd.fleet import cluster
+from rayd.machine import ONE_ARENA
 from rayd.run import Place, distil
+from rayd.schema import parse, to_dict
 from rayd.store import Store
-from rayd.strict import parse, to_dict
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from ray.exceptions import RayTaskError
 from rayd.config import Run
 from rayd.errors import Failed, Refused
 from rayd.fleet import cluster
-from rayd.strict import parse, to_dict
+from rayd.schema import parse, to_dict
 
 U = TypeVar("U")
 R = TypeVar("R")

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayd.augment import AugmentConfig
-from rayd.compiler import compiled
 from rayd.errors import refuse
+from rayd.machine import compiled
 from rayd.methods.contract import Codec, Item, Match, Term, World
 from rayd.seeds import generator
 from rayd.unroll import DTYPES

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from rayd.augment import AugmentConfig, Draw
-from rayd.compiler import compiled
 from rayd.errors import refuse
+from rayd.machine import compiled
 from rayd.methods.contract import Codec, Item, Objective, World
 from rayd.seeds import generator, seed_of
 from rayd.unroll import DTYPES

@@ -30,8 +30,8 @@ from torch.func import grad
 
 from rayd.augment import AugmentConfig
 from rayd.budget import Stored
-from rayd.compiler import compiled
 from rayd.errors import refuse
+from rayd.machine import compiled
 from rayd.methods.contract import Codec, Item, Match, Objective, World
 from rayd.seeds import generator, seed_of
 from rayd.unroll import DTYPES

@@ -33,7 +33,7 @@ from rayd.methods.lss import Lss
 from rayd.methods.nsd import Nsd
 from rayd.methods.options import Options
 from rayd.methods.pixel import Pixel
-from rayd.strict import parse, to_dict
+from rayd.schema import parse, to_dict
 
 log = logging.getLogger(__name__)
 

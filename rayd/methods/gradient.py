@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value
 
-from rayd.compiler import compiled
 from rayd.errors import refuse
 from rayd.flat import Flat
+from rayd.machine import compiled
 from rayd.methods.classwise import Batch, Classwise, refuse_untrained_batch_norm
 from rayd.methods.contract import Codec, Item, Match, World
 from rayd.seeds import generator

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayd.compiler import compiled
 from rayd.errors import refuse
+from rayd.machine import compiled
 from rayd.methods.classwise import BLOCK
 from rayd.methods.contract import Codec, Item, Match, Player, Term, World
 from rayd.seeds import generator

@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayd.augment import AugmentConfig
-from rayd.compiler import compiled
 from rayd.errors import refuse
+from rayd.machine import compiled
 from rayd.methods.classwise import Batch, Classwise, Source, refuse_untrained_batch_norm
 from rayd.methods.contract import Codec, Item, Match, Player, World
 from rayd.seeds import generator

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from rayd.buffer import Buffer, BufferWriter
-from rayd.compiler import peak_memory, settle
 from rayd.config import Run
 from rayd.data import Images
 from rayd.distill import identity
@@ -24,11 +23,12 @@ from rayd.errors import Refused
 from rayd.evaluate import WORTH, evaluate
 from rayd.expert import plan_units, train
 from rayd.foundry import Shop, last_matched
+from rayd.machine import peak_memory, settle
 from rayd.methods.contract import Codec
 from rayd.run import default_device
+from rayd.schema import parse, to_dict
 from rayd.seeds import generator
 from rayd.setting import assemble
-from rayd.strict import parse, to_dict
 from rayd.trajectory import Snapshot, Trajectory
 
 STAGES = ("experts", "distill", "evaluate")

@@ -13,9 +13,9 @@ from rayd.budget import Ledger, Stored
 from rayd.config import Run
 from rayd.data import Spec
 from rayd.errors import Refused, refuse
+from rayd.schema import to_dict
 from rayd.search.space import FAMILY, Point, SearchConfig, run_of
 from rayd.seeds import generator
-from rayd.strict import to_dict
 
 ATTEMPTS = 64
 """Draws for one trial before the space is called empty: points that do not fit the budget are drawn again."""

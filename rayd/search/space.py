@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from rayd.config import Run
 from rayd.errors import refuse
+from rayd.schema import parse, positive, read, to_dict
 from rayd.setting import FROM_BUFFER
-from rayd.strict import parse, positive, read, to_dict
 
 Point = dict[str, Any]
 FAMILY = "family"

@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from rayd import load
-from rayd.compiler import settle
 from rayd.config import Run
 from rayd.data import Spec
 from rayd.errors import Failed, Refused
 from rayd.evaluate import evaluate, summary
 from rayd.feed import Source
+from rayd.machine import settle
 from rayd.run import default_device, distil
+from rayd.schema import fingerprint
 from rayd.search.asha import Halving
 from rayd.search.points import Size, Trial, make
 from rayd.search.space import Point, SearchConfig
 from rayd.seeds import seed_of
 from rayd.setting import surroundings
 from rayd.store import Store
-from rayd.strict import fingerprint
 
 FINISHED, STOPPED, FAILED, INFEASIBLE = "finished", "stopped", "failed", "infeasible"
 ENDS = (FINISHED, STOPPED, FAILED, INFEASIBLE)

@@ -12,12 +12,12 @@ from rayd.config import Run
 from rayd.evaluate import Score, evaluate, summary
 from rayd.feed import Source
 from rayd.run import default_device
+from rayd.schema import parse, to_dict
 from rayd.search.space import SearchConfig, run_of
 from rayd.search.trials import Book, Record
 from rayd.seeds import seed_of
 from rayd.setting import surroundings
 from rayd.store import Store
-from rayd.strict import parse, to_dict
 
 
 def method_of(base: Run, config: SearchConfig, record: Record) -> dict[str, Any]:

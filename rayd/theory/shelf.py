@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from rayd.errors import Refused
+from rayd.schema import to_dict
 from rayd.store import Store
-from rayd.strict import to_dict
 from rayd.theory.sweep import Point, TheoryConfig
 
 FREE = ("d", "r", "width", "seeds")
