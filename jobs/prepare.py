@@ -12,7 +12,7 @@ from jobs.compose import Asked, command
 
 
 def own() -> type[Any]:
-    from rayd.prepare import PrepareConfig
+    from rayd.data.prepare import PrepareConfig
 
     return PrepareConfig
 
@@ -41,7 +41,7 @@ def prepared(asked: Asked, to: str, per_shard: int) -> int:
 def _shards(asked: Asked, to: str, per_shard: int) -> Any:
     run = asked.run
     if run.scale.name == "inline":
-        from rayd.prepare import prepare
+        from rayd.data.prepare import prepare
 
         return prepare(run.data, to, per_shard, run.scale.threads)
     from rayd.fleet import cluster

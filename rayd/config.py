@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rayd.budget import Budget
-from rayd.data import DataConfig
+from rayd.data.config import DataConfig
 from rayd.distill import GuardConfig, OptimiserConfig
 from rayd.errors import refuse
 from rayd.evaluate import RecipeConfig

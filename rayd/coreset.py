@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rayd.data import Images
+from rayd.data.images import Images
 from rayd.errors import refuse
 from rayd.seeds import generator
 

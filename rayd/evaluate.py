@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.augment import Transform
-from rayd.data import Spec
+from rayd.data.augment import Transform
+from rayd.data.images import Spec
 from rayd.errors import refuse
 from rayd.feed import Source, batches
 from rayd.machine import can_compile, peak_memory

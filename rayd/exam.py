@@ -30,7 +30,7 @@ import rayd
 from rayd import coreset
 from rayd.artifact import Artifact
 from rayd.config import Run
-from rayd.data import Images, Splits
+from rayd.data.images import Images, Splits
 from rayd.errors import Failed, Refused, refuse
 from rayd.evaluate import Score, evaluate, trained
 from rayd.feed import Source

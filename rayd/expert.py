@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import torch
 
-from rayd.augment import AugmentConfig, Transform
-from rayd.data import Images
+from rayd.data.augment import AugmentConfig, Transform
+from rayd.data.images import Images
 from rayd.errors import Failed, refuse
 from rayd.machine import can_compile
 from rayd.nets import Net

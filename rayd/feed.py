@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.augment import Augment, Draw, Transform
-from rayd.data import Images, Spec
+from rayd.data.augment import Augment, Draw, Transform
+from rayd.data.images import Images, Spec
 from rayd.nets import Net
 from rayd.recipes import RecipeConfig
 from rayd.seeds import generator

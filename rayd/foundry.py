@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from rayd import __version__
-from rayd.augment import Transform
 from rayd.buffer import BufferWriter
 from rayd.config import Run
-from rayd.data import Images, Splits
+from rayd.data.augment import Transform
+from rayd.data.images import Images, Splits
 from rayd.errors import Failed
 from rayd.expert import Diverged, Unit, plan_units, train
 from rayd.machine import peak_memory, settle

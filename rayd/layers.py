@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.data import Spec
+from rayd.data.images import Spec
 from rayd.flat import Flat
 
 EPS = 1e-5

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rayd.data import Spec
+from rayd.data.images import Spec
 from rayd.errors import refuse
 from rayd.layers import Moments, Net, Plan, Scope, Side, halve
 from rayd.zoo import VGG11, AlexNet, ResNet18, ResNet50, ViT

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rayd.augment import AugmentConfig
+from rayd.data.augment import AugmentConfig
 from rayd.errors import refuse
 from rayd.nets import NetConfig
 

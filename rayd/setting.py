@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from rayd import birth
-from rayd.augment import Transform
 from rayd.budget import Ledger, Stored
 from rayd.buffer import Buffer
 from rayd.config import Run
-from rayd.data import Splits
+from rayd.data.augment import Transform
+from rayd.data.images import Splits
 from rayd.distill import Distillation, Reduce
 from rayd.errors import refuse
 from rayd.evaluate import evaluate

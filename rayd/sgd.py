@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from rayd.augment import Augment, Draw, Transform
-from rayd.data import Images
+from rayd.data.augment import Augment, Draw, Transform
+from rayd.data.images import Images
 from rayd.layers import MOMENTUM
 from rayd.machine import compiled
 from rayd.nets import Net

@@ -12,10 +12,10 @@ import torch
 
 import rayd
 from rayd.artifact import Artifact, reader
-from rayd.augment import Transform
 from rayd.birth import preview
 from rayd.budget import Ledger, Stored
 from rayd.config import Run
+from rayd.data.augment import Transform
 from rayd.errors import Refused
 from rayd.evaluate import summary
 from rayd.exam import Ask, Exam

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rayd.augment import Transform
-from rayd.data import Images, Spec
+from rayd.data.augment import Transform
+from rayd.data.images import Images, Spec
 from rayd.errors import Failed, refuse
 from rayd.nets import Net
 from rayd.seeds import generator

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.data import Spec
+from rayd.data.images import Spec
 from rayd.errors import refuse
 from rayd.layers import Net, Plan, Scope, Side, Slot
 

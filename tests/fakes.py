@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rayd.budget import Stored
-from rayd.data import Images, Spec
+from rayd.data.images import Images, Spec
 
 
 class Pixels(nn.Module):

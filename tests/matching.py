@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayd.augment import AugmentConfig
+from rayd.data.augment import AugmentConfig
 from rayd.distill import Distillation, OptimiserConfig, Reduce, identity
 from rayd.methods.ncfm import PsiConfig
 from rayd.seeds import generator

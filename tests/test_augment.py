@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rayd.augment import COLUMNS, AugmentConfig, Draw, Transform
-from rayd.data import DataConfig
+from rayd.data.augment import COLUMNS, AugmentConfig, Draw, Transform
+from rayd.data.config import DataConfig
 from rayd.errors import Refused
 from rayd.seeds import generator
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from rayd.augment import Transform
 from rayd.config import Run
 from rayd.continual import ContinualConfig, Outcome, class_orders, forgetting, live, remember, summary, units
 from rayd.continual.memory import of_task
 from rayd.continual.page import html, text
 from rayd.continual.protocol import keep, open_store
-from rayd.data import Spec
+from rayd.data.augment import Transform
+from rayd.data.images import Spec
 from rayd.errors import Refused
 from rayd.nets import NetConfig
 from rayd.recipes import RecipeConfig

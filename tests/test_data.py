@@ -15,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from rayd.data import DataConfig, Spec, channel_statistics
+from rayd.data.config import DataConfig
+from rayd.data.images import Spec, channel_statistics
+from rayd.data.sources.decode import Shape, decode
 from rayd.errors import Refused
-from rayd.sources.decode import Shape, decode
 
 
 @pytest.fixture(autouse=True)
@@ -182,7 +183,7 @@ def test_tiny_imagenet_with_its_flat_validation_folder(tmp_path: Path) -> None:
 
 
 def test_imagenet_subsets_keep_the_order_of_the_papers(tmp_path: Path) -> None:
-    from rayd.sources.formats import SUBSETS
+    from rayd.data.sources.formats import SUBSETS
 
     assert all(len(set(ids.split())) == 10 for ids in SUBSETS.values())
     for part in ("train", "val"):
@@ -217,7 +218,7 @@ def test_webdataset_tars(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_tars_of_every_kind_are_read_as_tarfile_does(layout: int) -> None:
-    from rayd.sources.tars import members
+    from rayd.data.sources.tars import members
 
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=layout) as tar:

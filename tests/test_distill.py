@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayd.augment import AugmentConfig, Transform
 from rayd.budget import Budget
-from rayd.data import Spec
+from rayd.data.augment import AugmentConfig, Transform
+from rayd.data.images import Spec
 from rayd.distill import Distillation, GuardConfig, OptimiserConfig, Reduce, identity
 from rayd.errors import Failed, Refused
 from rayd.methods.mtt import Mtt

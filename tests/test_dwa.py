@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayd.budget import Budget
-from rayd.data import Spec
+from rayd.data.images import Spec
 from rayd.distill import Distillation, OptimiserConfig, identity
 from rayd.errors import Refused
 from rayd.methods.contract import Item

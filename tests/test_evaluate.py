@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from fakes import Pixels, tiny
 
-from rayd.augment import AugmentConfig, Transform
+from rayd.data.augment import AugmentConfig, Transform
 from rayd.errors import Refused
 from rayd.evaluate import Score, evaluate, factor, summary
 from rayd.feed import Source, batches

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from rayd.augment import Transform
-from rayd.data import DataConfig, Images, Splits
+from rayd.data.augment import Transform
+from rayd.data.config import DataConfig
+from rayd.data.images import Images, Splits
 from rayd.errors import Refused
 from rayd.expert import Diverged, ExpertConfig, plan_units, train
 from rayd.nets import Net, NetConfig

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 
-from rayd.data import Spec
+from rayd.data.images import Spec
 from rayd.errors import Refused
 from rayd.nets import Net, NetConfig
 from rayd.seeds import generator

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.augment import AugmentConfig
 from rayd.budget import Budget
 from rayd.config import MethodConfig
+from rayd.data.augment import AugmentConfig
 from rayd.distill import Distillation, OptimiserConfig, Reduce
 from rayd.errors import Refused
 from rayd.methods import CODECS

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from rayd.data import DataConfig
+from rayd.data.config import DataConfig
+from rayd.data.prepare import Preparation, prepare
 from rayd.errors import Refused
-from rayd.prepare import Preparation, prepare
 
 SMALL: dict[str, Any] = {"name": "generated", "size": 8, "count": 100, "classes": 4}
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rayd.config import Run
-from rayd.data import Spec
+from rayd.data.images import Spec
 from rayd.errors import Refused
 from rayd.schema import parse, to_dict
 from rayd.search.asha import Rungs, percentile

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from rayd.augment import AugmentConfig
 from rayd.budget import Budget
-from rayd.data import Spec
+from rayd.data.augment import AugmentConfig
+from rayd.data.images import Spec
 from rayd.distill import Distillation, OptimiserConfig
 from rayd.errors import Refused
 from rayd.methods.contract import Item, Match, Objective

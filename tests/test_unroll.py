@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.augment import AugmentConfig
-from rayd.data import Spec
+from rayd.data.augment import AugmentConfig
+from rayd.data.images import Spec
 from rayd.nets import NetConfig
 from rayd.seeds import generator
 from rayd.unroll import Inner, cross_entropy, full_graph, unroll

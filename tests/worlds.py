@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayd.augment import Transform
 from rayd.budget import Stored
-from rayd.data import Spec
+from rayd.data.augment import Transform
+from rayd.data.images import Spec
 from rayd.methods.contract import Codec, Player
 from rayd.nets import Net, NetConfig
 from rayd.seeds import generator

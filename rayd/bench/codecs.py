@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from rayd.bench import Row
 from rayd.budget import Budget
-from rayd.data import Spec
+from rayd.data.images import Spec
 from rayd.methods.formation import Formation
 from rayd.methods.haba import Haba
 from rayd.methods.lodc import Lodc

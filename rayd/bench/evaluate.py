@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 
 from rayd.bench import Row
-from rayd.data import DataConfig, Spec
+from rayd.data.config import DataConfig
+from rayd.data.images import Spec
+from rayd.data.transform import Transform
 from rayd.evaluate import Score, evaluate, summary
 from rayd.feed import Source, batches
 from rayd.nets import Net, NetConfig
 from rayd.recipes import RecipeConfig, named
 from rayd.seeds import generator
-from rayd.transform import Transform
 
 NETWORKS = 5
 SPEC = Spec((3, 32, 32), 10)

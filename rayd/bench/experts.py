@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayd.augment import AugmentConfig, Transform
 from rayd.bench import Row, isolated
-from rayd.data import Images, Spec
+from rayd.data.augment import AugmentConfig, Transform
+from rayd.data.images import Images, Spec
 from rayd.expert import ExpertConfig
 from rayd.machine import settle
 from rayd.nets import NetConfig

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayd.augment import Transform
 from rayd.bench import Row, isolated
-from rayd.data import Images
+from rayd.data.augment import Transform
+from rayd.data.images import Images
 from rayd.distill import Distillation, OptimiserConfig
 from rayd.methods.calibrate import Calibrate
 from rayd.methods.classwise import Classwise

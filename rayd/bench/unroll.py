@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.augment import AugmentConfig
 from rayd.bench import Row, isolated
-from rayd.data import Spec
+from rayd.data.augment import AugmentConfig
+from rayd.data.images import Spec
 from rayd.machine import settle
 from rayd.nets import NetConfig
 from rayd.seeds import generator

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from rayd import coreset
-from rayd.augment import Transform
 from rayd.budget import Budget, Ledger, pack, unpack
 from rayd.config import MethodConfig
-from rayd.data import Images, Spec
+from rayd.data.augment import Transform
+from rayd.data.images import Images, Spec
 from rayd.distill import Distillation
 from rayd.errors import refuse
 from rayd.evaluate import trained

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rayd.config import MethodConfig, Run
 from rayd.continual.memory import Kept, check, of_task, remember
-from rayd.data import Images
+from rayd.data.images import Images
 from rayd.errors import Refused, refuse
 from rayd.evaluate import T975, trained
 from rayd.feed import Source

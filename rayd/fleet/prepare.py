@@ -13,8 +13,8 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from rayd.config import ScaleConfig
-from rayd.data import DataConfig
-from rayd.prepare import Preparation, Unit, Wrote
+from rayd.data.config import DataConfig
+from rayd.data.prepare import Preparation, Unit, Wrote
 from rayd.schema import parse, to_dict
 
 
@@ -31,7 +31,7 @@ class Writer:
 
 
 def prepare(config: DataConfig, to: str, per_shard: int, scale: ScaleConfig) -> Iterator[Wrote]:
-    """As rayd.prepare.prepare, in parallel; Ray is up already."""
+    """As rayd.data.prepare.prepare, in parallel; Ray is up already."""
     work = Preparation(config, to, per_shard, scale.threads)
     work.agree()
     pending = work.pending()

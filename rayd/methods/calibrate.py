@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.augment import AugmentConfig
+from rayd.data.augment import AugmentConfig
 from rayd.errors import refuse
 from rayd.machine import compiled
 from rayd.methods.contract import Codec, Item, Match, Term, World

@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rayd.augment import AugmentConfig, Draw
+from rayd.data.augment import AugmentConfig, Draw
 from rayd.errors import refuse
 from rayd.machine import compiled
 from rayd.methods.contract import Codec, Item, Objective, World

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayd.budget import Shape, Stored
-from rayd.data import Spec
+from rayd.data.images import Spec
 from rayd.methods.contract import Codec, Player
 from rayd.methods.options import Options
 from rayd.seeds import generator

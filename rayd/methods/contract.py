@@ -26,9 +26,9 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from rayd.augment import Transform
 from rayd.budget import Budget, Stored
-from rayd.data import Spec
+from rayd.data.augment import Transform
+from rayd.data.images import Spec
 from rayd.nets import Net
 from rayd.trajectory import Segment
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayd.augment import AugmentConfig
+from rayd.data.augment import AugmentConfig
 from rayd.errors import refuse
 from rayd.methods.contract import Codec, Item, Match, Player, Term, World
 from rayd.seeds import generator

@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad
 
-from rayd.augment import AugmentConfig
 from rayd.budget import Stored
+from rayd.data.augment import AugmentConfig
 from rayd.errors import refuse
 from rayd.machine import compiled
 from rayd.methods.contract import Codec, Item, Match, Objective, World

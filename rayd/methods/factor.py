@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from rayd.budget import Shapes
-from rayd.data import Spec
+from rayd.data.images import Spec
 from rayd.methods.codec import Family
 from rayd.methods.options import Options
 

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.augment import Transform
 from rayd.budget import Budget, Shapes, Stored
-from rayd.data import Spec
+from rayd.data.augment import Transform
+from rayd.data.images import Spec
 from rayd.errors import refuse
 from rayd.methods.codec import Family, Take
 from rayd.methods.contract import Codec, Player

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from rayd.budget import Budget, Shapes
-from rayd.data import Spec
+from rayd.data.images import Spec
 from rayd.errors import refuse
 from rayd.methods.codec import Family, Take, normal
 from rayd.methods.options import Options, grown, with_numbers

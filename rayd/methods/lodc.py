@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rayd.budget import Budget, Shapes
-from rayd.data import Spec
+from rayd.data.images import Spec
 from rayd.errors import refuse
 from rayd.methods.codec import Take
 from rayd.methods.factor import Factorised

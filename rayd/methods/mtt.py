@@ -20,8 +20,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from rayd.augment import AugmentConfig
 from rayd.budget import Stored
+from rayd.data.augment import AugmentConfig
 from rayd.errors import Failed, refuse
 from rayd.methods.contract import Codec, Item, Match, Objective, Player, World
 from rayd.seeds import generator, seed_of

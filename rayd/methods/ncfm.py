@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayd.augment import AugmentConfig
+from rayd.data.augment import AugmentConfig
 from rayd.errors import refuse
 from rayd.machine import compiled
 from rayd.methods.classwise import Batch, Classwise, Source, refuse_untrained_batch_norm

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, TypeVar
 import torch
 
 from rayd.budget import Budget, Shapes
-from rayd.data import Spec
+from rayd.data.images import Spec
 from rayd.errors import Refused, refuse
 
 T = TypeVar("T", bound="Options")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rayd.augment import Transform
 from rayd.budget import Budget, Shapes
-from rayd.data import Spec
+from rayd.data.augment import Transform
+from rayd.data.images import Spec
 from rayd.errors import refuse
 from rayd.methods.codec import Family, Take, normal
 from rayd.methods.options import Options, grown

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rayd.config import Run
-from rayd.data import Splits
+from rayd.data.images import Splits
 from rayd.errors import Failed
 from rayd.exam import CONTROLS, FEATURE_STEPS
 from rayd.expert import plan_units

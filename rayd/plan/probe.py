@@ -17,7 +17,7 @@ import torch
 
 from rayd.buffer import Buffer, BufferWriter
 from rayd.config import Run
-from rayd.data import Images
+from rayd.data.images import Images
 from rayd.distill import identity
 from rayd.errors import Refused
 from rayd.evaluate import WORTH, evaluate

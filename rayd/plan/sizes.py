@@ -18,7 +18,7 @@ import torch
 
 from rayd.budget import STEP, Budget, Shape, file_bytes, pack_shape
 from rayd.config import MethodConfig, Run, words
-from rayd.data import Spec
+from rayd.data.images import Spec
 from rayd.expert import ExpertConfig, Unit
 from rayd.shards import DTYPES
 

@@ -11,7 +11,7 @@ import torch
 
 from rayd.budget import Ledger, Stored
 from rayd.config import Run
-from rayd.data import Spec
+from rayd.data.images import Spec
 from rayd.errors import Refused, refuse
 from rayd.schema import to_dict
 from rayd.search.space import FAMILY, Point, SearchConfig, run_of

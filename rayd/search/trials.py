@@ -16,7 +16,7 @@ from typing import Any
 
 from rayd import load
 from rayd.config import Run
-from rayd.data import Spec
+from rayd.data.images import Spec
 from rayd.errors import Failed, Refused
 from rayd.evaluate import evaluate, summary
 from rayd.feed import Source

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rayd.augment import Transform
 from rayd.budget import Stored
-from rayd.data import Spec
+from rayd.data.augment import Transform
+from rayd.data.images import Spec
 from rayd.distill import Distillation, OptimiserConfig
 from rayd.methods.contract import Codec, Item, Match, Objective, Player
 from rayd.methods.gradient import distance, parameter_gradient

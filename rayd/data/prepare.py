@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayd.data import DataConfig, counts, statistics_of
+from rayd.data.config import DataConfig
+from rayd.data.images import counts, statistics_of
+from rayd.data.sources import formats
+from rayd.data.sources.cache import Sink, decoded, too_bad
+from rayd.data.sources.decode import Shape
 from rayd.errors import Failed, refuse
-from rayd.sources import formats
-from rayd.sources.cache import Sink, decoded, too_bad
-from rayd.sources.decode import Shape
 from rayd.store import Store
 
 PLAN, MANIFEST = "plan.json", "manifest.json"

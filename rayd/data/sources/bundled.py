@@ -9,11 +9,11 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 
-from rayd.data import DataConfig
+from rayd.data.config import DataConfig
+from rayd.data.sources.decode import Array
+from rayd.data.sources.listing import Contents, Files, Listing, Numbered, Source, split_test
 from rayd.errors import refuse
 from rayd.seeds import generator
-from rayd.sources.decode import Array
-from rayd.sources.listing import Contents, Files, Listing, Numbered, Source, split_test
 
 
 def need(package: str, extra: str, config: DataConfig) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayd.data import Images, cache_folder
+from rayd.data.images import Images, cache_folder
 from rayd.errors import refuse
 
 Kind = Literal["normalise", "zca", "none"]

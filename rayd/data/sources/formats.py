@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from rayd.data import DataConfig, seeded_order
-from rayd.errors import refuse
-from rayd.sources import bundled
-from rayd.sources.decode import Array
-from rayd.sources.listing import (
+from rayd.data.config import DataConfig
+from rayd.data.images import seeded_order
+from rayd.data.sources import bundled
+from rayd.data.sources.decode import Array
+from rayd.data.sources.listing import (
     Contents,
     Files,
     Format,
@@ -27,9 +27,10 @@ from rayd.sources.listing import (
     label_index,
     split_test,
 )
-from rayd.sources.parquet import Rows
-from rayd.sources.places import Folder, place
-from rayd.sources.tars import webdataset
+from rayd.data.sources.parquet import Rows
+from rayd.data.sources.places import Folder, place
+from rayd.data.sources.tars import webdataset
+from rayd.errors import refuse
 
 SUBSETS = {
     "imagenette": "01440764 02102040 02979186 03000684 03028079 03394916 03417042 03425413 03445777 03888257",

@@ -13,10 +13,10 @@ from typing import Any, BinaryIO, Protocol
 
 import torch
 
-from rayd.data import DataConfig
+from rayd.data.config import DataConfig
+from rayd.data.sources.decode import Payload
 from rayd.errors import refuse
 from rayd.seeds import generator
-from rayd.sources.decode import Payload
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PARTS = {"train": ("train", "training"), "test": ("test", "val", "validation", "valid")}

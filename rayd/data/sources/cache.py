@@ -18,10 +18,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from rayd.data import DataConfig, Images, cache_folder, counts, statistics_of
+from rayd.data.config import DataConfig
+from rayd.data.images import Images, cache_folder, counts, statistics_of
+from rayd.data.sources.decode import Array, Shape, decode_all
+from rayd.data.sources.listing import Contents, Listing, Source
 from rayd.errors import refuse
-from rayd.sources.decode import Array, Shape, decode_all
-from rayd.sources.listing import Contents, Listing, Source
 
 VERSION = 1
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from rayd.data import DataConfig, Images
+from rayd.data.config import DataConfig
+from rayd.data.images import Images
 
 
 def load(config: DataConfig) -> dict[str, Images]:
     """The dataset's parts out of the cache, decoded into it if need be."""
-    from rayd.sources import cache, formats
+    from rayd.data.sources import cache, formats
 
     return cache.images(config, formats.find(config))

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rayd.data.sources.listing import Files
 from rayd.errors import refuse
-from rayd.sources.listing import Files
 
 AHEAD = 2**20
 """Bytes fetched at a time from behind a URI: a tar's headers lie close together."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rayd.data import DataConfig
+from rayd.data.config import DataConfig
+from rayd.data.sources.listing import Contents, Files, Listing, Source, choose, label_index, split_test
 from rayd.errors import refuse
-from rayd.sources.listing import Contents, Files, Listing, Source, choose, label_index, split_test
 
 PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff", "img", "image"}
 LABELS = {"cls", "json", "label"}

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rayd.data.transform import Transform
 from rayd.errors import refuse
-from rayd.transform import Transform
 
 __all__ = ["Augment", "AugmentConfig", "Draw", "Transform"]
 
