@@ -21,7 +21,7 @@ from rayd.errors import refuse
 from rayd.evaluate import RecipeConfig
 from rayd.expert import ExpertConfig
 from rayd.methods import CODECS, OBJECTIVES, TERMS
-from rayd.nets import NetConfig
+from rayd.nets.convnet import NetConfig
 from rayd.schema import DERIVED, at, fields_of, fingerprint, parse, positive, read, to_dict, value
 from rayd.store import within
 

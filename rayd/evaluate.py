@@ -26,7 +26,7 @@ from rayd.data.images import Spec
 from rayd.errors import refuse
 from rayd.feed import Source, batches
 from rayd.machine import can_compile, peak_memory
-from rayd.nets import Net
+from rayd.nets.convnet import Net
 from rayd.recipes import RecipeConfig as RecipeConfig
 from rayd.seeds import generator
 

@@ -34,7 +34,7 @@ from rayd.data.images import Images, Splits
 from rayd.errors import Failed, Refused, refuse
 from rayd.evaluate import Score, evaluate, trained
 from rayd.feed import Source
-from rayd.nets import Net
+from rayd.nets.convnet import Net
 from rayd.seeds import seed_of
 from rayd.setting import assemble
 

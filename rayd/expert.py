@@ -21,7 +21,7 @@ from rayd.data.augment import AugmentConfig, Transform
 from rayd.data.images import Images
 from rayd.errors import Failed, refuse
 from rayd.machine import can_compile
-from rayd.nets import Net
+from rayd.nets.convnet import Net
 from rayd.schema import positive
 from rayd.seeds import generator, seed_of
 from rayd.sgd import Ground

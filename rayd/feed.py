@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rayd.data.augment import Augment, Draw, Transform
 from rayd.data.images import Images, Spec
-from rayd.nets import Net
+from rayd.nets.convnet import Net
 from rayd.recipes import RecipeConfig
 from rayd.seeds import generator
 

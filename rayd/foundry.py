@@ -22,7 +22,7 @@ from rayd.data.images import Images, Splits
 from rayd.errors import Failed
 from rayd.expert import Diverged, Unit, plan_units, train
 from rayd.machine import peak_memory, settle
-from rayd.nets import Net
+from rayd.nets.convnet import Net
 from rayd.progress import Built, Progress, size_text
 from rayd.sgd import chunk_of
 from rayd.shards import Commit

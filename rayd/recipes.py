@@ -12,7 +12,7 @@ from typing import Literal
 
 from rayd.data.augment import AugmentConfig
 from rayd.errors import refuse
-from rayd.nets import NetConfig
+from rayd.nets.convnet import NetConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from rayd.errors import refuse
 from rayd.evaluate import evaluate
 from rayd.foundry import buffer_identity
 from rayd.methods.contract import Codec, Objective, Term
-from rayd.nets import Net
+from rayd.nets.convnet import Net
 from rayd.schema import to_dict
 from rayd.seeds import generator, seed_of
 from rayd.store import Store

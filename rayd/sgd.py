@@ -19,9 +19,9 @@ from torch.func import grad_and_value, vmap
 
 from rayd.data.augment import Augment, Draw, Transform
 from rayd.data.images import Images
-from rayd.layers import MOMENTUM
 from rayd.machine import compiled
-from rayd.nets import Net
+from rayd.nets.convnet import Net
+from rayd.nets.layers import MOMENTUM
 from rayd.seeds import generator
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from rayd.data.augment import Transform
 from rayd.errors import Refused
 from rayd.evaluate import summary
 from rayd.exam import Ask, Exam
-from rayd.nets import NetConfig
+from rayd.nets.convnet import NetConfig
 from rayd.recipes import RecipeConfig
 from rayd.schema import parse
 from rayd.store import Store

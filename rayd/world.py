@@ -12,7 +12,7 @@ from torch import Tensor
 from rayd.data.augment import Transform
 from rayd.data.images import Images, Spec
 from rayd.errors import Failed, refuse
-from rayd.nets import Net
+from rayd.nets.convnet import Net
 from rayd.seeds import generator
 from rayd.trajectory import Segment
 

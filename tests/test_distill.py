@@ -15,7 +15,7 @@ from rayd.distill import Distillation, GuardConfig, OptimiserConfig, Reduce, ide
 from rayd.errors import Failed, Refused
 from rayd.methods.mtt import Mtt
 from rayd.methods.pixel import Pixel
-from rayd.nets import Net, NetConfig
+from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import generator
 from rayd.trajectory import Segment
 from tests.workers import run_workers

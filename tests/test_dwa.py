@@ -20,7 +20,7 @@ from rayd.errors import Refused
 from rayd.methods.contract import Item
 from rayd.methods.dwa import Dwa, class_runs
 from rayd.methods.pixel import Pixel
-from rayd.nets import NetConfig
+from rayd.nets.convnet import NetConfig
 from tests.fleet.grounds import descendants, until
 from tests.workers import run_workers
 from tests.worlds import TinyPixels, TinyWorld

@@ -13,7 +13,7 @@ from rayd.data.augment import AugmentConfig, Transform
 from rayd.errors import Refused
 from rayd.evaluate import Score, evaluate, factor, summary
 from rayd.feed import Source, batches
-from rayd.nets import NetConfig
+from rayd.nets.convnet import NetConfig
 from rayd.recipes import RECIPES, RecipeConfig, named
 from rayd.schema import parse, to_dict
 from rayd.seeds import generator

@@ -11,7 +11,7 @@ from rayd.data.config import DataConfig
 from rayd.data.images import Images, Splits
 from rayd.errors import Refused
 from rayd.expert import Diverged, ExpertConfig, plan_units, train
-from rayd.nets import Net, NetConfig
+from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import generator
 from rayd.sgd import Ground, chunk_of, loss_gradient
 from rayd.trajectory import Snapshot

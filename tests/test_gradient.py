@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.flat import Flat
 from rayd.methods.gradient import Gradient, distance, parameter_gradient
+from rayd.nets.flat import Flat
 from rayd.seeds import generator
 from tests.matching import QUIET, distillation, random
 from tests.worlds import TinyPixels, TinyWorld

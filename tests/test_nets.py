@@ -10,7 +10,7 @@ from torch.func import grad, vmap
 
 from rayd.data.images import Spec
 from rayd.errors import Refused
-from rayd.nets import Net, NetConfig
+from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import generator
 
 ALL = ("convnet", "resnet18", "resnet50", "vgg11", "alexnet", "vit")

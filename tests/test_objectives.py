@@ -23,7 +23,7 @@ from rayd.methods.distribution import Distribution
 from rayd.methods.gradient import Gradient
 from rayd.methods.mim4dd import Mim4dd
 from rayd.methods.ncfm import Ncfm, PsiConfig
-from rayd.nets import NetConfig
+from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
 from tests.matching import PSI, QUIET, distillation, pixels
 from tests.workers import run_workers

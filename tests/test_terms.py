@@ -18,7 +18,7 @@ from rayd.methods.guidance import Guidance
 from rayd.methods.haba import Haba
 from rayd.methods.nsd import Nsd
 from rayd.methods.pixel import Pixel
-from rayd.nets import Net, NetConfig
+from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import seed_of
 
 SPEC = Spec((3, 16, 16), 3)

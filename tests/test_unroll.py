@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rayd.data.augment import AugmentConfig
 from rayd.data.images import Spec
-from rayd.nets import NetConfig
+from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
 from rayd.unroll import Inner, cross_entropy, full_graph, unroll
 

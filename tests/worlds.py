@@ -13,7 +13,7 @@ from rayd.budget import Stored
 from rayd.data.augment import Transform
 from rayd.data.images import Spec
 from rayd.methods.contract import Codec, Player
-from rayd.nets import Net, NetConfig
+from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import generator
 from rayd.trajectory import Segment
 

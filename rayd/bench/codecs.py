@@ -24,7 +24,7 @@ from rayd.methods.lodc import Lodc
 from rayd.methods.lss import Lss
 from rayd.methods.nsd import Nsd
 from rayd.methods.pixel import Pixel
-from rayd.nets import NetConfig
+from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
 
 CODECS: dict[str, Any] = {

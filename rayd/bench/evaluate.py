@@ -23,7 +23,7 @@ from rayd.data.images import Spec
 from rayd.data.transform import Transform
 from rayd.evaluate import Score, evaluate, summary
 from rayd.feed import Source, batches
-from rayd.nets import Net, NetConfig
+from rayd.nets.convnet import Net, NetConfig
 from rayd.recipes import RecipeConfig, named
 from rayd.seeds import generator
 

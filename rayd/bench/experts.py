@@ -21,7 +21,7 @@ from rayd.data.augment import AugmentConfig, Transform
 from rayd.data.images import Images, Spec
 from rayd.expert import ExpertConfig
 from rayd.machine import settle
-from rayd.nets import NetConfig
+from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
 from rayd.sgd import Ground
 

@@ -14,7 +14,7 @@ from rayd.bench import Row, isolated
 from rayd.data.augment import AugmentConfig
 from rayd.data.images import Spec
 from rayd.machine import settle
-from rayd.nets import NetConfig
+from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
 from rayd.unroll import Inner, cross_entropy, full_graph, unroll
 

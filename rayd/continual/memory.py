@@ -22,7 +22,7 @@ from rayd.errors import refuse
 from rayd.evaluate import trained
 from rayd.feed import Source
 from rayd.methods.contract import Codec
-from rayd.nets import Net, NetConfig
+from rayd.nets.convnet import Net, NetConfig
 from rayd.recipes import RecipeConfig
 from rayd.seeds import generator, seed_of
 from rayd.world import Resident

@@ -18,7 +18,7 @@ from rayd.errors import Refused, refuse
 from rayd.evaluate import T975, trained
 from rayd.feed import Source
 from rayd.machine import settle
-from rayd.nets import Net
+from rayd.nets.convnet import Net
 from rayd.schema import fingerprint, parse, positive, to_dict
 from rayd.seeds import generator, seed_of
 from rayd.setting import surroundings

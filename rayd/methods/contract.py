@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from rayd.budget import Budget, Stored
 from rayd.data.augment import Transform
 from rayd.data.images import Spec
-from rayd.nets import Net
+from rayd.nets.convnet import Net
 from rayd.trajectory import Segment
 
 

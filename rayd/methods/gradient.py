@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.func import grad, grad_and_value
 
 from rayd.errors import refuse
-from rayd.flat import Flat
 from rayd.machine import compiled
 from rayd.methods.classwise import Batch, Classwise, refuse_untrained_batch_norm
 from rayd.methods.contract import Codec, Item, Match, World
+from rayd.nets.flat import Flat
 from rayd.seeds import generator
 from rayd.unroll import Loss, cross_entropy
 

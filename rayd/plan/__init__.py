@@ -21,7 +21,7 @@ from rayd.errors import Failed
 from rayd.exam import CONTROLS, FEATURE_STEPS
 from rayd.expert import plan_units
 from rayd.foundry import last_matched
-from rayd.nets import Net
+from rayd.nets.convnet import Net
 from rayd.plan.probe import STAGES, request
 from rayd.plan.sizes import Weight, row_bytes, shard_bytes, weigh
 from rayd.progress import size_text

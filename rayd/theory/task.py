@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayd.errors import refuse
-from rayd.flat import Flat
+from rayd.nets.flat import Flat
 from rayd.seeds import generator
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "relu": torch.relu}

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayd.data.images import Spec
-from rayd.flat import Flat
+from rayd.nets.flat import Flat
 
 EPS = 1e-5
 MOMENTUM = 0.1

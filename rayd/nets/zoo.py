@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rayd.data.images import Spec
 from rayd.errors import refuse
-from rayd.layers import Net, Plan, Scope, Side, Slot
+from rayd.nets.layers import Net, Plan, Scope, Side, Slot
 
 SMALLEST = 28
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from rayd.data.images import Spec
 from rayd.errors import refuse
-from rayd.layers import Moments, Net, Plan, Scope, Side, halve
-from rayd.zoo import VGG11, AlexNet, ResNet18, ResNet50, ViT
+from rayd.nets.layers import Moments, Net, Plan, Scope, Side, halve
+from rayd.nets.zoo import VGG11, AlexNet, ResNet18, ResNet50, ViT
 
 __all__ = ["ConvNet", "Moments", "Net", "NetConfig"]
 
