@@ -29,8 +29,8 @@ def act(asked: Asked) -> int:
 
 
 def check(at: str) -> int:
-    from rayd.buffer import verify
     from rayd.errors import Failed
+    from rayd.experts.buffer import verify
 
     faults = verify(at)
     if faults:

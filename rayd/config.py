@@ -19,7 +19,7 @@ from rayd.data.config import DataConfig
 from rayd.distill import GuardConfig, OptimiserConfig
 from rayd.errors import refuse
 from rayd.evaluate import RecipeConfig
-from rayd.expert import ExpertConfig
+from rayd.experts.config import ExpertConfig
 from rayd.methods import CODECS, OBJECTIVES, TERMS
 from rayd.nets.convnet import NetConfig
 from rayd.schema import DERIVED, at, fields_of, fingerprint, parse, positive, read, to_dict, value

@@ -15,19 +15,20 @@ from typing import Any
 import torch
 
 from rayd import __version__
-from rayd.buffer import BufferWriter
 from rayd.config import Run
 from rayd.data.augment import Transform
 from rayd.data.images import Images, Splits
 from rayd.errors import Failed
-from rayd.expert import Diverged, Unit, plan_units, train
+from rayd.experts.buffer import BufferWriter
+from rayd.experts.config import Unit, plan_units
+from rayd.experts.shards import Commit
+from rayd.experts.step import chunk_of
+from rayd.experts.train import Diverged, train
+from rayd.experts.trajectory import Snapshot, Trajectory
 from rayd.machine import peak_memory, settle
 from rayd.nets.convnet import Net
 from rayd.progress import Built, Progress, size_text
-from rayd.sgd import chunk_of
-from rayd.shards import Commit
 from rayd.store import Store
-from rayd.trajectory import Snapshot, Trajectory
 
 log = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from rayd import birth
 from rayd.budget import Ledger, Stored
-from rayd.buffer import Buffer
 from rayd.config import Run
 from rayd.data.augment import Transform
 from rayd.data.images import Splits
 from rayd.distill import Distillation, Reduce
 from rayd.errors import refuse
 from rayd.evaluate import evaluate
+from rayd.experts.buffer import Buffer
 from rayd.foundry import buffer_identity
 from rayd.methods.contract import Codec, Objective, Term
 from rayd.nets.convnet import Net

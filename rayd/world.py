@@ -12,9 +12,9 @@ from torch import Tensor
 from rayd.data.augment import Transform
 from rayd.data.images import Images, Spec
 from rayd.errors import Failed, refuse
+from rayd.experts.trajectory import Segment
 from rayd.nets.convnet import Net
 from rayd.seeds import generator
-from rayd.trajectory import Segment
 
 
 class Rows(Protocol):

@@ -17,12 +17,12 @@ from test_store import file_size_limit
 
 from rayd.bench import isolated
 from rayd.bench.buffer import fill
-from rayd.buffer import Buffer, BufferWriter, verify
 from rayd.errors import Failed, Refused
+from rayd.experts.buffer import Buffer, BufferWriter, verify
+from rayd.experts.shards import MANIFEST
+from rayd.experts.trajectory import Trajectory
 from rayd.seeds import generator
-from rayd.shards import MANIFEST
 from rayd.store import Store
-from rayd.trajectory import Trajectory
 
 P, S = 1000, 4
 FINGERPRINT: dict[str, Any] = {"data": {"name": "digits"}, "expert": {"lr": 0.01}, "plan": {"seed": 0}}

@@ -15,7 +15,7 @@ import pytest
 from expert_runs import digits_run, hashes
 from loopback import s3_server
 
-from rayd.buffer import verify
+from rayd.experts.buffer import verify
 from rayd.foundry import Shop, build_inline
 from rayd.store import Store
 

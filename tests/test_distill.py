@@ -13,11 +13,11 @@ from rayd.data.augment import AugmentConfig, Transform
 from rayd.data.images import Spec
 from rayd.distill import Distillation, GuardConfig, OptimiserConfig, Reduce, identity
 from rayd.errors import Failed, Refused
+from rayd.experts.trajectory import Segment
 from rayd.methods.mtt import Mtt
 from rayd.methods.pixel import Pixel
 from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import generator
-from rayd.trajectory import Segment
 from tests.workers import run_workers
 
 SPEC = Spec((3, 8, 8), 3)

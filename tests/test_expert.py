@@ -10,11 +10,12 @@ from rayd.data.augment import Transform
 from rayd.data.config import DataConfig
 from rayd.data.images import Images, Splits
 from rayd.errors import Refused
-from rayd.expert import Diverged, ExpertConfig, plan_units, train
+from rayd.experts.config import ExpertConfig, plan_units
+from rayd.experts.step import Ground, chunk_of, loss_gradient
+from rayd.experts.train import Diverged, train
+from rayd.experts.trajectory import Snapshot
 from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import generator
-from rayd.sgd import Ground, chunk_of, loss_gradient
-from rayd.trajectory import Snapshot
 
 PLAIN: dict[str, Any] = {"lr": 0.05, "batch": 64, "precision": "fp32", "compiled": False}
 
@@ -143,7 +144,7 @@ def test_chunks_divide_the_batch_and_change_nothing(
 ) -> None:
     net = net_of(digits)
     whole = run(digits, few, net, [1])
-    monkeypatch.setattr("rayd.sgd.NEAR_FLOATS", 16 * 8 * 8 * 8)
+    monkeypatch.setattr("rayd.experts.step.NEAR_FLOATS", 16 * 8 * 8 * 8)
     config = ExpertConfig(**PLAIN)
     assert chunk_of(config, net, "cpu") == 16 and chunk_of(config, net_of(digits, "batch"), "cpu") == 64
     parts = run(digits, few, net, [1])

@@ -14,8 +14,8 @@ import pytest
 from expert_runs import digits_run, hashes
 from loopback import s3_server
 
-from rayd.buffer import verify
 from rayd.errors import Failed, Refused
+from rayd.experts.buffer import verify
 from rayd.fleet.policy import Loss, after_loss, capacity, copies, pool_size, shortfall
 from rayd.foundry import Shop, build_inline
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from expert_runs import digits_run, hashes
 
-from rayd.buffer import Buffer
 from rayd.config import Run
 from rayd.errors import Failed, Refused
+from rayd.experts.buffer import Buffer
 from rayd.foundry import Shop, buffer_identity, build_inline
 from rayd.progress import Progress
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rayd.config import Run
-from rayd.expert import plan_units
+from rayd.experts.config import plan_units
 from rayd.foundry import Shop, build_inline
 from rayd.plan import against, keep, plan
 from rayd.plan.sizes import npy_bytes, padded, shard_bytes, weigh
@@ -98,7 +98,7 @@ def test_what_is_uncertain_is_said(tmp_path: Path) -> None:
 
 def test_sizes_of_the_papers() -> None:
     """DATM's buffer on CIFAR-100: 100 ConvNet-3 of 100 epochs, 5 a shard, of which a window of 72 can be matched."""
-    from rayd.expert import ExpertConfig
+    from rayd.experts.config import ExpertConfig
 
     config = ExpertConfig(epochs=100)
     units = plan_units(config, 0, 71)

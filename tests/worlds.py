@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from rayd.budget import Stored
 from rayd.data.augment import Transform
 from rayd.data.images import Spec
+from rayd.experts.trajectory import Segment
 from rayd.methods.contract import Codec, Player
 from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import generator
-from rayd.trajectory import Segment
 
 CPU = torch.device("cpu")
 

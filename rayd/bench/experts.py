@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from rayd.bench import Row, isolated
 from rayd.data.augment import AugmentConfig, Transform
 from rayd.data.images import Images, Spec
-from rayd.expert import ExpertConfig
+from rayd.experts.config import ExpertConfig
+from rayd.experts.step import Ground
 from rayd.machine import settle
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
-from rayd.sgd import Ground
 
 BATCH, SIDE, CLASSES = 256, 32, 10
 SIZES: dict[str, list[dict[str, Any]]] = {

@@ -31,7 +31,7 @@ from ray.util.metrics import Counter, Gauge
 
 from rayd.config import Run
 from rayd.errors import Failed, Refused
-from rayd.expert import Unit
+from rayd.experts.config import Unit
 from rayd.fleet import cluster
 from rayd.fleet.policy import Loss, after_loss, pool_size
 from rayd.foundry import Shop, build_unit, finish, start
@@ -162,7 +162,7 @@ class Fleet:
     def _greet(self, hand: Hand, answer: Mapping[str, Any]) -> None:
         cluster.same_versions(answer["versions"], f"{hand.name} on {answer['host']}")
         if answer["fingerprint"] != self.shop.writer.fingerprint:
-            from rayd.shards import differences
+            from rayd.experts.shards import differences
 
             found = differences(answer["fingerprint"], self.shop.writer.fingerprint)
             raise Refused(

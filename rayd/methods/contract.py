@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from rayd.budget import Budget, Stored
 from rayd.data.augment import Transform
 from rayd.data.images import Spec
+from rayd.experts.trajectory import Segment
 from rayd.nets.convnet import Net
-from rayd.trajectory import Segment
 
 
 @dataclass(frozen=True)

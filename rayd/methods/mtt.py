@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from rayd.budget import Stored
 from rayd.data.augment import AugmentConfig
 from rayd.errors import Failed, refuse
+from rayd.experts.trajectory import Segment
 from rayd.methods.contract import Codec, Item, Match, Objective, Player, World
 from rayd.seeds import generator, seed_of
-from rayd.trajectory import Segment
 from rayd.unroll import Inner, cross_entropy, unroll
 
 

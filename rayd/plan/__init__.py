@@ -19,7 +19,7 @@ from rayd.config import Run
 from rayd.data.images import Splits
 from rayd.errors import Failed
 from rayd.exam import CONTROLS, FEATURE_STEPS
-from rayd.expert import plan_units
+from rayd.experts.config import plan_units
 from rayd.foundry import last_matched
 from rayd.nets.convnet import Net
 from rayd.plan.probe import STAGES, request

@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 
-from rayd.buffer import Buffer, BufferWriter
 from rayd.config import Run
 from rayd.data.images import Images
 from rayd.distill import identity
 from rayd.errors import Refused
 from rayd.evaluate import WORTH, evaluate
-from rayd.expert import plan_units, train
+from rayd.experts.buffer import Buffer, BufferWriter
+from rayd.experts.config import plan_units
+from rayd.experts.train import train
+from rayd.experts.trajectory import Snapshot, Trajectory
 from rayd.foundry import Shop, last_matched
 from rayd.machine import peak_memory, settle
 from rayd.methods.contract import Codec
@@ -29,7 +31,6 @@ from rayd.run import default_device
 from rayd.schema import parse, to_dict
 from rayd.seeds import generator
 from rayd.setting import assemble
-from rayd.trajectory import Snapshot, Trajectory
 
 STAGES = ("experts", "distill", "evaluate")
 BATCHES = 8

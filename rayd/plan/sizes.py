@@ -19,8 +19,8 @@ import torch
 from rayd.budget import STEP, Budget, Shape, file_bytes, pack_shape
 from rayd.config import MethodConfig, Run, words
 from rayd.data.images import Spec
-from rayd.expert import ExpertConfig, Unit
-from rayd.shards import DTYPES
+from rayd.experts.config import ExpertConfig, Unit
+from rayd.experts.shards import DTYPES
 
 BLOCK, RECORD = 512, 10240
 SHORTEST, LONGEST = 0.5, 1.2345678901234567e-05

@@ -25,7 +25,7 @@ from torch import Tensor
 import rayd
 from jobs import distill, evaluate, experts
 from jobs.compose import Nothing, command
-from rayd.buffer import Buffer
+from rayd.experts.buffer import Buffer
 
 SMALL = (
     "data=digits", "net=convnet_digits", "net.depth=1", "net.width=2", "budget.ipc=1.2", "method.compiled=false",

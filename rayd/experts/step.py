@@ -25,7 +25,7 @@ from rayd.nets.layers import MOMENTUM
 from rayd.seeds import generator
 
 if TYPE_CHECKING:
-    from rayd.expert import ExpertConfig
+    from rayd.experts.config import ExpertConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TINY = 1e-12

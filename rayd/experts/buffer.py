@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from rayd.errors import Failed, Refused, refuse
-from rayd.shards import (
+from rayd.experts.index import read_index, write_manifest
+from rayd.experts.shards import (
     DTYPES,
     FORMAT,
     HEAD,
@@ -27,14 +28,12 @@ from rayd.shards import (
     differences,
     read_commits,
     read_head,
-    read_index,
     refuse_other,
     refuse_unmarked,
     remedy,
-    write_manifest,
 )
+from rayd.experts.trajectory import Segment
 from rayd.store import Store
-from rayd.trajectory import Segment
 
 __all__ = ["Buffer", "BufferWriter", "differences", "verify"]
 

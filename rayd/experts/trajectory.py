@@ -61,3 +61,8 @@ class Trajectory:
     def segment(self, first: int, last: int) -> Segment:
         start_P, end_P = (self.thetas_SP[self.epochs.index(epoch)] for epoch in (first, last))
         return Segment(start_P, end_P, self.expert, first, last)
+
+
+def key_of(expert: int) -> str:
+    """The WebDataset key of an expert; of fixed width, so that names sort as numbers do."""
+    return f"expert-{expert:06d}"

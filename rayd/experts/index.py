@@ -1,0 +1,107 @@
+"""The manifest of a buffer: one row for every stored snapshot, derived from the shards' markers."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rayd.experts.shards import DTYPES, MANIFEST, Commit, read_commits
+from rayd.store import Store
+
+COLUMNS = ("expert", "epoch", "offset", "bytes")
+BATCH = 4096
+
+
+def manifest_of(store: Store, commits: list[Commit]) -> Any:
+    """One row per snapshot, sorted by expert and epoch; the files it describes are named in its metadata."""
+    import pyarrow as pa
+
+    rows = [
+        (
+            row["expert"],
+            epoch,
+            commit.tar,
+            row["offset"] + i * row["row_bytes"],
+            row["row_bytes"],
+            row["dtype"],
+            bytes.fromhex(row["sha256"][i]),
+            (row["val_accuracy"] or {i: None})[i],
+        )
+        for commit in commits
+        for row in commit.marker["experts"]
+        for i, epoch in enumerate(row["epochs"])
+    ]
+    rows.sort(key=lambda row: row[:2])
+    kinds = (pa.int32(), pa.int32(), pa.string(), pa.int64(), pa.int64(), pa.string(), pa.binary(32), pa.float32())
+    names = ("expert", "epoch", "shard", "offset", "bytes", "dtype", "sha256", "val_accuracy")
+    arrays = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(kinds)]
+    sizes = {commit.tar: commit.bytes for commit in commits} | {
+        f"{commit.name}.json": store.size(f"{commit.name}.json") for commit in commits
+    }
+    return pa.table(arrays, names=names).replace_schema_metadata({"rayd.sizes": json.dumps(sizes, sort_keys=True)})
+
+
+def write_manifest(store: Store, commits: list[Commit]) -> None:
+    import pyarrow.parquet as pq
+
+    out = io.BytesIO()
+    pq.write_table(manifest_of(store, commits), out)
+    store.write(MANIFEST, out.getvalue())
+
+
+@dataclass(frozen=True)
+class Index:
+    """The manifest as plain arrays, one entry a row of the buffer, sorted by expert and epoch."""
+
+    expert: np.ndarray[Any, Any]
+    epoch: np.ndarray[Any, Any]
+    shard: np.ndarray[Any, Any]
+    """Place of the row's tar in `shards`."""
+    offset: np.ndarray[Any, Any]
+    bytes: np.ndarray[Any, Any]
+    sha256: np.ndarray[Any, Any]
+    shards: list[str]
+    dtype: np.dtype[Any]
+
+
+def read_index(store: Store, sizes: Mapping[str, int]) -> Index:
+    """Out of the stored manifest, or out of the markers where that does not describe the shards that are there.
+
+    In small batches and one thread: the memory of a reader must not follow the number of experts.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    here = {name: size for name, size in sizes.items() if not name.endswith(".failed.json")}
+    if store.exists(MANIFEST):
+        with pq.ParquetFile(io.BytesIO(store.read(MANIFEST)), pre_buffer=False) as file:
+            told = json.loads((file.schema_arrow.metadata or {}).get(b"rayd.sizes", b"{}"))
+            if told == here:
+                return _gather(file.iter_batches(BATCH, use_threads=False))
+    index = _gather(manifest_of(store, read_commits(store, sizes)).to_batches(BATCH))
+    pa.default_memory_pool().release_unused()
+    return index
+
+
+def _gather(batches: Iterable[Any]) -> Index:
+    """Record batches as arrays; checksums as bytes, not as an object each."""
+    names: dict[str, int] = {}
+    parts: dict[str, list[np.ndarray[Any, Any]]] = {name: [np.empty(0, np.int64)] for name in (*COLUMNS, "shard")}
+    checksums = [np.empty((0, 32), np.uint8)]
+    dtype = DTYPES["fp32"]
+    for batch in batches:
+        for name in COLUMNS:
+            parts[name].append(batch[name].to_numpy().astype(np.int64))
+        shards = batch["shard"].dictionary_encode()
+        places = np.array([names.setdefault(name, len(names)) for name in shards.dictionary.to_pylist()], np.int64)
+        parts["shard"].append(places[shards.indices.to_numpy()])
+        raw = np.frombuffer(batch["sha256"].buffers()[1], np.uint8)[batch["sha256"].offset * 32 :]
+        checksums.append(raw[: len(batch) * 32].reshape(-1, 32).copy())
+        dtype = np.dtype(batch["dtype"][0].as_py()) if len(batch) else dtype
+    arrays = {name: np.concatenate(found) for name, found in parts.items()}
+    return Index(**arrays, sha256=np.concatenate(checksums), shards=list(names), dtype=dtype)
