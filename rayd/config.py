@@ -18,7 +18,7 @@ from rayd.budget import Budget
 from rayd.data.config import DataConfig
 from rayd.distill import GuardConfig, OptimiserConfig
 from rayd.errors import refuse
-from rayd.evaluate import RecipeConfig
+from rayd.evaluate.score import RecipeConfig
 from rayd.experts.config import ExpertConfig
 from rayd.methods import CODECS, OBJECTIVES, TERMS
 from rayd.nets.convnet import NetConfig

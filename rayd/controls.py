@@ -15,13 +15,14 @@ from statistics import fmean
 from typing import Any
 
 import rayd
-from rayd import robust
 from rayd.artifact import Artifact, reader
 from rayd.birth import amend
 from rayd.config import Run
-from rayd.evaluate import T975, Score, check, summary
+from rayd.evaluate import dd_ranking
+from rayd.evaluate.score import Score, check
 from rayd.exam import CONTROLS, Ask, Exam, asks_of, inline
 from rayd.schema import fingerprint, to_dict
+from rayd.stats import T975, summary
 from rayd.store import Store
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def table(run: Run, artifact: Artifact, answers: Answers, whole: int) -> dict[st
         rows.append({**who, **how, **summary(given)})
     first = [row for row in rows if row["net"] == nets[0]]
     own = artifact.card["ledger"]
-    robust_scores = robust.of({row["set"]: row["mean"] for row in first})
+    robust_scores = dd_ranking.of({row["set"]: row["mean"] for row in first})
     about = {"robust": robust_scores, "protocol": protocol, "recipe": to_dict(run.recipe), "nets": nets}
     size = {"floats": own["floats"], "bytes": own["bytes"], "classes": len(artifact.classes)}
     return {"rows": rows, "skipped": skipped, "verdict": verdict(first), **about, **size}

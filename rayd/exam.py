@@ -27,13 +27,13 @@ import torch
 from torch import Tensor
 
 import rayd
-from rayd import coreset
 from rayd.artifact import Artifact
 from rayd.config import Run
 from rayd.data.images import Images, Splits
 from rayd.errors import Failed, Refused, refuse
-from rayd.evaluate import Score, evaluate, trained
-from rayd.feed import Source
+from rayd.evaluate import coreset
+from rayd.evaluate.batches import Source
+from rayd.evaluate.score import Score, evaluate, trained
 from rayd.nets.convnet import Net
 from rayd.seeds import seed_of
 from rayd.setting import assemble

@@ -17,7 +17,7 @@ from rayd.data.augment import Transform
 from rayd.data.images import Splits
 from rayd.distill import Distillation, Reduce
 from rayd.errors import refuse
-from rayd.evaluate import evaluate
+from rayd.evaluate.score import evaluate
 from rayd.experts.buffer import Buffer
 from rayd.foundry import buffer_identity
 from rayd.methods.contract import Codec, Objective, Term

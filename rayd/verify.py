@@ -17,11 +17,11 @@ from rayd.budget import Ledger, Stored
 from rayd.config import Run
 from rayd.data.augment import Transform
 from rayd.errors import Refused
-from rayd.evaluate import summary
+from rayd.evaluate.recipe import RecipeConfig
 from rayd.exam import Ask, Exam
 from rayd.nets.convnet import NetConfig
-from rayd.recipes import RecipeConfig
 from rayd.schema import parse
+from rayd.stats import summary
 from rayd.store import Store
 
 NEAR = 1e-4

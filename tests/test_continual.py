@@ -16,8 +16,8 @@ from rayd.continual.protocol import keep, open_store
 from rayd.data.augment import Transform
 from rayd.data.images import Spec
 from rayd.errors import Refused
+from rayd.evaluate.recipe import RecipeConfig
 from rayd.nets.convnet import NetConfig
-from rayd.recipes import RecipeConfig
 from rayd.schema import parse
 from tests.fakes import tiny
 

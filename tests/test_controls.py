@@ -8,9 +8,10 @@ import torch
 from fakes import a_run, an_artifact
 
 import rayd
-from rayd import controls, coreset, robust
+from rayd import controls
 from rayd.artifact import reader, self_hash
 from rayd.errors import Refused
+from rayd.evaluate import coreset, dd_ranking
 from rayd.exam import Ask, Exam
 from rayd.store import Store
 from rayd.verify import verify
@@ -142,19 +143,23 @@ def test_robust_scores_are_their_formulas(tmp_path, cache):
     """A set equal to what it is compared with gains nothing: 0.269. The full set loses nothing to hard labels."""
     nothing = (1 - math.exp(-1)) / (math.e - math.exp(-1))
     assert nothing == pytest.approx(0.269, abs=1e-3)
-    assert robust.ars(0.4, 0.4, 0.3, 0.3) == pytest.approx(nothing)
-    full = robust.lrs(real_hard=0.8, syn_hard=0.8, syn_own=0.8, random_own=0.3)
-    assert full == pytest.approx(robust.scaled(0.25)) and full > nothing
-    assert robust.scaled(1) == pytest.approx(1) and robust.scaled(-1) == pytest.approx(0)
+    assert dd_ranking.ars(0.4, 0.4, 0.3, 0.3) == pytest.approx(nothing)
+    full = dd_ranking.lrs(real_hard=0.8, syn_hard=0.8, syn_own=0.8, random_own=0.3)
+    assert full == pytest.approx(dd_ranking.scaled(0.25)) and full > nothing
+    assert dd_ranking.scaled(1) == pytest.approx(1) and dd_ranking.scaled(-1) == pytest.approx(0)
     with pytest.raises(Refused, match="fractions"):
-        robust.lrs(80, 80, 80, 30)
+        dd_ranking.lrs(80, 80, 80, 30)
     means = {"distilled": 0.5, "random@floats": 0.3, "full": 0.8, "distilled/bare": 0.4, "random@floats/bare": 0.3}
-    found = robust.of(means)
+    found = dd_ranking.of(means)
     assert found["hlr"] == pytest.approx(0.3) and found["ior"] == pytest.approx(0.2)
-    assert found["lrs"] == pytest.approx(robust.scaled(-0.05)) and found["ars"] == pytest.approx(robust.scaled(0.15))
-    soft = robust.of(means | {"distilled/hard": 0.45})
+    assert found["lrs"] == pytest.approx(dd_ranking.scaled(-0.05)) and found["ars"] == pytest.approx(
+        dd_ranking.scaled(0.15)
+    )
+    soft = dd_ranking.of(means | {"distilled/hard": 0.45})
     assert soft["hlr"] == pytest.approx(0.35) and soft["lrs"] < found["lrs"]
-    assert robust.of({"distilled": 0.5}) == {} and "ars" not in robust.of({"distilled": 0.5, "random@floats": 0.3})
+    assert dd_ranking.of({"distilled": 0.5}) == {} and "ars" not in dd_ranking.of(
+        {"distilled": 0.5, "random@floats": 0.3}
+    )
 
 
 def test_a_full_set_as_its_own_synthetic_set(tmp_path, cache):

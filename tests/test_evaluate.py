@@ -11,12 +11,13 @@ from fakes import Pixels, tiny
 
 from rayd.data.augment import AugmentConfig, Transform
 from rayd.errors import Refused
-from rayd.evaluate import Score, evaluate, factor, summary
-from rayd.feed import Source, batches
+from rayd.evaluate.batches import Source, batches
+from rayd.evaluate.recipe import RECIPES, RecipeConfig, named
+from rayd.evaluate.score import Score, evaluate, factor
 from rayd.nets.convnet import NetConfig
-from rayd.recipes import RECIPES, RecipeConfig, named
 from rayd.schema import parse, to_dict
 from rayd.seeds import generator
+from rayd.stats import summary
 
 CPU = torch.device("cpu")
 IMAGES = tiny(60)
@@ -62,7 +63,7 @@ def test_together_is_the_same_as_one_after_another():
 def test_chunks_change_nothing(monkeypatch):
     source = Source.of(IMAGES, TRANSFORM)
     whole = list(batches(SHORT, source, 5, CPU, None))
-    monkeypatch.setattr("rayd.feed.CHUNK", 20 * 64 * 4 * 7)
+    monkeypatch.setattr("rayd.evaluate.batches.CHUNK", 20 * 64 * 4 * 7)
     for (x, y), (a, b) in zip(whole, batches(SHORT, source, 5, CPU, None), strict=True):
         assert torch.allclose(x, a, atol=1e-5) and torch.equal(y, b)
 

@@ -12,8 +12,8 @@ from fakes import a_run, an_artifact
 import rayd
 from rayd import controls
 from rayd.errors import Refused
+from rayd.evaluate.recipe import RECIPES
 from rayd.export import export, rendered
-from rayd.recipes import RECIPES
 from rayd.schema import to_dict
 
 

@@ -14,7 +14,7 @@ from fakes import a_run, an_artifact
 import rayd
 from rayd import controls
 from rayd.errors import Refused
-from rayd.evaluate import Score
+from rayd.evaluate.score import Score
 from rayd.exam import CONTROLS, asks_of
 from rayd.report import report
 from rayd.store import Store

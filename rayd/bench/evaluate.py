@@ -21,11 +21,12 @@ from rayd.bench import Row
 from rayd.data.config import DataConfig
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
-from rayd.evaluate import Score, evaluate, summary
-from rayd.feed import Source, batches
+from rayd.evaluate.batches import Source, batches
+from rayd.evaluate.recipe import RecipeConfig, named
+from rayd.evaluate.score import Score, evaluate
 from rayd.nets.convnet import Net, NetConfig
-from rayd.recipes import RecipeConfig, named
 from rayd.seeds import generator
+from rayd.stats import summary
 
 NETWORKS = 5
 SPEC = Spec((3, 32, 32), 10)

@@ -15,13 +15,14 @@ from rayd.config import MethodConfig, Run
 from rayd.continual.memory import Kept, check, of_task, remember
 from rayd.data.images import Images
 from rayd.errors import Refused, refuse
-from rayd.evaluate import T975, trained
-from rayd.feed import Source
+from rayd.evaluate.batches import Source
+from rayd.evaluate.score import trained
 from rayd.machine import settle
 from rayd.nets.convnet import Net
 from rayd.schema import fingerprint, parse, positive, to_dict
 from rayd.seeds import generator, seed_of
 from rayd.setting import surroundings
+from rayd.stats import T975
 from rayd.store import Store
 
 

@@ -11,7 +11,7 @@ import ray
 
 from rayd.config import Run
 from rayd.errors import Failed
-from rayd.evaluate import Score
+from rayd.evaluate.score import Score
 from rayd.exam import Ask, Exam, attempt
 from rayd.fleet import cluster
 from rayd.machine import settle

@@ -19,7 +19,7 @@ from rayd.config import Run
 from rayd.data.images import Images
 from rayd.distill import identity
 from rayd.errors import Refused
-from rayd.evaluate import WORTH, evaluate
+from rayd.evaluate.score import WORTH, evaluate
 from rayd.experts.buffer import Buffer, BufferWriter
 from rayd.experts.config import plan_units
 from rayd.experts.train import train

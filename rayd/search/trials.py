@@ -18,8 +18,8 @@ from rayd import load
 from rayd.config import Run
 from rayd.data.images import Spec
 from rayd.errors import Failed, Refused
-from rayd.evaluate import evaluate, summary
-from rayd.feed import Source
+from rayd.evaluate.batches import Source
+from rayd.evaluate.score import evaluate
 from rayd.machine import settle
 from rayd.run import default_device, distil
 from rayd.schema import fingerprint
@@ -28,6 +28,7 @@ from rayd.search.points import Size, Trial, make
 from rayd.search.space import Point, SearchConfig
 from rayd.seeds import seed_of
 from rayd.setting import surroundings
+from rayd.stats import summary
 from rayd.store import Store
 
 FINISHED, STOPPED, FAILED, INFEASIBLE = "finished", "stopped", "failed", "infeasible"

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from rayd.budget import Ledger, Stored
 from rayd.errors import refuse
-from rayd.evaluate import T975
 from rayd.methods.gradient import parameter_gradient
 from rayd.schema import positive
 from rayd.seeds import generator, seed_of
+from rayd.stats import T975
 from rayd.theory.match import Ground, Pairs, distilled
 from rayd.theory.task import Second, Student, Task
 

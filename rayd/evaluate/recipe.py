@@ -17,7 +17,7 @@ from rayd.nets.convnet import NetConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeConfig:
-    """How a network is trained for a score. Named ones are in rayd.recipes."""
+    """How a network is trained for a score. Named ones are in rayd.evaluate.recipe."""
 
     name: str = "cpu"
     steps: int = 1000

@@ -10,7 +10,6 @@ Shapes: N images, B of a batch, K classes, P parameters (P0 trainable), E networ
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,10 +23,10 @@ from torch import Tensor
 from rayd.data.augment import Transform
 from rayd.data.images import Spec
 from rayd.errors import refuse
-from rayd.feed import Source, batches
+from rayd.evaluate.batches import Source, batches
+from rayd.evaluate.recipe import RecipeConfig as RecipeConfig
 from rayd.machine import can_compile, peak_memory
 from rayd.nets.convnet import Net
-from rayd.recipes import RecipeConfig as RecipeConfig
 from rayd.seeds import generator
 
 TEST_BATCH = 500
@@ -35,9 +34,6 @@ WORTH = 200
 """Steps from which compiling (some ten seconds, once for all networks alike) pays; fewer run eagerly."""
 RECOMPILE = 64
 """Compiled variants of the step that one process may hold."""
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-        2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045)  # fmt: skip
-"""Student's t at 97.5 %, by degrees of freedom from 1."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +46,6 @@ class Score:
     seconds: float = 0.0
     memory: int = 0
     """Bytes: the peak of the process that trained it."""
-
-
-def summary(scores: Sequence[Score]) -> dict[str, Any]:
-    """mean, std (of the networks, n - 1), n, and the 95 % t-interval of the mean: mean +- ci95."""
-    values = [score.accuracy for score in scores]
-    n, mean = len(values), math.fsum(values) / len(values)
-    std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else 0.0
-    quantile = (T975[n - 2] if n - 2 < len(T975) else 1.96) if n > 1 else 0.0
-    return {"mean": mean, "std": std, "n": n, "ci95": quantile * std / math.sqrt(n), "values": values}
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from rayd.data.augment import Augment, Draw, Transform
 from rayd.data.images import Images, Spec
+from rayd.evaluate.recipe import RecipeConfig
 from rayd.nets.convnet import Net
-from rayd.recipes import RecipeConfig
 from rayd.seeds import generator
 
 RESIDENT = 2**30

@@ -1,0 +1,23 @@
+"""Means, deviations and intervals of scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rayd.evaluate.recipe import RecipeConfig as RecipeConfig
+from rayd.evaluate.score import Score
+
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+        2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045)  # fmt: skip
+"""Student's t at 97.5 %, by degrees of freedom from 1."""
+
+
+def summary(scores: Sequence[Score]) -> dict[str, Any]:
+    """mean, std (of the networks, n - 1), n, and the 95 % t-interval of the mean: mean +- ci95."""
+    values = [score.accuracy for score in scores]
+    n, mean = len(values), math.fsum(values) / len(values)
+    std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else 0.0
+    quantile = (T975[n - 2] if n - 2 < len(T975) else 1.96) if n > 1 else 0.0
+    return {"mean": mean, "std": std, "n": n, "ci95": quantile * std / math.sqrt(n), "values": values}
