@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rayd.artifact import Artifact
-    from rayd.methods.contract import Codec
+    from rayd.distill.contract import Codec
     from rayd.store import Store
 
 __version__ = "0.1.0"

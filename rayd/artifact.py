@@ -29,9 +29,9 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from rayd.budget import Stored, unpacked
 from rayd.data.augment import Transform
 from rayd.data.images import Spec
+from rayd.distill.budget import Stored, unpacked
 from rayd.errors import Refused
 from rayd.store import Store
 

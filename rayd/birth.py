@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from rayd.artifact import FORMAT, KIND, Read, Write, self_hash, step_size_of, to_bytes, verified, write_file
-from rayd.budget import BESIDE, BOUND, Ledger, Stored, packed, unpacked
 from rayd.card import readme
 from rayd.data.augment import Transform
 from rayd.data.images import Spec
+from rayd.distill.budget import BESIDE, BOUND, Ledger, Stored, packed, unpacked
 from rayd.errors import Refused
 from rayd.png import grid, png
 

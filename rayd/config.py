@@ -14,9 +14,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from rayd.budget import Budget
 from rayd.data.config import DataConfig
-from rayd.distill import GuardConfig, OptimiserConfig
+from rayd.distill.budget import Budget
+from rayd.distill.loop import GuardConfig, OptimiserConfig
 from rayd.errors import refuse
 from rayd.evaluate.score import RecipeConfig
 from rayd.experts.config import ExpertConfig

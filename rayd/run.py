@@ -18,7 +18,7 @@ import torch
 
 from rayd import artifact
 from rayd.config import Run
-from rayd.distill import Distillation, Reduce, State, Step, identity
+from rayd.distill.loop import Distillation, Reduce, State, Step, identity
 from rayd.errors import Failed, Refused
 from rayd.machine import peak_memory, settle
 from rayd.setting import Setting, assemble

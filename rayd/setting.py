@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from rayd import birth
-from rayd.budget import Ledger, Stored
 from rayd.config import Run
 from rayd.data.augment import Transform
 from rayd.data.images import Splits
-from rayd.distill import Distillation, Reduce
+from rayd.distill.budget import Ledger, Stored
+from rayd.distill.contract import Codec, Objective, Term
+from rayd.distill.inputs import Resident
+from rayd.distill.loop import Distillation, Reduce
 from rayd.errors import refuse
 from rayd.evaluate.score import evaluate
 from rayd.experts.buffer import Buffer
 from rayd.foundry import buffer_identity
-from rayd.methods.contract import Codec, Objective, Term
 from rayd.nets.convnet import Net
 from rayd.schema import to_dict
 from rayd.seeds import generator, seed_of
 from rayd.store import Store
-from rayd.world import Resident
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import torch
 import rayd
 from rayd.artifact import Artifact, reader
 from rayd.birth import preview
-from rayd.budget import Ledger, Stored
 from rayd.config import Run
 from rayd.data.augment import Transform
+from rayd.distill.budget import Ledger, Stored
 from rayd.errors import Refused
 from rayd.evaluate.recipe import RecipeConfig
 from rayd.exam import Ask, Exam

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from rayd.budget import Budget
 from rayd.data.images import Spec
+from rayd.distill.budget import Budget
 from rayd.methods.formation import Formation
 from rayd.methods.haba import Haba
 from rayd.methods.lodc import Lodc

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rayd.budget import Stored
 from rayd.data.images import Images, Spec
+from rayd.distill.budget import Stored
 
 
 class Pixels(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rayd.data.augment import AugmentConfig
-from rayd.distill import Distillation, OptimiserConfig, Reduce, identity
+from rayd.distill.loop import Distillation, OptimiserConfig, Reduce, identity
 from rayd.methods.ncfm import PsiConfig
 from rayd.seeds import generator
 from tests.worlds import TinyPixels, TinyWorld

@@ -10,8 +10,8 @@ from fakes import DATA, Pixels, a_run, an_artifact, tiny
 
 import rayd
 from rayd import artifact, birth
-from rayd.budget import Stored
 from rayd.data.augment import Transform
+from rayd.distill.budget import Stored
 from rayd.errors import Refused
 from rayd.methods import CODECS
 from rayd.verify import verify

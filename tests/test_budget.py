@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rayd.budget import STORAGE, Budget, Ledger, Stored, pack, pack_shape, packed, unpack, unpacked
 from rayd.data.images import Spec
+from rayd.distill.budget import STORAGE, Budget, Ledger, Stored, pack, pack_shape, packed, unpack, unpacked
 from rayd.errors import Refused
 
 CIFAR = Spec((3, 32, 32), 10)

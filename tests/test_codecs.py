@@ -12,8 +12,9 @@ import torch
 
 import rayd
 from rayd import birth
-from rayd.budget import STORAGE, Budget, Ledger, Stored, packed, unpacked
 from rayd.data.transform import Transform
+from rayd.distill.budget import STORAGE, Budget, Ledger, Stored, packed, unpacked
+from rayd.distill.unroll import Inner, unroll
 from rayd.errors import Refused
 from rayd.methods.formation import Formation
 from rayd.methods.haba import Haba
@@ -22,7 +23,6 @@ from rayd.methods.lss import Lss
 from rayd.methods.nsd import Nsd
 from rayd.methods.pixel import Pixel
 from rayd.schema import parse, to_dict
-from rayd.unroll import Inner, unroll
 from tests.codecs import CONFIGS, SPEC, built, smooth
 
 

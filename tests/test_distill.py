@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayd.budget import Budget
 from rayd.data.augment import AugmentConfig, Transform
 from rayd.data.images import Spec
-from rayd.distill import Distillation, GuardConfig, OptimiserConfig, Reduce, identity
+from rayd.distill.budget import Budget
+from rayd.distill.loop import Distillation, GuardConfig, OptimiserConfig, Reduce, identity
 from rayd.errors import Failed, Refused
 from rayd.experts.trajectory import Segment
 from rayd.methods.mtt import Mtt

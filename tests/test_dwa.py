@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.budget import Budget
 from rayd.data.images import Spec
-from rayd.distill import Distillation, OptimiserConfig, identity
+from rayd.distill.budget import Budget
+from rayd.distill.contract import Item
+from rayd.distill.loop import Distillation, OptimiserConfig, identity
 from rayd.errors import Refused
-from rayd.methods.contract import Item
 from rayd.methods.dwa import Dwa, class_runs
 from rayd.methods.pixel import Pixel
 from rayd.nets.convnet import NetConfig

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rayd.budget import STORAGE, Budget, Ledger, Stored
+from rayd.distill.budget import STORAGE, Budget, Ledger, Stored
+from rayd.distill.fit import Options
 from rayd.errors import Refused
 from rayd.methods.formation import Formation
 from rayd.methods.haba import Haba
 from rayd.methods.lodc import Lodc
 from rayd.methods.lss import Lss
 from rayd.methods.nsd import Nsd
-from rayd.methods.options import Options
 from rayd.methods.pixel import Pixel
 from rayd.schema import parse, to_dict
 from tests.codecs import CELLS, CONFIGS, SPEC, built

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rayd.budget import Budget
+from rayd.distill.budget import Budget
 from rayd.methods.haba import Haba, conv
 from tests.codecs import built
 

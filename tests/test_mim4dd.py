@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayd.distill import Distillation, OptimiserConfig
+from rayd.distill.loop import Distillation, OptimiserConfig
 from rayd.errors import Refused
 from rayd.methods.distribution import Distribution
 from rayd.methods.mim4dd import Mim4dd, bound

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.budget import Budget
 from rayd.config import MethodConfig
 from rayd.data.augment import AugmentConfig
-from rayd.distill import Distillation, OptimiserConfig, Reduce
+from rayd.distill.budget import Budget
+from rayd.distill.contract import Codec, Objective
+from rayd.distill.loop import Distillation, OptimiserConfig, Reduce
 from rayd.errors import Refused
 from rayd.methods import CODECS
 from rayd.methods import OBJECTIVES as OBJECTIVE_CLASSES
 from rayd.methods.calibrate import Calibrate
-from rayd.methods.contract import Codec, Objective
 from rayd.methods.distribution import Distribution
 from rayd.methods.gradient import Gradient
 from rayd.methods.mim4dd import Mim4dd

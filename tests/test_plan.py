@@ -159,7 +159,7 @@ def test_the_probe_runs_the_stages(tmp_path: Path) -> None:
 def test_the_ledger_follows_the_budget(tmp_path: Path) -> None:
     run = small(tmp_path, {"name": "lodc"})
     spec = run.data.load().train.spec
-    from rayd.budget import Budget
+    from rayd.distill.budget import Budget
 
     sizes = [weigh(run, spec, Budget(ipc=ipc)).floats for ipc in (1, 2, 5)]
     assert sizes == sorted(sizes) and sizes[0] <= spec.classes * spec.floats + 1

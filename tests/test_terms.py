@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from rayd.budget import Budget
 from rayd.data.augment import AugmentConfig
 from rayd.data.images import Spec
-from rayd.distill import Distillation, OptimiserConfig
+from rayd.distill.budget import Budget
+from rayd.distill.contract import Item, Match, Objective
+from rayd.distill.loop import Distillation, OptimiserConfig
 from rayd.errors import Refused
-from rayd.methods.contract import Item, Match, Objective
 from rayd.methods.contrast import Contrast, supervised_contrast
 from rayd.methods.guidance import Guidance
 from rayd.methods.haba import Haba

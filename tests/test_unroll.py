@@ -9,9 +9,9 @@ from torch import Tensor
 
 from rayd.data.augment import AugmentConfig
 from rayd.data.images import Spec
+from rayd.distill.unroll import Inner, cross_entropy, full_graph, unroll
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
-from rayd.unroll import Inner, cross_entropy, full_graph, unroll
 
 CPU = torch.device("cpu")
 STEPS, BATCH, KEPT = 4, 6, 10

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rayd.distill import Distillation, Reduce, Step
+from rayd.distill.loop import Distillation, Reduce, Step
 
 
 class Meeting:

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayd.budget import Stored
 from rayd.data.augment import Transform
 from rayd.data.images import Spec
+from rayd.distill.budget import Stored
+from rayd.distill.contract import Codec, Player
 from rayd.experts.trajectory import Segment
-from rayd.methods.contract import Codec, Player
 from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import generator
 

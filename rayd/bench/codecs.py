@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from rayd.bench import Row
-from rayd.budget import Budget
 from rayd.data.images import Spec
+from rayd.distill.budget import Budget
 from rayd.methods.formation import Formation
 from rayd.methods.haba import Haba
 from rayd.methods.lodc import Lodc

@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from rayd.bench import Row, isolated
 from rayd.data.augment import Transform
 from rayd.data.images import Images
-from rayd.distill import Distillation, OptimiserConfig
+from rayd.distill.classwise import Classwise
+from rayd.distill.contract import Codec, Player
+from rayd.distill.inputs import Resident
+from rayd.distill.loop import Distillation, OptimiserConfig
 from rayd.methods.calibrate import Calibrate
-from rayd.methods.classwise import Classwise
-from rayd.methods.contract import Codec, Player
 from rayd.methods.distribution import Distribution
 from rayd.methods.gradient import Gradient
 from rayd.methods.mim4dd import Mim4dd
 from rayd.methods.ncfm import Ncfm, PsiConfig
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
-from rayd.world import Resident
 
 CLASSES, IPC = 10, 10
 SIZES = {

@@ -12,20 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayd.budget import Budget, Ledger, pack, unpack
 from rayd.config import MethodConfig
 from rayd.data.augment import Transform
 from rayd.data.images import Images, Spec
-from rayd.distill import Distillation
+from rayd.distill.budget import Budget, Ledger, pack, unpack
+from rayd.distill.contract import Codec
+from rayd.distill.inputs import Resident
+from rayd.distill.loop import Distillation
 from rayd.errors import refuse
 from rayd.evaluate import coreset
 from rayd.evaluate.batches import Source
 from rayd.evaluate.recipe import RecipeConfig
 from rayd.evaluate.score import trained
-from rayd.methods.contract import Codec
 from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import generator, seed_of
-from rayd.world import Resident
 
 REAL = ("random", "herding")
 WITHIN = frozenset({"nets", "real"})

@@ -13,9 +13,9 @@ import torch
 
 from rayd import load
 from rayd.config import Run
+from rayd.distill.contract import Codec
 from rayd.errors import refuse
 from rayd.fleet.units import each
-from rayd.methods.contract import Codec
 from rayd.methods.pixel import Pixel
 from rayd.run import default_device, distil, finished
 from rayd.setting import assemble

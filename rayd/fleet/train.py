@@ -24,7 +24,7 @@ from ray.util.metrics import Gauge
 from torch import Tensor
 
 from rayd.config import Run
-from rayd.distill import Step
+from rayd.distill.loop import Step
 from rayd.errors import Failed, Refused
 from rayd.fleet import cluster
 from rayd.machine import ONE_ARENA

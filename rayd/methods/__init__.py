@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from rayd.distill.contract import Codec, Objective, Term
 from rayd.methods.calibrate import Calibrate
-from rayd.methods.contract import Codec, Objective, Term
 from rayd.methods.contrast import Contrast
 from rayd.methods.distribution import Distribution
 from rayd.methods.dwa import Dwa

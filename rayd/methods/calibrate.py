@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayd.data.augment import AugmentConfig
+from rayd.distill.contract import Codec, Item, Match, Term, World
+from rayd.distill.unroll import DTYPES
 from rayd.errors import refuse
 from rayd.machine import compiled
-from rayd.methods.contract import Codec, Item, Match, Term, World
 from rayd.seeds import generator
-from rayd.unroll import DTYPES
 
 
 class Calibrate(Term):

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayd.data.augment import AugmentConfig
+from rayd.distill.contract import Codec, Item, Match, Player, Term, World
 from rayd.errors import refuse
-from rayd.methods.contract import Codec, Item, Match, Player, Term, World
 from rayd.seeds import generator
 
 AXES = ("hallucinator", "kernel")

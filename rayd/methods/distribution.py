@@ -15,8 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rayd.methods.classwise import Batch, Classwise, refuse_untrained_batch_norm
-from rayd.methods.contract import Codec, Item, Match, World
+from rayd.distill.classwise import Batch, Classwise, refuse_untrained_batch_norm
+from rayd.distill.contract import Codec, Item, Match, World
 
 
 def mean_of_class(features_GmD: Tensor) -> Tensor:

@@ -28,13 +28,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad
 
-from rayd.budget import Stored
 from rayd.data.augment import AugmentConfig
+from rayd.distill.budget import Stored
+from rayd.distill.contract import Codec, Item, Match, Objective, World
+from rayd.distill.unroll import DTYPES
 from rayd.errors import refuse
 from rayd.machine import compiled
-from rayd.methods.contract import Codec, Item, Match, Objective, World
 from rayd.seeds import generator, seed_of
-from rayd.unroll import DTYPES
 
 FIRST = 10.0
 """Weight of the first batch norm beside 1 for the others, as published."""

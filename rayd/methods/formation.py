@@ -21,17 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.budget import Budget, Shapes, Stored
 from rayd.data.augment import Transform
 from rayd.data.images import Spec
+from rayd.distill.budget import Budget, Shapes, Stored
+from rayd.distill.codec import Family, Take
+from rayd.distill.contract import Codec, Player
+from rayd.distill.fit import Options
 from rayd.errors import refuse
-from rayd.methods.codec import Family, Take
-from rayd.methods.contract import Codec, Player
 from rayd.methods.haba import Haba
 from rayd.methods.lodc import Lodc
 from rayd.methods.lss import Lss
 from rayd.methods.nsd import Nsd
-from rayd.methods.options import Options
 from rayd.methods.pixel import Pixel
 from rayd.schema import parse, to_dict
 

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value
 
+from rayd.distill.classwise import Batch, Classwise, refuse_untrained_batch_norm
+from rayd.distill.contract import Codec, Item, Match, World
+from rayd.distill.unroll import Loss, cross_entropy
 from rayd.errors import refuse
 from rayd.machine import compiled
-from rayd.methods.classwise import Batch, Classwise, refuse_untrained_batch_norm
-from rayd.methods.contract import Codec, Item, Match, World
 from rayd.nets.flat import Flat
 from rayd.seeds import generator
-from rayd.unroll import Loss, cross_entropy
 
 SMALL = 1e-6
 """Added to the product of norms, as published: a row without gradient is at distance 1."""

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from rayd.data.augment import AugmentConfig, Draw
+from rayd.distill.contract import Codec, Item, Match, Term, World
+from rayd.distill.unroll import DTYPES
 from rayd.errors import refuse
-from rayd.methods.contract import Codec, Item, Match, Term, World
 from rayd.seeds import generator
-from rayd.unroll import DTYPES
 
 
 class Guidance(Term):

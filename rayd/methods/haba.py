@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from rayd.budget import Budget, Shapes
 from rayd.data.images import Spec
+from rayd.distill.budget import Budget, Shapes
+from rayd.distill.codec import Family, Take, normal
+from rayd.distill.fit import Options, grown, with_numbers
 from rayd.errors import refuse
-from rayd.methods.codec import Family, Take, normal
-from rayd.methods.options import Options, grown, with_numbers
 
 HALLUCINATORS = (5, 4, 3, 2)
 SIDES = (1.0, 0.875, 0.75, 0.625, 0.5)

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rayd.budget import Budget, Shapes
 from rayd.data.images import Spec
+from rayd.distill.budget import Budget, Shapes
+from rayd.distill.codec import Take
+from rayd.distill.factor import Factorised
+from rayd.distill.fit import Options, check_rank, grown
 from rayd.errors import refuse
-from rayd.methods.codec import Take
-from rayd.methods.factor import Factorised
-from rayd.methods.options import Options, check_rank, grown
 
 
 class Lodc(Factorised):

@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rayd.distill.classwise import BLOCK
+from rayd.distill.contract import Codec, Item, Match, Player, Term, World
+from rayd.distill.unroll import DTYPES
 from rayd.errors import refuse
 from rayd.machine import compiled
-from rayd.methods.classwise import BLOCK
-from rayd.methods.contract import Codec, Item, Match, Player, Term, World
 from rayd.seeds import generator
-from rayd.unroll import DTYPES
 
 GRID = 4
 

@@ -4,7 +4,7 @@ arXiv:2310.05773) and TESLA (Cui et al., ICML 2023, arXiv:2211.10586) are settin
     L = ||theta_N - theta*||^2 / ||theta_0 - theta*||^2,   theta_0 = expert[t], theta* = expert[t + M],
     theta_{i+1} = theta_i - beta * grad CE(f(theta_i, A(x_i)), y_i)
 
-What we changed: the gradient is exact in one step's memory (rayd.unroll); beta is exp of a learned number and so positive;
+What we changed: the gradient is exact in one step's memory (rayd.distill.unroll); beta is exp of a learned number;
 the published rates for beta are for its raw value and are divided by beta_0 squared in our configs; t, expert, minibatches
 and augmentation are drawn from (seed, step, item). DATM: t comes from [first, T(step)) with
 T(step) = grow_from + (last - grow_from) * step / grow_steps, at most `last`, and an item whose loss exceeds `skip_above`
@@ -20,13 +20,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from rayd.budget import Stored
 from rayd.data.augment import AugmentConfig
+from rayd.distill.budget import Stored
+from rayd.distill.contract import Codec, Item, Match, Objective, Player, World
+from rayd.distill.unroll import Inner, cross_entropy, unroll
 from rayd.errors import Failed, refuse
 from rayd.experts.trajectory import Segment
-from rayd.methods.contract import Codec, Item, Match, Objective, Player, World
 from rayd.seeds import generator, seed_of
-from rayd.unroll import Inner, cross_entropy, unroll
 
 
 class Mtt(Objective):

@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayd.data.augment import AugmentConfig
+from rayd.distill.classwise import Batch, Classwise, Source, refuse_untrained_batch_norm
+from rayd.distill.contract import Codec, Item, Match, Player, World
 from rayd.errors import refuse
 from rayd.machine import compiled
-from rayd.methods.classwise import Batch, Classwise, Source, refuse_untrained_batch_norm
-from rayd.methods.contract import Codec, Item, Match, Player, World
 from rayd.seeds import generator
 
 TINY = 1e-12

@@ -21,12 +21,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rayd.budget import Budget, Shapes
 from rayd.data.images import Spec
+from rayd.distill.budget import Budget, Shapes
+from rayd.distill.codec import Take
+from rayd.distill.factor import Factorised, dct, leading
+from rayd.distill.fit import Options, check_rank, equivalent, grown, largest, with_numbers
 from rayd.errors import refuse
-from rayd.methods.codec import Take
-from rayd.methods.factor import Factorised, dct, leading
-from rayd.methods.options import Options, check_rank, equivalent, grown, largest, with_numbers
 
 JITTER = 0.01
 """Noise on kernels that would otherwise start alike."""

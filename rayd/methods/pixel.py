@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rayd.budget import Budget, Shapes
 from rayd.data.augment import Transform
 from rayd.data.images import Spec
+from rayd.distill.budget import Budget, Shapes
+from rayd.distill.codec import Family, Take, normal
+from rayd.distill.fit import Options, grown
 from rayd.errors import refuse
-from rayd.methods.codec import Family, Take, normal
-from rayd.methods.options import Options, grown
 
 
 class Pixel(Family):

@@ -17,7 +17,8 @@ import torch
 
 from rayd.config import Run
 from rayd.data.images import Images
-from rayd.distill import identity
+from rayd.distill.contract import Codec
+from rayd.distill.loop import identity
 from rayd.errors import Refused
 from rayd.evaluate.score import WORTH, evaluate
 from rayd.experts.buffer import Buffer, BufferWriter
@@ -26,7 +27,6 @@ from rayd.experts.train import train
 from rayd.experts.trajectory import Snapshot, Trajectory
 from rayd.foundry import Shop, last_matched
 from rayd.machine import peak_memory, settle
-from rayd.methods.contract import Codec
 from rayd.run import default_device
 from rayd.schema import parse, to_dict
 from rayd.seeds import generator

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayd.budget import STEP, Budget, Shape, file_bytes, pack_shape
 from rayd.config import MethodConfig, Run, words
 from rayd.data.images import Spec
+from rayd.distill.budget import STEP, Budget, Shape, file_bytes, pack_shape
 from rayd.experts.config import ExpertConfig, Unit
 from rayd.experts.shards import DTYPES
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from rayd.budget import Ledger, Stored
 from rayd.config import Run
 from rayd.data.images import Spec
+from rayd.distill.budget import Ledger, Stored
 from rayd.errors import Refused, refuse
 from rayd.schema import to_dict
 from rayd.search.space import FAMILY, Point, SearchConfig, run_of

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rayd.budget import Stored
 from rayd.data.augment import Transform
 from rayd.data.images import Spec
-from rayd.distill import Distillation, OptimiserConfig
-from rayd.methods.contract import Codec, Item, Match, Objective, Player
+from rayd.distill.budget import Stored
+from rayd.distill.contract import Codec, Item, Match, Objective, Player
+from rayd.distill.loop import Distillation, OptimiserConfig
 from rayd.methods.gradient import distance, parameter_gradient
 from rayd.seeds import generator, seed_of
 from rayd.theory.task import Student, Task

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rayd.budget import Ledger, Stored
+from rayd.distill.budget import Ledger, Stored
 from rayd.errors import refuse
 from rayd.methods.gradient import parameter_gradient
 from rayd.schema import positive

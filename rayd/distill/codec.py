@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayd.budget import Shape, Stored
 from rayd.data.images import Spec
-from rayd.methods.contract import Codec, Player
-from rayd.methods.options import Options
+from rayd.distill.budget import Shape, Stored
+from rayd.distill.contract import Codec, Player
+from rayd.distill.fit import Options
 from rayd.seeds import generator
 
 Take = Callable[[int, int], Tensor]

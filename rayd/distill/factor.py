@@ -25,10 +25,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rayd.budget import Shapes
 from rayd.data.images import Spec
-from rayd.methods.codec import Family
-from rayd.methods.options import Options
+from rayd.distill.budget import Shapes
+from rayd.distill.codec import Family
+from rayd.distill.fit import Options
 
 BANKS = ("mix", "tint", "rows", "cols")
 

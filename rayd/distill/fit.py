@@ -12,8 +12,8 @@ from typing import Any, Literal, Self, TypeVar
 
 import torch
 
-from rayd.budget import Budget, Shapes
 from rayd.data.images import Spec
+from rayd.distill.budget import Budget, Shapes
 from rayd.errors import Refused, refuse
 
 T = TypeVar("T", bound="Options")

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rayd.distill.contract import Codec, Item, Match, Objective, Player, Term
+from rayd.distill.contract import World as World
 from rayd.errors import Failed, refuse
-from rayd.methods.contract import Codec, Item, Match, Objective, Player, Term
-from rayd.methods.contract import World as World
 
 State = dict[str, Tensor]
 Reduce = Callable[[Tensor], Tensor]

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from rayd.data.augment import AugmentConfig, Draw
+from rayd.distill.contract import Codec, Item, Objective, World
+from rayd.distill.unroll import DTYPES
 from rayd.errors import refuse
 from rayd.machine import compiled
-from rayd.methods.contract import Codec, Item, Objective, World
 from rayd.seeds import generator, seed_of
-from rayd.unroll import DTYPES
 
 BLOCK = {"cpu": 64, "cuda": 1024}
 """Real images per forward pass: on a CPU what stays near the cache is three times faster than a whole class."""
