@@ -6,8 +6,8 @@ import torch
 
 from rayd.data.images import Spec
 from rayd.distill.budget import Budget
-from rayd.methods.formation import Formation
 from rayd.methods.haba import Haba
+from rayd.methods.idc import Formation
 from rayd.methods.lodc import Lodc
 from rayd.methods.lss import Lss
 from rayd.methods.nsd import Nsd

@@ -16,8 +16,8 @@ from rayd.data.transform import Transform
 from rayd.distill.budget import STORAGE, Budget, Ledger, Stored, packed, unpacked
 from rayd.distill.unroll import Inner, unroll
 from rayd.errors import Refused
-from rayd.methods.formation import Formation
 from rayd.methods.haba import Haba
+from rayd.methods.idc import Formation
 from rayd.methods.lodc import Lodc
 from rayd.methods.lss import Lss
 from rayd.methods.nsd import Nsd

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayd.methods.distribution import Distribution
+from rayd.methods.dm import Distribution
 from tests.matching import QUIET
 from tests.worlds import TinyPixels, TinyWorld
 

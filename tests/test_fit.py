@@ -10,8 +10,8 @@ import torch
 from rayd.distill.budget import STORAGE, Budget, Ledger, Stored
 from rayd.distill.fit import Options
 from rayd.errors import Refused
-from rayd.methods.formation import Formation
 from rayd.methods.haba import Haba
+from rayd.methods.idc import Formation
 from rayd.methods.lodc import Lodc
 from rayd.methods.lss import Lss
 from rayd.methods.nsd import Nsd

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.methods.gradient import Gradient, distance, parameter_gradient
+from rayd.methods.dc import Gradient, distance, parameter_gradient
 from rayd.nets.flat import Flat
 from rayd.seeds import generator
 from tests.matching import QUIET, distillation, random

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rayd.distill.loop import Distillation, OptimiserConfig
 from rayd.errors import Refused
-from rayd.methods.distribution import Distribution
+from rayd.methods.dm import Distribution
 from rayd.methods.mim4dd import Mim4dd, bound
 from rayd.methods.ncfm import Ncfm
 from rayd.seeds import generator

@@ -19,8 +19,8 @@ from rayd.errors import Refused
 from rayd.methods import CODECS
 from rayd.methods import OBJECTIVES as OBJECTIVE_CLASSES
 from rayd.methods.calibrate import Calibrate
-from rayd.methods.distribution import Distribution
-from rayd.methods.gradient import Gradient
+from rayd.methods.dc import Gradient
+from rayd.methods.dm import Distribution
 from rayd.methods.mim4dd import Mim4dd
 from rayd.methods.ncfm import Ncfm, PsiConfig
 from rayd.nets.convnet import NetConfig

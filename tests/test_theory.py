@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rayd.errors import Refused
-from rayd.methods.gradient import parameter_gradient
+from rayd.methods.dc import parameter_gradient
 from rayd.theory import (
     Ground,
     OneStep,

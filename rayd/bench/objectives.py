@@ -22,8 +22,8 @@ from rayd.distill.contract import Codec, Player
 from rayd.distill.inputs import Resident
 from rayd.distill.loop import Distillation, OptimiserConfig
 from rayd.methods.calibrate import Calibrate
-from rayd.methods.distribution import Distribution
-from rayd.methods.gradient import Gradient
+from rayd.methods.dc import Gradient
+from rayd.methods.dm import Distribution
 from rayd.methods.mim4dd import Mim4dd
 from rayd.methods.ncfm import Ncfm, PsiConfig
 from rayd.nets.convnet import NetConfig

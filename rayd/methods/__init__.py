@@ -5,12 +5,12 @@ from __future__ import annotations
 from rayd.distill.contract import Codec, Objective, Term
 from rayd.methods.calibrate import Calibrate
 from rayd.methods.contrast import Contrast
-from rayd.methods.distribution import Distribution
+from rayd.methods.dc import Gradient
+from rayd.methods.dm import Distribution
 from rayd.methods.dwa import Dwa
-from rayd.methods.formation import Formation
-from rayd.methods.gradient import Gradient
 from rayd.methods.guidance import Guidance
 from rayd.methods.haba import Haba
+from rayd.methods.idc import Formation
 from rayd.methods.lodc import Lodc
 from rayd.methods.lss import Lss
 from rayd.methods.mim4dd import Mim4dd

@@ -11,7 +11,7 @@ gives no experiment; this one is ours to choose:
 * distilled: M pairs (x~, y~) in d + 1 numbers each, learned so that their gradient on fresh students is the gradient on the
   training set, and L labels on probe inputs that a seed makes, from which the ridge regression finds the a_j again.
 
-The objective is the matching of gradients as in rayd.methods.gradient, the loop rayd.distill.loop, the count the Ledger: the
+The objective is the matching of gradients as in rayd.methods.dc, the loop rayd.distill.loop, the count the Ledger: the
 "images" are vectors of d numbers. By construction the L numbers of the second layer are additive: the experiment can only
 speak about the r^2 d.
 

@@ -14,7 +14,7 @@ from rayd.data.images import Spec
 from rayd.distill.budget import Stored
 from rayd.distill.contract import Codec, Item, Match, Objective, Player
 from rayd.distill.loop import Distillation, OptimiserConfig
-from rayd.methods.gradient import distance, parameter_gradient
+from rayd.methods.dc import distance, parameter_gradient
 from rayd.seeds import generator, seed_of
 from rayd.theory.task import Student, Task
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rayd.distill.budget import Ledger, Stored
 from rayd.errors import refuse
-from rayd.methods.gradient import parameter_gradient
+from rayd.methods.dc import parameter_gradient
 from rayd.schema import positive
 from rayd.seeds import generator, seed_of
 from rayd.stats import T975
