@@ -20,7 +20,7 @@ class Own:
 
 
 def act(asked: Asked) -> int:
-    from rayd.export import export
+    from rayd.artifact.export import export
 
     own = asked.own
     to = own.to or asked.run.at(f"export/{own.format}")

@@ -15,8 +15,8 @@ from statistics import fmean
 from typing import Any
 
 import rayd
-from rayd.artifact import Artifact, reader
-from rayd.birth import amend
+from rayd.artifact.load import Artifact, reader
+from rayd.artifact.write import amend
 from rayd.config import Run
 from rayd.evaluate import dd_ranking
 from rayd.evaluate.score import Score, check

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 import rayd
-from rayd.artifact import Artifact
+from rayd.artifact.load import Artifact
 from rayd.config import Run
 from rayd.data.images import Images, Splits
 from rayd.errors import Failed, Refused, refuse

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rayd import artifact
+from rayd.artifact import tensors
 from rayd.config import Run
 from rayd.distill.loop import Distillation, Reduce, State, Step, identity
 from rayd.errors import Failed, Refused
@@ -64,7 +64,7 @@ class Checkpoints:
 
     def save(self, step: int, state: State) -> None:
         name = f"step-{step:06d}"
-        data = artifact.to_bytes(state, {})
+        data = tensors.to_bytes(state, {})
         self.store.write(f"{name}.safetensors", data)
         marker = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "run": self.fingerprint}
         self.store.write_json(f"{name}.json", marker)
@@ -82,7 +82,7 @@ class Checkpoints:
                 )
             data = self.store.read(f"{name}.safetensors")
             if hashlib.sha256(data).hexdigest() == marker["sha256"]:
-                return artifact.from_bytes(data)[0]
+                return tensors.from_bytes(data)[0]
             log.warning(
                 "checkpoint %s of %s is damaged (sha256 differs): going back to the one before", name, self.store.uri
             )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayd import birth
+from rayd.artifact import write
 from rayd.config import Run
 from rayd.data.augment import Transform
 from rayd.data.images import Splits
@@ -73,7 +73,7 @@ class Setting:
         return out
 
     def preview(self, codec: Codec) -> bytes:
-        return birth.preview(codec, self.world.transform, self.world.spec)
+        return write.preview(codec, self.world.transform, self.world.spec)
 
     def validate(self, codec: Codec) -> float:
         """Mean accuracy of two short trainings on the split carved out of training."""
@@ -102,8 +102,8 @@ class Setting:
         run, spec = self.run, self.world.spec
         stored = self.stored(codec)
         self._within_budget(Ledger.of(stored))
-        made = birth.files(
-            birth.Birth(
+        made = write.files(
+            write.Birth(
                 codec={"name": run.method.spoken[0], **to_dict(self.codec_config)},
                 spec=spec,
                 classes=self.splits.train.classes,

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 import rayd
-from rayd.artifact import Artifact, reader
-from rayd.birth import preview
+from rayd.artifact.load import Artifact, reader
+from rayd.artifact.write import preview
 from rayd.config import Run
 from rayd.data.augment import Transform
 from rayd.distill.budget import Ledger, Stored

@@ -79,7 +79,7 @@ def a_run(method: object = None, recipe: dict[str, object] | None = None, **more
 
 def an_artifact(folder, run, images=None, step_size: float | None = 0.02):  # type: ignore[no-untyped-def]
     """An artifact of that run; its images are the real start, or `images` (of the start) in network space."""
-    from rayd import birth
+    from rayd.artifact import write
     from rayd.schema import to_dict
     from rayd.seeds import generator
     from rayd.setting import surroundings
@@ -100,7 +100,7 @@ def an_artifact(folder, run, images=None, step_size: float | None = 0.02):  # ty
     if step_size is not None:
         stored["step_size"] = Stored(torch.tensor([step_size]), "step")
     word = run.method.spoken[0]
-    about = birth.Birth(
+    about = write.Birth(
         codec={"name": word, **to_dict(config)},
         spec=spec,
         classes=splits.train.classes,
@@ -110,4 +110,4 @@ def an_artifact(folder, run, images=None, step_size: float | None = 0.02):  # ty
         data=splits.train.manifest,
         seeds={"run": run.seed},
     )
-    return birth.save(folder, birth.files(about, codec, stored, transform, {"distill_s": 1.0}))
+    return write.save(folder, write.files(about, codec, stored, transform, {"distill_s": 1.0}))

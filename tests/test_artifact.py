@@ -9,7 +9,7 @@ import torch
 from fakes import DATA, Pixels, a_run, an_artifact, tiny
 
 import rayd
-from rayd import artifact, birth
+from rayd.artifact import load, tensors, write
 from rayd.data.augment import Transform
 from rayd.distill.budget import Stored
 from rayd.errors import Refused
@@ -22,7 +22,7 @@ def make(kind="normalise", ipc=2):
     transform = Transform.fit(images, kind)
     codec = Pixels(Pixels.Config(ipc=ipc), images.spec, torch.Generator().manual_seed(1))
     stored = {**codec.stored(), "step_size": Stored(torch.tensor([0.02]), "step")}
-    about = birth.Birth(
+    about = write.Birth(
         codec={"name": "pixel", "ipc": ipc},
         spec=images.spec,
         classes=images.classes,
@@ -30,7 +30,7 @@ def make(kind="normalise", ipc=2):
         data=images.manifest,
         seeds={"run": 0},
     )
-    return codec, birth.files(about, codec, stored, transform, {"distill_s": 1.0})
+    return codec, write.files(about, codec, stored, transform, {"distill_s": 1.0})
 
 
 def build(made):
@@ -47,20 +47,20 @@ def test_tensor_files_give_back_what_they_were_given(tmp_path):
         "c": torch.zeros(0),
         "d": torch.randn(2, dtype=torch.bfloat16),
     }
-    artifact.write_tensors(tmp_path / "x.safetensors", tensors, {"step": 3, "list": [1, None]})
-    back, meta = artifact.read_tensors(tmp_path / "x.safetensors")
+    tensors.write_tensors(tmp_path / "x.safetensors", tensors, {"step": 3, "list": [1, None]})
+    back, meta = tensors.read_tensors(tmp_path / "x.safetensors")
     assert meta == {"step": 3, "list": [1, None]} and set(back) == set(tensors)
     assert all(torch.equal(back[k], tensors[k]) and back[k].dtype == tensors[k].dtype for k in tensors)
-    assert artifact.to_bytes(tensors, meta) == artifact.to_bytes(tensors, meta)
+    assert tensors.to_bytes(tensors, meta) == tensors.to_bytes(tensors, meta)
     with pytest.raises(Refused, match="not a readable safetensors"):
-        artifact.from_bytes(b"nonsense")
+        tensors.from_bytes(b"nonsense")
 
 
 @pytest.mark.parametrize("kind", ["normalise", "zca", "none"])
 def test_an_artifact_loads_as_it_was_saved(tmp_path, kind, monkeypatch):
     monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
     codec, made = make(kind)
-    back = artifact.load(birth.save(tmp_path / "a", made), build)
+    back = load.load(write.save(tmp_path / "a", made), build)
     assert torch.equal(back.images("network"), codec.images.detach()) and back.step_size == pytest.approx(0.02)
     assert torch.equal(back.labels, codec.classes()) and torch.equal(back.targets.argmax(1), back.labels)
     assert back.images("uint8").dtype == torch.uint8 and back.images().shape == (6, 1, 8, 8)
@@ -70,38 +70,38 @@ def test_an_artifact_loads_as_it_was_saved(tmp_path, kind, monkeypatch):
 
 @pytest.mark.parametrize("name", ["codec.safetensors", "transform.json", "ledger.json", "card.json", "README.md"])
 def test_a_changed_file_is_refused_by_name(tmp_path, name):
-    folder = birth.save(tmp_path, make()[1])
+    folder = write.save(tmp_path, make()[1])
     data = bytearray((folder / name).read_bytes())
     spot = data.rindex(b"0") if name == "card.json" else len(data) - 5
     data[spot] ^= 1
     (folder / name).write_bytes(bytes(data))
     with pytest.raises(Refused, match=name.replace(".", r"\.")):
-        artifact.load(folder, build)
+        load.load(folder)
 
 
 def test_foreign_newer_and_missing_are_refused(tmp_path):
     with pytest.raises(Refused, match=r"no card\.json"):
-        artifact.load(tmp_path, build)
-    folder = birth.save(tmp_path, make()[1])
+        load.load(tmp_path, build)
+    folder = write.save(tmp_path, make()[1])
     card = json.loads((folder / "card.json").read_text())
     for change, words in (({"kind": "other"}, "kind=other"), ({"format": 99}, "format=99.*update rayd")):
         (folder / "card.json").write_text(json.dumps(card | change))
         with pytest.raises(Refused, match=words):
-            artifact.load(folder, build)
+            load.load(folder)
     (folder / "card.json").write_text(json.dumps(card))
     (folder / "ledger.json").unlink()
     with pytest.raises(Refused, match=r"ledger\.json: missing"):
-        artifact.load(folder, build)
+        load.load(folder)
     with pytest.raises(Refused, match="holds another artifact"):
-        birth.save(tmp_path, make(ipc=3)[1])
+        write.save(tmp_path, make(ipc=3)[1])
 
 
 def test_scores_are_amended_and_the_card_stays_whole(tmp_path):
-    folder = birth.save(tmp_path, make()[1])
-    read, write = artifact.reader(folder), artifact.folder_writer(folder)
+    folder = write.save(tmp_path, make()[1])
+    read, writer = load.reader(folder), tensors.folder_writer(folder)
     score = {"recipe": "plain", "mean": 0.5, "std": 0.01, "n": 5, "ci95": 0.012, "view": "exact"}
-    birth.amend(read, write, {"scores": {"plain": score}, "reads": 1}, {"controls.json": b"{}"})
-    card = artifact.load(folder, build).card
+    write.amend(read, writer, {"scores": {"plain": score}, "reads": 1}, {"controls.json": b"{}"})
+    card = load.load(folder).card
     assert (
         card["reads"] == 1 and "controls.json" in card["files"] and "50.0 ± 1.0 %" in (folder / "README.md").read_text()
     )
@@ -109,14 +109,14 @@ def test_scores_are_amended_and_the_card_stays_whole(tmp_path):
 
 def test_preview_is_a_png_others_can_read(tmp_path):
     image = pytest.importorskip("PIL.Image")
-    birth.save(tmp_path, make()[1])
+    write.save(tmp_path, make()[1])
     with image.open(tmp_path / "preview.png") as picture:
         assert picture.size == (2 * 8 + 2, 3 * 8 + 2 * 2)
 
 
 def test_loading_needs_torch_and_safetensors_alone():
     heavy = ("ray", "hydra", "pyarrow", "torchvision", "PIL")
-    code = f"import sys, rayd.artifact, rayd.birth; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, rayd.artifact.load, rayd.artifact.write; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import rayd
-from rayd import birth
+from rayd.artifact import write
 from rayd.data.transform import Transform
 from rayd.distill.budget import STORAGE, Budget, Ledger, Stored, packed, unpacked
 from rayd.distill.unroll import Inner, unroll
@@ -121,8 +121,8 @@ def test_an_artifact_is_the_codec(name, storage):
     stored = codec.stored() | {"step_size": Stored(torch.tensor([0.01]), "step")}
     written = {"name": name.split("-")[0], **to_dict(codec.config)}
     transform = Transform("normalise", torch.zeros(3), torch.ones(3))
-    about = birth.Birth(codec=written, spec=SPEC, classes=("a", "b", "c", "d"))
-    made = birth.files(about, codec, stored, transform)
+    about = write.Birth(codec=written, spec=SPEC, classes=("a", "b", "c", "d"))
+    made = write.files(about, codec, stored, transform)
     artifact = rayd.load(made.__getitem__)
     ledger = json.loads(made["ledger.json"])
     assert ledger["bytes"] == len(made["codec.safetensors"])

@@ -9,7 +9,7 @@ from fakes import a_run, an_artifact
 
 import rayd
 from rayd import controls
-from rayd.artifact import reader, self_hash
+from rayd.artifact.load import reader, self_hash
 from rayd.errors import Refused
 from rayd.evaluate import coreset, dd_ranking
 from rayd.exam import Ask, Exam

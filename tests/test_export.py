@@ -11,9 +11,9 @@ from fakes import a_run, an_artifact
 
 import rayd
 from rayd import controls
+from rayd.artifact.export import export, rendered
 from rayd.errors import Refused
 from rayd.evaluate.recipe import RECIPES
-from rayd.export import export, rendered
 from rayd.schema import to_dict
 
 

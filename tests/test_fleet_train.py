@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayd import artifact
+from rayd.artifact import tensors
 from rayd.config import Run
 from rayd.foundry import Shop, build_inline
 from rayd.schema import parse
@@ -232,7 +232,7 @@ def test_checkpoints_are_plain_tensors(buffer: str, tmp_path: Path) -> None:
     process = start(tmp_path, buffer)
     wait_for(tmp_path, 5, process)
     newest = max((tmp_path / "checkpoints").glob("*.safetensors"))
-    tensors, _ = artifact.read_tensors(newest)
+    state, _ = tensors.read_tensors(newest)
     process.kill()
     process.wait()
-    assert any(name.startswith("optimiser/") for name in tensors) and "step" in tensors
+    assert any(name.startswith("optimiser/") for name in state) and "step" in state

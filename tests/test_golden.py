@@ -12,11 +12,11 @@ import torch
 from golden.make import artifact_facts, buffer_facts, main
 
 import rayd
+from rayd.artifact.export import export
 from rayd.config import Run
 from rayd.errors import Failed, Refused
 from rayd.experts.buffer import Buffer
 from rayd.experts.buffer import verify as verify_buffer
-from rayd.export import export
 from rayd.methods import CODECS
 from rayd.run import distil
 from rayd.schema import parse

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import rayd
-from rayd.artifact import Artifact
+from rayd.artifact.load import Artifact
 from rayd.errors import Refused
 from rayd.plan import against
 from rayd.report import page, tables

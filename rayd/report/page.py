@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rayd.artifact import Artifact
-from rayd.png import data_uri, grid, png
+from rayd.artifact.load import Artifact
+from rayd.artifact.png import data_uri, grid, png
 from rayd.progress import size_text
 from rayd.report import draw, tables
 from rayd.report.style import CSS

@@ -8,7 +8,7 @@
     preview.png  README.md
     timing.json         how long it took: the one file that differs between two equal runs, and is not hashed
 
-The card is written last (rayd.birth): a folder without it is no artifact. `write_tensors` and its kin are also how
+The card is written last (rayd.artifact.write): a folder without it is no artifact. `write_tensors` and its kin are also how
 checkpoints are kept.
 """
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,63 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
-from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from rayd.artifact.tensors import Read, from_bytes
 from rayd.data.augment import Transform
 from rayd.data.images import Spec
 from rayd.distill.budget import Stored, unpacked
-from rayd.errors import Refused
+from rayd.distill.contract import Codec
+from rayd.errors import Refused, refuse
+from rayd.methods import CODECS
+from rayd.schema import parse
 from rayd.store import Store
 
 FORMAT = 1
 KIND = "rayd artifact"
-
-Read = Callable[[str], bytes]
-Write = Callable[[str, bytes], object]
-
-
-def to_bytes(tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> bytes:
-    """Named tensors and, where there is something to say, a JSON-able mapping; the same input gives the same bytes."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return dump_tensors(plain, {"rayd": json.dumps(dict(meta), sort_keys=True)} if meta else None)
-
-
-def from_bytes(data: bytes, what: str = "tensor file") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `to_bytes` was given."""
-    try:
-        tensors = parse_tensors(data)
-    except SafetensorError as error:
-        raise Refused(f"{what}: not a readable safetensors file ({error}); fetch it again") from error
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    meta = json.loads(header.get("__metadata__", {}).get("rayd", "{}"))
-    return tensors, meta
-
-
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> None:
-    """All of the file or none of it."""
-    write_file(Path(path), to_bytes(tensors, meta))
-
-
-def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    return from_bytes(Path(path).read_bytes(), str(path))
-
-
-def write_file(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
-
-
-def folder_writer(folder: str | Path) -> Write:
-    return lambda name, data: write_file(Path(folder) / name, data)
 
 
 def reader(source: str | Path | Store | Read) -> Read:
@@ -149,14 +105,13 @@ def verified(read: Read) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """An artifact in memory. `codec` is built on demand by the builder that `rayd.load` joins to it."""
+    """An artifact in memory; `codec` is built on demand."""
 
     card: dict[str, Any]
     ledger: Any
     transform: Transform
     stored: dict[str, Stored]
     contents: dict[str, bytes]
-    build: Callable[[Artifact], Any]
 
     @property
     def spec(self) -> Spec:
@@ -172,8 +127,8 @@ class Artifact:
         return step_size_of(self.stored)
 
     @cached_property
-    def codec(self) -> Any:
-        return self.build(self)
+    def codec(self) -> Codec:
+        return rebuild(self)
 
     def __len__(self) -> int:
         return int(self.card["images"])
@@ -210,7 +165,7 @@ def quantise(pixels: Tensor) -> Tensor:
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def load(source: str | Path | Store | Read, build: Callable[[Artifact], Any]) -> Artifact:
+def load(source: str | Path | Store | Read) -> Artifact:
     """Checked, unpacked, nothing executed."""
     read = reader(source)
     card, contents = verified(read)
@@ -224,4 +179,18 @@ def load(source: str | Path | Store | Read, build: Callable[[Artifact], Any]) ->
     else:
         numbers = {name: torch.tensor(values) for name, values in about["tensors"].items()}
     transform = Transform.restore(about["meta"], numbers)
-    return Artifact(card, json.loads(contents["ledger.json"]), transform, stored, contents, build)
+    return Artifact(card, json.loads(contents["ledger.json"]), transform, stored, contents)
+
+
+def rebuild(artifact: Artifact) -> Codec:
+    """The codec that an artifact was saved from: its class by name, its resolved Config, its stored tensors."""
+    plain = dict(artifact.card["codec"])
+    name = plain.pop("name", None)
+    if name not in CODECS:
+        raise refuse("card.codec.name", name, " | ".join(CODECS))
+    config = parse(CODECS[name].Config, plain, "card.codec")
+    codec: Codec = config.build(artifact.spec, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for key, number in codec.stored().items():
+            number.tensor.copy_(artifact.stored[key].tensor)
+    return codec

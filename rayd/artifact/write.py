@@ -16,13 +16,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rayd.artifact import FORMAT, KIND, Read, Write, self_hash, step_size_of, to_bytes, verified, write_file
-from rayd.card import readme
+from rayd.artifact.load import FORMAT, KIND, self_hash, step_size_of, verified
+from rayd.artifact.png import grid, png
+from rayd.artifact.readme import readme
+from rayd.artifact.tensors import Read, Write, to_bytes, write_file
 from rayd.data.augment import Transform
 from rayd.data.images import Spec
 from rayd.distill.budget import BESIDE, BOUND, Ledger, Stored, packed, unpacked
 from rayd.errors import Refused
-from rayd.png import grid, png
 
 SMALL = 64
 """A transform of at most so many numbers is written as text."""

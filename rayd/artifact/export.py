@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 import rayd
-from rayd.artifact import Artifact
-from rayd.card import percent
+from rayd.artifact.load import Artifact
+from rayd.artifact.png import png
+from rayd.artifact.readme import percent
 from rayd.errors import Refused, refuse
-from rayd.png import png
 from rayd.store import Store
 
 FORMATS = ("parquet", "webdataset", "folder", "tensors")
