@@ -32,9 +32,9 @@ def act(asked: Asked) -> int:
 
 def scored(asked: Asked, at: str, controls: bool | Sequence[str] = True) -> bool:
     """Whether the artifact had to be scored: not if its card holds this recipe's table already."""
-    from rayd.controls import score
-    from rayd.exam import rows_asked
     from rayd.plan import keep
+    from rayd.run.evaluate import score
+    from rayd.run.rows import rows_asked
     from rayd.schema import to_dict
     from rayd.store import Store
 
@@ -56,7 +56,7 @@ def scored(asked: Asked, at: str, controls: bool | Sequence[str] = True) -> bool
 
 def verified(asked: Asked) -> int:
     from rayd.errors import Failed
-    from rayd.verify import verify
+    from rayd.run.verify import verify
 
     own_data = any(word.startswith("data") for word in asked.words)
     findings = []

@@ -53,7 +53,7 @@ def built(asked: Asked) -> int:
 
 
 def _building(asked: Asked) -> Any:
-    from rayd.foundry import Shop, build_inline
+    from rayd.run.experts import Shop, build_inline
 
     shop = Shop.open(asked.run)
     if asked.run.scale.name == "inline":

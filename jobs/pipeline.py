@@ -85,7 +85,7 @@ def conclude(asked: Asked) -> None:
 def peaks(asked: Asked) -> str:
     """The most that one process of each stage held."""
     from rayd.machine import peak_memory
-    from rayd.progress import size_text
+    from rayd.readable import size_text
     from rayd.store import Store
 
     held = Store(asked.run.out).facts("timing.json") | Store(asked.run.at("artifact")).facts("timing.json")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rayd.evaluate.recipe import RecipeConfig as RecipeConfig
@@ -21,3 +21,16 @@ def summary(scores: Sequence[Score]) -> dict[str, Any]:
     std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else 0.0
     quantile = (T975[n - 2] if n - 2 < len(T975) else 1.96) if n > 1 else 0.0
     return {"mean": mean, "std": std, "n": n, "ci95": quantile * std / math.sqrt(n), "values": values}
+
+
+def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float]:
+    """Of two means, and half its 95 % interval (Welch); infinite where a spread is unknown."""
+    gap = a["mean"] - b["mean"]
+    if a["n"] < 2 or b["n"] < 2:
+        return gap, math.inf
+    va, vb = (row["std"] ** 2 / row["n"] for row in (a, b))
+    if va + vb == 0:
+        return gap, 0.0
+    freedom = int((va + vb) ** 2 / (va**2 / (a["n"] - 1) + vb**2 / (b["n"] - 1)))
+    quantile = T975[max(freedom, 1) - 1] if freedom <= len(T975) else 1.96
+    return gap, quantile * math.sqrt(va + vb)

@@ -61,7 +61,7 @@ def hashes(uri: str) -> dict[str, str]:
 
 def main(out: str, keys: str) -> None:
     from rayd.fleet.experts import build
-    from rayd.foundry import Shop
+    from rayd.run.experts import Shop
 
     for progress in build(Shop.open(digits_run(out, **json.loads(keys)))):
         print(progress.line(), progress.pids, flush=True)

@@ -80,9 +80,9 @@ def a_run(method: object = None, recipe: dict[str, object] | None = None, **more
 def an_artifact(folder, run, images=None, step_size: float | None = 0.02):  # type: ignore[no-untyped-def]
     """An artifact of that run; its images are the real start, or `images` (of the start) in network space."""
     from rayd.artifact import write
+    from rayd.run.assemble import surroundings
     from rayd.schema import to_dict
     from rayd.seeds import generator
-    from rayd.setting import surroundings
 
     splits, transform, _ = surroundings(run)
     spec = splits.train.spec

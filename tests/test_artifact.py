@@ -14,7 +14,7 @@ from rayd.data.augment import Transform
 from rayd.distill.budget import Stored
 from rayd.errors import Refused
 from rayd.methods import CODECS
-from rayd.verify import verify
+from rayd.run.verify import verify
 
 
 def make(kind="normalise", ipc=2):

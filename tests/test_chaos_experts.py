@@ -16,7 +16,7 @@ from expert_runs import digits_run, hashes
 from loopback import s3_server
 
 from rayd.experts.buffer import verify
-from rayd.foundry import Shop, build_inline
+from rayd.run.experts import Shop, build_inline
 from rayd.store import Store
 
 UNITS = 4

@@ -8,13 +8,14 @@ import torch
 from fakes import a_run, an_artifact
 
 import rayd
-from rayd import controls
+from rayd import stats
 from rayd.artifact.load import reader, self_hash
 from rayd.errors import Refused
 from rayd.evaluate import coreset, dd_ranking
-from rayd.exam import Ask, Exam
+from rayd.run import evaluate
+from rayd.run.rows import Ask, Exam
+from rayd.run.verify import verify
 from rayd.store import Store
-from rayd.verify import verify
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_the_table_the_card_and_the_verdict_when_distillation_loses(tmp_path, ca
     """Each image under the label of the next class: whatever is real beats it, and the verdict must say so."""
     run = a_run()
     folder = an_artifact(tmp_path / "a", run, images=lambda pixels: pixels.roll(1, 0))
-    made = controls.score(run, str(folder), ["random@floats", "random@raw", "herding@raw", "start", "full"])
+    made = evaluate.score(run, str(folder), ["random@floats", "random@raw", "herding@raw", "start", "full"])
     assert made["verdict"]["overall"] == "no" and made["verdict"]["bytes"] == "no"
     card = rayd.load(folder).card
     assert card["reads"] == 1 and card["claim"]["verdict"] == "no" and "**no**" in (folder / "README.md").read_text()
@@ -69,7 +70,7 @@ def test_the_table_the_card_and_the_verdict_when_distillation_loses(tmp_path, ca
     assert set(by) == named | {"distilled/bare", "random@floats/bare"}
     assert by["full"]["mean"] > by["distilled"]["mean"] and by["distilled"]["n"] == 3
     assert not fails(folder, run, scores=True), "untouched, the claim holds"
-    controls.score(run, str(folder), [])
+    evaluate.score(run, str(folder), [])
     assert rayd.load(folder).card["reads"] == 2
 
 
@@ -78,14 +79,14 @@ def test_verdicts():
         return {"set": name, "mean": mean, "std": std, "n": n}
 
     own = row("distilled", 0.5)
-    assert controls.verdict([own, row("random@floats", 0.3), row("herding@raw", 0.4)])["overall"] == "yes"
-    assert controls.verdict([own, row("random@floats", 0.3), row("herding@raw", 0.495)])["overall"] == "undecided"
-    assert controls.verdict([own, row("random@floats", 0.3), row("random@jpeg", 0.6)])["bytes"] == "no"
-    assert controls.verdict([own, row("random@floats", 0.3, n=1)])["floats"] == "undecided", (
+    assert evaluate.verdict([own, row("random@floats", 0.3), row("herding@raw", 0.4)])["overall"] == "yes"
+    assert evaluate.verdict([own, row("random@floats", 0.3), row("herding@raw", 0.495)])["overall"] == "undecided"
+    assert evaluate.verdict([own, row("random@floats", 0.3), row("random@jpeg", 0.6)])["bytes"] == "no"
+    assert evaluate.verdict([own, row("random@floats", 0.3, n=1)])["floats"] == "undecided", (
         "one network proves nothing"
     )
-    assert controls.verdict([own, row("full", 0.9)])["overall"] == "not asked"
-    gap, wide = controls.difference(row("a", 0.5, 0.02, 5), row("b", 0.4, 0.02, 5))
+    assert evaluate.verdict([own, row("full", 0.9)])["overall"] == "not asked"
+    gap, wide = stats.difference(row("a", 0.5, 0.02, 5), row("b", 0.4, 0.02, 5))
     assert gap == pytest.approx(0.1) and wide == pytest.approx(2.306 * math.sqrt(2 * 0.02**2 / 5), rel=1e-3)
 
 
@@ -113,7 +114,7 @@ def test_tampering_fails_and_says_where(tmp_path, cache):
 def test_a_forged_card_is_found_out_by_recomputing(tmp_path, cache, change, where):
     run = a_run()
     folder = an_artifact(tmp_path / "a", run)
-    controls.score(run, str(folder), [])
+    evaluate.score(run, str(folder), [])
     reseal(folder, change)
     assert any(where in one for one in fails(folder, run, scores=True))
 
@@ -135,7 +136,7 @@ def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_written(tmp_pa
     folder = an_artifact(tmp_path / "a", run)
     before = (folder / "card.json").read_bytes()
     with pytest.raises(Refused, match=r"recipe\.labels=teacher"):
-        controls.score(run, str(folder))
+        evaluate.score(run, str(folder))
     assert (folder / "card.json").read_bytes() == before
 
 
@@ -168,7 +169,7 @@ def test_a_full_set_as_its_own_synthetic_set(tmp_path, cache):
     folder = an_artifact(tmp_path / "a", run)
     exam = Exam(run, rayd.load(folder))
     assert len(exam.artifact) == len(exam.train) == 81
-    made = controls.score(run, str(folder), ["random@floats", "full"])
+    made = evaluate.score(run, str(folder), ["random@floats", "full"])
     means = {row["set"]: row["mean"] for row in made["rows"]}
     assert made["robust"]["hlr"] == pytest.approx(means["full"] - means["distilled"])
     assert abs(made["robust"]["hlr"]) < 0.1 and made["robust"]["lrs"] == pytest.approx(0.269, abs=0.03)
@@ -184,8 +185,8 @@ def test_an_ask_is_answered_alike_alone_and_in_company(tmp_path, cache):
 
 @pytest.mark.ray
 def test_tasks_answer_as_this_process_does(tmp_path, cache, ray_local):
-    from rayd.exam import asks_of, inline
     from rayd.fleet.score import answers
+    from rayd.run.rows import asks_of, inline
 
     run = a_run(scale={"name": "laptop"})
     folder = str(an_artifact(tmp_path / "a", run))
@@ -201,7 +202,7 @@ def test_tasks_answer_as_this_process_does(tmp_path, cache, ray_local):
 
 
 def test_controls_are_asked_by_name():
-    from rayd.exam import CONTROLS, rows_asked
+    from rayd.run.rows import CONTROLS, rows_asked
 
     assert rows_asked(True) == CONTROLS and rows_asked(False) == ()
     assert rows_asked(["start", "herding@raw"]) == ("start", "herding@raw")

@@ -171,8 +171,8 @@ def test_blocks_over_the_fleet_are_one_run(tmp_path: Path, ray_local: None) -> N
     """Independent tasks, one of them interrupted before, against all blocks in this process: the same files' pixels."""
     from rayd import load
     from rayd.fleet.blocks import count, distil_blocks, of_block
-    from rayd.foundry import Shop, build_inline
-    from rayd.run import distil
+    from rayd.run.distill import distil
+    from rayd.run.experts import Shop, build_inline
 
     one, many = asked(tmp_path, "one"), asked(tmp_path, "many")
     list(build_inline(Shop.open(one)))
@@ -195,8 +195,8 @@ def test_blocks_over_the_fleet_are_one_run(tmp_path: Path, ray_local: None) -> N
 def test_a_killed_worker_costs_no_image(tmp_path: Path, ray_local: None) -> None:
     from rayd import load
     from rayd.fleet.blocks import distil_blocks
-    from rayd.foundry import Shop, build_inline
-    from rayd.run import distil
+    from rayd.run.distill import distil
+    from rayd.run.experts import Shop, build_inline
 
     one, many = (asked(tmp_path, name, steps=300, checkpoint=20) for name in ("one", "many"))
     list(build_inline(Shop.open(one)))

@@ -10,10 +10,10 @@ import torch
 from fakes import a_run, an_artifact
 
 import rayd
-from rayd import controls
 from rayd.artifact.export import export, rendered
 from rayd.errors import Refused
 from rayd.evaluate.recipe import RECIPES
+from rayd.run import evaluate
 from rayd.schema import to_dict
 
 
@@ -104,7 +104,7 @@ def test_a_stranger_with_datasets_and_torch_gets_the_cards_number(tmp_path, monk
     plain = to_dict(RECIPES["plain"])
     run = a_run(data={"name": "digits"}, net={"name": "convnet", "width": 16}, recipe=plain, budget={"ipc": 5})
     folder = an_artifact(tmp_path / "artifact", run)
-    controls.score(run, str(folder), [])
+    evaluate.score(run, str(folder), [])
     export(str(folder), str(tmp_path / "out"))
     told = rayd.load(folder).card["scores"]["distilled-8bit/convnet-w16/plain"]
     block = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]

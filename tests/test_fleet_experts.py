@@ -17,7 +17,7 @@ from loopback import s3_server
 from rayd.errors import Failed, Refused
 from rayd.experts.buffer import verify
 from rayd.fleet.policy import Loss, after_loss, capacity, copies, pool_size, shortfall
-from rayd.foundry import Shop, build_inline
+from rayd.run.experts import Shop, build_inline
 
 EXPERTS = 6
 

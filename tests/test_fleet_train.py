@@ -17,7 +17,7 @@ import pytest
 
 from rayd.artifact import tensors
 from rayd.config import Run
-from rayd.foundry import Shop, build_inline
+from rayd.run.experts import Shop, build_inline
 from rayd.schema import parse
 from tests.expert_runs import digits_run
 from tests.fleet.grounds import descendants
@@ -180,7 +180,7 @@ def test_memory_that_runs_out(buffer: str, tmp_path: Path) -> None:
 def test_more_workers_than_items_is_refused(buffer: str, tmp_path: Path) -> None:
     config = parse(Run, _plain(buffer, tmp_path))
     from rayd.errors import Refused
-    from rayd.run import Place, distil
+    from rayd.run.distill import Place, distil
 
     with pytest.raises(Refused, match=r"objective\.items"):
         next(iter(distil(config, Place(0, 3))))

@@ -11,8 +11,9 @@ from expert_runs import digits_run, hashes
 from rayd.config import Run
 from rayd.errors import Failed, Refused
 from rayd.experts.buffer import Buffer
-from rayd.foundry import Shop, buffer_identity, build_inline
-from rayd.progress import Progress
+from rayd.run.assemble import buffer_identity
+from rayd.run.experts import Shop, build_inline
+from rayd.run.progress import Progress
 
 
 def made(run: Run) -> Progress:

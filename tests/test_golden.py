@@ -18,9 +18,9 @@ from rayd.errors import Failed, Refused
 from rayd.experts.buffer import Buffer
 from rayd.experts.buffer import verify as verify_buffer
 from rayd.methods import CODECS
-from rayd.run import distil
+from rayd.run.distill import distil
+from rayd.run.verify import verify
 from rayd.schema import parse
-from rayd.verify import verify
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED = {

@@ -12,10 +12,10 @@ import torch
 
 from rayd.config import Run
 from rayd.experts.config import plan_units
-from rayd.foundry import Shop, build_inline
 from rayd.plan import against, keep, plan
 from rayd.plan.sizes import npy_bytes, padded, shard_bytes, weigh
-from rayd.run import distil
+from rayd.run.distill import distil
+from rayd.run.experts import Shop, build_inline
 from rayd.schema import parse
 from rayd.store import Store
 from tests.expert_runs import digits_run

@@ -12,11 +12,11 @@ import torch
 from fakes import a_run, an_artifact
 
 import rayd
-from rayd import controls
 from rayd.errors import Refused
 from rayd.evaluate.score import Score
-from rayd.exam import CONTROLS, asks_of
 from rayd.report import report
+from rayd.run import evaluate
+from rayd.run.rows import CONTROLS, asks_of
 from rayd.store import Store
 
 pytest.importorskip("matplotlib")
@@ -58,7 +58,7 @@ def run_folder(tmp_path, monkeypatch):
         for i, one in enumerate(asks):
             yield one, [Score(0.3 + 0.01 * k + 0.02 * i, seed, "convnet") for k, seed in enumerate(one.seeds)]
 
-    controls.score(run, str(folder), CONTROLS, ask)
+    evaluate.score(run, str(folder), CONTROLS, ask)
     steps = [{"step": i, "loss": 1 / i, "step_size": 0.02, "grad_norm": 3.0, "val": i / 99} for i in range(1, 99)]
     out.write("metrics.jsonl", "".join(json.dumps(step) + "\n" for step in steps).encode())
     rows = [{"expert": k, "epochs": [0, 1, 2, 3], "val_accuracy": [0.1, 0.3, 0.4, 0.4 + k / 100]} for k in range(2)]

@@ -19,9 +19,9 @@ from rayd.evaluate.batches import Source
 from rayd.evaluate.score import trained
 from rayd.machine import settle
 from rayd.nets.convnet import Net
+from rayd.run.assemble import surroundings
 from rayd.schema import fingerprint, parse, positive, to_dict
 from rayd.seeds import generator, seed_of
-from rayd.setting import surroundings
 from rayd.stats import T975
 from rayd.store import Store
 

@@ -17,8 +17,8 @@ from rayd.distill.contract import Codec
 from rayd.errors import refuse
 from rayd.fleet.units import each
 from rayd.methods.pixel import Pixel
-from rayd.run import default_device, distil, finished
-from rayd.setting import assemble
+from rayd.run.assemble import assemble
+from rayd.run.distill import default_device, distil, finished
 from rayd.store import Store
 
 log = logging.getLogger(__name__)

@@ -34,9 +34,9 @@ from rayd.errors import Failed, Refused
 from rayd.experts.config import Unit
 from rayd.fleet import cluster
 from rayd.fleet.policy import Loss, after_loss, pool_size
-from rayd.foundry import Shop, build_unit, finish, start
 from rayd.machine import settle
-from rayd.progress import Built, Progress
+from rayd.run.experts import Shop, build_unit, finish, start
+from rayd.run.progress import Built, Progress
 from rayd.schema import parse, to_dict
 
 log = logging.getLogger(__name__)

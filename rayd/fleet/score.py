@@ -12,9 +12,9 @@ import ray
 from rayd.config import Run
 from rayd.errors import Failed
 from rayd.evaluate.score import Score
-from rayd.exam import Ask, Exam, attempt
 from rayd.fleet import cluster
 from rayd.machine import settle
+from rayd.run.rows import Ask, Exam, attempt
 from rayd.schema import parse, to_dict
 
 

@@ -28,7 +28,7 @@ from rayd.distill.loop import Step
 from rayd.errors import Failed, Refused
 from rayd.fleet import cluster
 from rayd.machine import ONE_ARENA
-from rayd.run import Place, distil
+from rayd.run.distill import Place, distil
 from rayd.schema import parse, to_dict
 from rayd.store import Store
 

@@ -18,13 +18,13 @@ from typing import Any
 from rayd.config import Run
 from rayd.data.images import Splits
 from rayd.errors import Failed
-from rayd.exam import CONTROLS, FEATURE_STEPS
 from rayd.experts.config import plan_units
-from rayd.foundry import last_matched
 from rayd.nets.convnet import Net
 from rayd.plan.probe import STAGES, request
 from rayd.plan.sizes import Weight, row_bytes, shard_bytes, weigh
-from rayd.progress import size_text
+from rayd.readable import size_text
+from rayd.run.assemble import last_matched
+from rayd.run.rows import CONTROLS, FEATURE_STEPS
 from rayd.store import Store
 
 Measured = dict[str, dict[str, float]]

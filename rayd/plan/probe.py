@@ -25,12 +25,12 @@ from rayd.experts.buffer import Buffer, BufferWriter
 from rayd.experts.config import plan_units
 from rayd.experts.train import train
 from rayd.experts.trajectory import Snapshot, Trajectory
-from rayd.foundry import Shop, last_matched
 from rayd.machine import peak_memory, settle
-from rayd.run import default_device
+from rayd.run.assemble import assemble, last_matched
+from rayd.run.distill import default_device
+from rayd.run.experts import Shop
 from rayd.schema import parse, to_dict
 from rayd.seeds import generator
-from rayd.setting import assemble
 
 STAGES = ("experts", "distill", "evaluate")
 BATCHES = 8

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rayd.artifact.load import Artifact
 from rayd.artifact.png import data_uri, grid, png
-from rayd.progress import size_text
+from rayd.readable import size_text
 from rayd.report import draw, tables
 from rayd.report.style import CSS
 

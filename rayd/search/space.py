@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from rayd.config import Run
 from rayd.errors import refuse
+from rayd.run.assemble import FROM_BUFFER
 from rayd.schema import parse, positive, read, to_dict
-from rayd.setting import FROM_BUFFER
 
 Point = dict[str, Any]
 FAMILY = "family"

@@ -21,13 +21,13 @@ from rayd.errors import Failed, Refused
 from rayd.evaluate.batches import Source
 from rayd.evaluate.score import evaluate
 from rayd.machine import settle
-from rayd.run import default_device, distil
+from rayd.run.assemble import surroundings
+from rayd.run.distill import default_device, distil
 from rayd.schema import fingerprint
 from rayd.search.asha import Halving
 from rayd.search.points import Size, Trial, make
 from rayd.search.space import Point, SearchConfig
 from rayd.seeds import seed_of
-from rayd.setting import surroundings
 from rayd.stats import summary
 from rayd.store import Store
 

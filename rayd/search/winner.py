@@ -11,12 +11,12 @@ from rayd import load
 from rayd.config import Run
 from rayd.evaluate.batches import Source
 from rayd.evaluate.score import Score, evaluate
-from rayd.run import default_device
+from rayd.run.assemble import surroundings
+from rayd.run.distill import default_device
 from rayd.schema import parse, to_dict
 from rayd.search.space import SearchConfig, run_of
 from rayd.search.trials import Book, Record
 from rayd.seeds import seed_of
-from rayd.setting import surroundings
 from rayd.stats import summary
 from rayd.store import Store
 

@@ -11,6 +11,8 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 Array = np.ndarray[Any, Any]
 Payload = bytes | Array | Callable[[], bytes]
@@ -80,3 +82,23 @@ def decode_all(payloads: Iterable[Payload], shape: Shape, threads: int) -> Itera
 
 def _decode_some(payloads: list[Payload], shape: Shape) -> list[Array | str]:
     return [decode(payload, shape) for payload in payloads]
+
+
+QUALITY = 75
+
+
+def jpeg(pixels_CHW: Tensor) -> bytes:
+    from PIL import Image
+
+    array: Any = pixels_CHW[0].numpy() if len(pixels_CHW) == 1 else pixels_CHW.permute(1, 2, 0).contiguous().numpy()
+    out = io.BytesIO()
+    Image.fromarray(array).save(out, format="JPEG", quality=QUALITY)
+    return out.getvalue()
+
+
+def unjpeg(data: bytes) -> Tensor:
+    import numpy as np
+    from PIL import Image
+
+    array = torch.from_numpy(np.array(Image.open(io.BytesIO(data))))
+    return array[None] if array.ndim == 2 else array.permute(2, 0, 1).contiguous()

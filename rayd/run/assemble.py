@@ -21,7 +21,6 @@ from rayd.distill.loop import Distillation, Reduce
 from rayd.errors import refuse
 from rayd.evaluate.score import evaluate
 from rayd.experts.buffer import Buffer
-from rayd.foundry import buffer_identity
 from rayd.nets.convnet import Net
 from rayd.schema import to_dict
 from rayd.seeds import generator, seed_of
@@ -181,3 +180,26 @@ def _teacher(world: Resident) -> Callable[[Tensor], Tensor]:
         return world.net(theta, images)
 
     return predict
+
+
+def buffer_identity(run: Run, splits: Splits, transform: Transform, net: Net) -> dict[str, Any]:
+    """What a buffer must agree in with a run that reads it."""
+    train_set = splits.train
+    return {
+        "data": {"name": train_set.name, "content": train_set.manifest["content"], "images": len(train_set)},
+        "transform": {"kind": transform.kind, "fingerprint": transform.fingerprint()},
+        "net": {"name": run.net.name, "norm": run.net.norm, "parameters": net.size, "fingerprint": net.fingerprint()},
+        "expert": run.expert.recipe(),
+    }
+
+
+def last_matched(run: Run) -> int | None:
+    """The last expert epoch that the run's method can match; none where the method does not say."""
+    last: int | None = getattr(run.method.objective, "last_epoch", None)
+    return last
+
+
+def device_of(run: Run) -> torch.device:
+    """inline: the GPU of this machine where there is one; on the fleet: what was asked for."""
+    gpu = torch.cuda.is_available() if run.scale.name == "inline" else run.scale.gpus > 0
+    return torch.device("cuda" if gpu else "cpu")

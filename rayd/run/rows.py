@@ -16,12 +16,10 @@ An ask is one row, one architecture, some seeds: it is answered alike in this pr
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,13 +28,14 @@ import rayd
 from rayd.artifact.load import Artifact
 from rayd.config import Run
 from rayd.data.images import Images, Splits
+from rayd.data.sources.decode import jpeg, unjpeg
 from rayd.errors import Failed, Refused, refuse
 from rayd.evaluate import coreset
 from rayd.evaluate.batches import Source
 from rayd.evaluate.score import Score, evaluate, trained
 from rayd.nets.convnet import Net
+from rayd.run.assemble import assemble
 from rayd.seeds import seed_of
-from rayd.setting import assemble
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,6 @@ CONTROLS = (
     "random@floats", "herding@floats", "random@raw", "herding@raw", "random@jpeg", "herding@jpeg", "start", "full",
 )  # fmt: skip
 BUDGETS = ("floats", "raw", "jpeg")
-QUALITY = 75
 FEATURE_STEPS = 300
 
 
@@ -207,20 +205,3 @@ def attempt(answer: Callable[[Ask], list[Score]], ask: Ask) -> list[Score] | str
     except (Refused, Failed) as error:
         log.warning("control %s left out: %s", ask.row, error)
         return str(error)
-
-
-def jpeg(pixels_CHW: Tensor) -> bytes:
-    from PIL import Image
-
-    array: Any = pixels_CHW[0].numpy() if len(pixels_CHW) == 1 else pixels_CHW.permute(1, 2, 0).contiguous().numpy()
-    out = io.BytesIO()
-    Image.fromarray(array).save(out, format="JPEG", quality=QUALITY)
-    return out.getvalue()
-
-
-def unjpeg(data: bytes) -> Tensor:
-    import numpy as np
-    from PIL import Image
-
-    array = torch.from_numpy(np.array(Image.open(io.BytesIO(data))))
-    return array[None] if array.ndim == 2 else array.permute(2, 0, 1).contiguous()

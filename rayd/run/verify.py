@@ -18,8 +18,8 @@ from rayd.data.augment import Transform
 from rayd.distill.budget import Ledger, Stored
 from rayd.errors import Refused
 from rayd.evaluate.recipe import RecipeConfig
-from rayd.exam import Ask, Exam
 from rayd.nets.convnet import NetConfig
+from rayd.run.rows import Ask, Exam
 from rayd.schema import parse
 from rayd.stats import summary
 from rayd.store import Store

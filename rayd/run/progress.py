@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rayd.readable import size_text
+
 
 @dataclass(frozen=True)
 class Built:
@@ -106,11 +108,3 @@ class Progress:
     def line(self) -> str:
         """The same in one line, for a job's log."""
         return "  ".join(f"{name} {value}" for name, value in self.rows())
-
-
-def size_text(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
-        count /= 1000
-    raise AssertionError

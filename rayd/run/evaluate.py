@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
@@ -20,9 +19,9 @@ from rayd.artifact.write import amend
 from rayd.config import Run
 from rayd.evaluate import dd_ranking
 from rayd.evaluate.score import Score, check
-from rayd.exam import CONTROLS, Ask, Exam, asks_of, inline
+from rayd.run.rows import CONTROLS, Ask, Exam, asks_of, inline
 from rayd.schema import fingerprint, to_dict
-from rayd.stats import T975, summary
+from rayd.stats import difference, summary
 from rayd.store import Store
 
 log = logging.getLogger(__name__)
@@ -127,19 +126,6 @@ def worst(words: Sequence[str]) -> str:
     if not words:
         return "not asked"
     return "no" if "no" in words else "undecided" if "undecided" in words else "yes"
-
-
-def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float]:
-    """Of two means, and half its 95 % interval (Welch); infinite where a spread is unknown."""
-    gap = a["mean"] - b["mean"]
-    if a["n"] < 2 or b["n"] < 2:
-        return gap, math.inf
-    va, vb = (row["std"] ** 2 / row["n"] for row in (a, b))
-    if va + vb == 0:
-        return gap, 0.0
-    freedom = int((va + vb) ** 2 / (va**2 / (a["n"] - 1) + vb**2 / (b["n"] - 1)))
-    quantile = T975[max(freedom, 1) - 1] if freedom <= len(T975) else 1.96
-    return gap, quantile * math.sqrt(va + vb)
 
 
 def _teacher(artifact: Artifact) -> object:

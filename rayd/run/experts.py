@@ -10,14 +10,13 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from rayd import __version__
 from rayd.config import Run
 from rayd.data.augment import Transform
-from rayd.data.images import Images, Splits
+from rayd.data.images import Images
 from rayd.errors import Failed
 from rayd.experts.buffer import BufferWriter
 from rayd.experts.config import Unit, plan_units
@@ -27,33 +26,13 @@ from rayd.experts.train import Diverged, train
 from rayd.experts.trajectory import Snapshot, Trajectory
 from rayd.machine import peak_memory, settle
 from rayd.nets.convnet import Net
-from rayd.progress import Built, Progress, size_text
+from rayd.readable import size_text
+from rayd.run.assemble import buffer_identity, device_of, last_matched
+from rayd.run.cost import account
+from rayd.run.progress import Built, Progress
 from rayd.store import Store
 
 log = logging.getLogger(__name__)
-
-
-def buffer_identity(run: Run, splits: Splits, transform: Transform, net: Net) -> dict[str, Any]:
-    """What a buffer must agree in with a run that reads it."""
-    train_set = splits.train
-    return {
-        "data": {"name": train_set.name, "content": train_set.manifest["content"], "images": len(train_set)},
-        "transform": {"kind": transform.kind, "fingerprint": transform.fingerprint()},
-        "net": {"name": run.net.name, "norm": run.net.norm, "parameters": net.size, "fingerprint": net.fingerprint()},
-        "expert": run.expert.recipe(),
-    }
-
-
-def last_matched(run: Run) -> int | None:
-    """The last expert epoch that the run's method can match; none where the method does not say."""
-    last: int | None = getattr(run.method.objective, "last_epoch", None)
-    return last
-
-
-def device_of(run: Run) -> torch.device:
-    """inline: the GPU of this machine where there is one; on the fleet: what was asked for."""
-    gpu = torch.cuda.is_available() if run.scale.name == "inline" else run.scale.gpus > 0
-    return torch.device("cuda" if gpu else "cpu")
 
 
 @dataclass(frozen=True)
@@ -225,10 +204,3 @@ def finish(shop: Shop, progress: Progress) -> None:
             f"numbers are in {shop.writer.store.where('experts-*.failed.json')}. What is committed stays; "
             "lower expert.lr"
         )
-
-
-def account(store: Store, progress: Progress) -> None:
-    """Seconds and memory of the experts, for the run's page; a command that continued an earlier one adds to it."""
-    held = store.facts("timing.json")
-    seconds, peak = held.get("experts_s", 0.0) + progress.seconds, max(held.get("experts_peak", 0), progress.memory)
-    store.write_json("timing.json", {**held, "experts_s": seconds, "experts_peak": peak})
