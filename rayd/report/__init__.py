@@ -15,31 +15,14 @@ A section without its data says which command would fill it. The folder of a lon
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import rayd
-from rayd.artifact.load import Artifact
 from rayd.errors import Refused
 from rayd.plan import against
 from rayd.report import page, tables
+from rayd.report.facts import Facts
 from rayd.store import Store
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Everything the page is drawn from."""
-
-    artifact: Artifact
-    table: Mapping[str, Any] = field(default_factory=dict)
-    """controls.json"""
-    steps: list[dict[str, float]] = field(default_factory=list)
-    experts: list[dict[str, Any]] = field(default_factory=list)
-    """expert, epochs, val_accuracy"""
-    timing: Mapping[str, float] = field(default_factory=dict)
-    plan: list[tuple[str, float, float]] = field(default_factory=list)
-    """what, planned, actual"""
 
 
 def report(uri: str, buffer: str | None = None, to: str | None = None) -> str:

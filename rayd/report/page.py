@@ -17,7 +17,7 @@ from rayd.report import draw, tables
 from rayd.report.style import CSS
 
 if TYPE_CHECKING:
-    from rayd.report import Facts
+    from rayd.report.facts import Facts
 
 CLASSES, COLUMNS, TILES, THIN, TALL = 20, 10, 24, 6, 48
 LEAST = 64

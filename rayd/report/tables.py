@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rayd.report import Facts
+    from rayd.report.facts import Facts
 
 Rows = list[list[Any]]
 

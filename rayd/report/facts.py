@@ -1,0 +1,24 @@
+"""Everything a page is drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rayd.artifact.load import Artifact
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything the page is drawn from."""
+
+    artifact: Artifact
+    table: Mapping[str, Any] = field(default_factory=dict)
+    """controls.json"""
+    steps: list[dict[str, float]] = field(default_factory=list)
+    experts: list[dict[str, Any]] = field(default_factory=list)
+    """expert, epochs, val_accuracy"""
+    timing: Mapping[str, float] = field(default_factory=dict)
+    plan: list[tuple[str, float, float]] = field(default_factory=list)
+    """what, planned, actual"""
