@@ -28,8 +28,8 @@ def main(words: Sequence[str]) -> int:
 
 
 def measure(names: Sequence[str], size: str) -> int:
-    from rayd.bench import rows
     from rayd.errors import Failed, Refused
+    from rayd.studies.bench import rows
 
     print(f"{'bench':<11}{'case':<44}{'value':>12} {'unit':<12}{'ratio':>8}{'memory':>8}", file=sys.stderr)
     try:

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 from jobs.compose import Asked, command
 
 if TYPE_CHECKING:
-    from rayd.continual import Outcome, Unit
+    from rayd.studies.continual import Outcome, Unit
 
 
 def own() -> type[Any]:
-    from rayd.continual import ContinualKeys
+    from rayd.studies.continual import ContinualKeys
 
     return ContinualKeys
 
 
 def act(asked: Asked) -> int:
-    from rayd.continual import summary
-    from rayd.continual.page import html, text
-    from rayd.continual.protocol import keep, open_store
+    from rayd.studies.continual import summary
+    from rayd.studies.continual.page import html, text
+    from rayd.studies.continual.protocol import keep, open_store
 
     config = asked.own.continual
     store, done, left = open_store(asked.run, config)
@@ -43,7 +43,7 @@ def act(asked: Asked) -> int:
 
 
 def living(asked: Asked, left: list[Unit]) -> Iterator[Outcome]:
-    from rayd.continual import inline, live
+    from rayd.studies.continual import inline, live
 
     run, config = asked.run, asked.own.continual
     if run.scale.name == "inline":

@@ -32,7 +32,7 @@ def act(asked: Asked) -> int:
 
 def scored(asked: Asked, at: str, controls: bool | Sequence[str] = True) -> bool:
     """Whether the artifact had to be scored: not if its card holds this recipe's table already."""
-    from rayd.plan import keep
+    from rayd.run.cost import keep
     from rayd.run.evaluate import score
     from rayd.run.rows import rows_asked
     from rayd.schema import to_dict

@@ -18,8 +18,9 @@ class Own:
 
 
 def act(asked: Asked) -> int:
-    from rayd.plan import against, in_children, plan
+    from rayd.run.cost import against
     from rayd.store import Store
+    from rayd.studies.plan import in_children, plan
 
     run, probe = asked.run, in_children
     if run.scale.name != "inline" and asked.own.probe > 0:

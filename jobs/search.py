@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 from jobs.compose import Asked, command
 
 if TYPE_CHECKING:
-    from rayd.search.trials import Book, Record
+    from rayd.studies.search.trials import Book, Record
 
 
 def own() -> type[Any]:
-    from rayd.search.space import SearchKeys
+    from rayd.studies.search.space import SearchKeys
 
     return SearchKeys
 
 
 def act(asked: Asked) -> int:
-    from rayd.search.outcome import conclude, text, winners
-    from rayd.search.page import html
-    from rayd.search.trials import Book
+    from rayd.studies.search.outcome import conclude, text, winners
+    from rayd.studies.search.page import html
+    from rayd.studies.search.trials import Book
 
     run, config = asked.run, asked.own.search
     book = Book(run, config, run.data.load().train.spec)
@@ -45,8 +45,8 @@ def act(asked: Asked) -> int:
 def searched(asked: Asked, book: Book) -> None:
     """The expert buffer once, then every trial that has not ended."""
     from jobs.experts import built
-    from rayd.search.points import plan
-    from rayd.search.space import experts_for
+    from rayd.studies.search.points import plan
+    from rayd.studies.search.space import experts_for
 
     config = book.config
     chosen = plan(asked.run, config, book.spec) if config.searcher != "tpe" else None
@@ -68,7 +68,7 @@ def searched(asked: Asked, book: Book) -> None:
 
 def inline(book: Book, trials: dict[int, Any]) -> None:
     from rayd.errors import refuse
-    from rayd.search.trials import line, search_inline
+    from rayd.studies.search.trials import line, search_inline
 
     if book.config.searcher == "tpe":
         raise refuse("search.searcher", "tpe", "random | grid under scale=inline", "add scale=laptop")
@@ -79,7 +79,7 @@ def inline(book: Book, trials: dict[int, Any]) -> None:
 def again(asked: Asked, book: Book, record: Record) -> None:
     """The winner under fresh seeds, then the test set, once."""
     from jobs.distill import distilled
-    from rayd.search.winner import fresh, tested
+    from rayd.studies.search.winner import fresh, tested
 
     for run in fresh(book, record):
         distilled(replace(asked, run=run))

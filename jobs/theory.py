@@ -13,15 +13,15 @@ from jobs.compose import Asked, command
 
 
 def own() -> type[Any]:
-    from rayd.theory import TheoryKeys
+    from rayd.studies.theory import TheoryKeys
 
     return TheoryKeys
 
 
 def act(asked: Asked) -> int:
-    from rayd.theory import sweep, verdict
-    from rayd.theory.page import html, text
-    from rayd.theory.shelf import Shelf
+    from rayd.studies.theory import sweep, verdict
+    from rayd.studies.theory.page import html, text
+    from rayd.studies.theory.shelf import Shelf
 
     config = asked.own.theory
     shelf = Shelf(asked.run.out, config, asked.run.seed)

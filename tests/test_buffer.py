@@ -15,14 +15,14 @@ import webdataset as wds
 from loopback import s3_server
 from test_store import file_size_limit
 
-from rayd.bench import isolated
-from rayd.bench.buffer import fill
 from rayd.errors import Failed, Refused
 from rayd.experts.buffer import Buffer, BufferWriter, verify
 from rayd.experts.shards import MANIFEST
 from rayd.experts.trajectory import Trajectory
 from rayd.seeds import generator
 from rayd.store import Store
+from rayd.studies.bench import isolated
+from rayd.studies.bench.buffer import fill
 
 P, S = 1000, 4
 FINGERPRINT: dict[str, Any] = {"data": {"name": "digits"}, "expert": {"lr": 0.01}, "plan": {"seed": 0}}

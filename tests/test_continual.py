@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from rayd.config import Run
-from rayd.continual import ContinualConfig, Outcome, class_orders, forgetting, live, remember, summary, units
-from rayd.continual.memory import of_task
-from rayd.continual.page import html, text
-from rayd.continual.protocol import keep, open_store
 from rayd.data.augment import Transform
 from rayd.data.images import Spec
 from rayd.errors import Refused
 from rayd.evaluate.recipe import RecipeConfig
 from rayd.nets.convnet import NetConfig
 from rayd.schema import parse
+from rayd.studies.continual import ContinualConfig, Outcome, class_orders, forgetting, live, remember, summary, units
+from rayd.studies.continual.memory import of_task
+from rayd.studies.continual.page import html, text
+from rayd.studies.continual.protocol import keep, open_store
 from tests.fakes import tiny
 
 DM: dict[str, Any] = {

@@ -155,7 +155,7 @@ def test_from_end_to_end_on_ray(tmp_path: Path) -> None:
 
 def test_the_benches_are_those_there_are() -> None:
     from jobs.bench import NAMES, main
-    from rayd.bench import BENCHES
+    from rayd.studies.bench import BENCHES
 
     assert NAMES == BENCHES
     assert main(["speed"]) == 2

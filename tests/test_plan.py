@@ -12,12 +12,13 @@ import torch
 
 from rayd.config import Run
 from rayd.experts.config import plan_units
-from rayd.plan import against, keep, plan
-from rayd.plan.sizes import npy_bytes, padded, shard_bytes, weigh
+from rayd.run.cost import against, keep
 from rayd.run.distill import distil
 from rayd.run.experts import Shop, build_inline
 from rayd.schema import parse
 from rayd.store import Store
+from rayd.studies.plan import plan
+from rayd.studies.plan.sizes import npy_bytes, padded, shard_bytes, weigh
 from tests.expert_runs import digits_run
 
 CODECS: tuple[dict[str, Any], ...] = (
@@ -134,7 +135,7 @@ def test_no_experts_where_none_are_needed(tmp_path: Path) -> None:
 
 def test_the_probe_runs_the_stages(tmp_path: Path) -> None:
     """In this process, which is what a child does; nothing is left behind."""
-    from rayd.plan.probe import STAGES, request, run_stage
+    from rayd.studies.plan.probe import STAGES, request, run_stage
 
     run, threads = small(tmp_path), torch.get_num_threads()
     calls: list[str] = []

@@ -15,14 +15,14 @@ from rayd.config import Run
 from rayd.data.images import Spec
 from rayd.errors import Refused
 from rayd.schema import parse, to_dict
-from rayd.search.asha import Rungs, percentile
-from rayd.search.outcome import conclude, front, grouped, importance, text, winners
-from rayd.search.page import html
-from rayd.search.points import plan
-from rayd.search.space import Dial, SearchConfig, experts_for
-from rayd.search.trials import Book, Record, Size, curve_of, search_inline
-from rayd.search.winner import yaml_text
 from rayd.store import Store
+from rayd.studies.search.asha import Rungs, percentile
+from rayd.studies.search.outcome import conclude, front, grouped, importance, text, winners
+from rayd.studies.search.page import html
+from rayd.studies.search.points import plan
+from rayd.studies.search.space import Dial, SearchConfig, experts_for
+from rayd.studies.search.trials import Book, Record, Size, curve_of, search_inline
+from rayd.studies.search.winner import yaml_text
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = Spec((1, 8, 8), 10)
@@ -247,7 +247,7 @@ def test_an_inline_search_stops_some_goes_on_and_reports(tmp_path: Path) -> None
 
 def test_an_interrupted_trial_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     """Cut after the first milestone, a trial ends with the curve of one that was never cut."""
-    from rayd.search.trials import advance
+    from rayd.studies.search.trials import advance
 
     whole, cut = (plan(base(tmp_path / name), config(), SPEC).trials[0].run for name in ("whole", "cut"))
     for _ in advance(whole, config()):

@@ -7,7 +7,7 @@ import torch
 
 from rayd.errors import Refused
 from rayd.methods.dc import parameter_gradient
-from rayd.theory import (
+from rayd.studies.theory import (
     Ground,
     OneStep,
     Pairs,

@@ -9,12 +9,12 @@ import ray
 from rayd.config import Run
 from rayd.errors import Failed
 from rayd.fleet import cluster
-from rayd.plan import Measured, stages
-from rayd.plan.probe import request, run_stage
+from rayd.studies.plan import Measured, stages
+from rayd.studies.plan.probe import request, run_stage
 
 
 def on_the_cluster(run: Run, seconds: float) -> Measured:
-    """As rayd.plan.in_children; each task has a process of its own, which ends with it."""
+    """As rayd.studies.plan.in_children; each task has a process of its own, which ends with it."""
     cluster.start(run.scale)
     need = cluster.bundle(run.scale)
     cluster.require(need, 1, "probe", run.scale.wait)

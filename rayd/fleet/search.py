@@ -1,4 +1,4 @@
-"""Trials under Ray Tune: plan, book and decisions are rayd.search's; Tune places trials and brings back lost ones.
+"""Trials under Ray Tune: plan, book and decisions are rayd.studies.search's; Tune places trials and brings back lost ones.
 
 A trial of one worker is a Tune function that distils in its own process. A trial of several is a thin driver around a
 Ray Train job, without a CPU of its own: one that held a CPU would wait for workers that wait for its CPU. Nothing of
@@ -29,11 +29,11 @@ from rayd.errors import Failed, Refused, refuse
 from rayd.fleet import cluster, train
 from rayd.machine import settle
 from rayd.schema import parse, to_dict
-from rayd.search.asha import Halving
-from rayd.search.points import ATTEMPTS, Trial, make
-from rayd.search.space import FAMILY, Dial, Point, SearchConfig
-from rayd.search.trials import Book, Record, advance, curve_of, line, score, seeded
 from rayd.seeds import seed_of
+from rayd.studies.search.asha import Halving
+from rayd.studies.search.points import ATTEMPTS, Trial, make
+from rayd.studies.search.space import FAMILY, Dial, Point, SearchConfig
+from rayd.studies.search.trials import Book, Record, advance, curve_of, line, score, seeded
 
 log = logging.getLogger(__name__)
 logging.getLogger("ray.tune").setLevel(logging.ERROR)

@@ -19,9 +19,9 @@ from typing import Any
 
 import rayd
 from rayd.errors import Refused
-from rayd.plan import against
 from rayd.report import page, tables
 from rayd.report.facts import Facts
+from rayd.run.cost import against
 from rayd.store import Store
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from rayd.config import Run
 from rayd.run.progress import Progress
 from rayd.store import Store
 
@@ -11,3 +15,34 @@ def account(store: Store, progress: Progress) -> None:
     held = store.facts("timing.json")
     seconds, peak = held.get("experts_s", 0.0) + progress.seconds, max(held.get("experts_peak", 0), progress.memory)
     store.write_json("timing.json", {**held, "experts_s": seconds, "experts_peak": peak})
+
+
+def against(planned: Mapping[str, Any], store: Store, buffer: Store) -> list[tuple[str, float, float]]:
+    """What was planned and what came of it: (what, planned, actual), for what the run has left so far."""
+    rows: list[tuple[str, float, float]] = []
+    if planned["experts"]["experts"]:
+        shards = {name: size for name, size in buffer.sizes("experts-").items() if name.endswith(".tar")}
+        if len(shards) == planned["experts"]["shards"]:
+            rows.append(("buffer bytes", planned["experts"]["bytes"], sum(shards.values())))
+    if store.exists("artifact/ledger.json"):
+        ledger = store.read_json("artifact/ledger.json")
+        rows += [(f"artifact {name}", planned["ledger"][name], ledger[name]) for name in ("floats", "bytes")]
+        timing = store.read_json("artifact/timing.json")
+        if "distill" in planned["seconds"] and "distill_s" in timing:
+            rows.append(("distill seconds", planned["seconds"]["distill"], timing["distill_s"]))
+        promised = planned["peak"]
+        if "distill" in promised and "distill_peak" in timing:
+            rows.append(("distill peak bytes", promised["distill"], timing["distill_peak"]))
+        if "evaluate" in promised and "evaluate_peak" in timing:
+            most = max(promised["evaluate"], promised.get("controls", 0))
+            rows.append(("evaluate peak bytes", most, timing["evaluate_peak"]))
+    return rows
+
+
+def keep(run: Run, artifact: Store) -> None:
+    """Plan against actual stays with the artifact: in timing.json, for the card itself is the same in every equal run."""
+    place = Store(run.out)
+    if place.exists("plan.json") and artifact.exists("timing.json"):
+        rows = against(place.read_json("plan.json"), place, Store(run.experts_at))
+        held = [{"what": what, "planned": planned, "actual": actual} for what, planned, actual in rows]
+        artifact.write_json("timing.json", {**artifact.read_json("timing.json"), "plan": held})

@@ -12,8 +12,8 @@ Shapes: N images, K classes, T tasks.
 
 from __future__ import annotations
 
-from rayd.continual.memory import Kept, remember
-from rayd.continual.protocol import (
+from rayd.studies.continual.memory import Kept, remember
+from rayd.studies.continual.protocol import (
     ContinualConfig,
     ContinualKeys,
     Outcome,

@@ -24,12 +24,12 @@ from rayd.machine import settle
 from rayd.run.assemble import surroundings
 from rayd.run.distill import default_device, distil
 from rayd.schema import fingerprint
-from rayd.search.asha import Halving
-from rayd.search.points import Size, Trial, make
-from rayd.search.space import Point, SearchConfig
 from rayd.seeds import seed_of
 from rayd.stats import summary
 from rayd.store import Store
+from rayd.studies.search.asha import Halving
+from rayd.studies.search.points import Size, Trial, make
+from rayd.studies.search.space import Point, SearchConfig
 
 FINISHED, STOPPED, FAILED, INFEASIBLE = "finished", "stopped", "failed", "infeasible"
 ENDS = (FINISHED, STOPPED, FAILED, INFEASIBLE)

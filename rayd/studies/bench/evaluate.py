@@ -17,7 +17,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from rayd.bench import Row
 from rayd.data.config import DataConfig
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
@@ -27,6 +26,7 @@ from rayd.evaluate.score import Score, evaluate
 from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import generator
 from rayd.stats import summary
+from rayd.studies.bench import Row
 
 NETWORKS = 5
 SPEC = Spec((3, 32, 32), 10)

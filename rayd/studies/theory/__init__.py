@@ -20,8 +20,8 @@ Shapes: N examples, M pairs, L neurons, d inputs, r directions.
 
 from __future__ import annotations
 
-from rayd.theory.match import Ground, OneStep, Pairs
-from rayd.theory.sweep import (
+from rayd.studies.theory.match import Ground, OneStep, Pairs
+from rayd.studies.theory.sweep import (
     Point,
     Slope,
     TheoryConfig,
@@ -33,7 +33,7 @@ from rayd.theory.sweep import (
     sweep,
     verdict,
 )
-from rayd.theory.task import Second, Student, Task
+from rayd.studies.theory.task import Second, Student, Task
 
 __all__ = [
     "Ground", "OneStep", "Pairs", "Point", "Second", "Slope", "Student", "Task", "TheoryConfig", "TheoryKeys", "angle",

@@ -14,8 +14,8 @@ from rayd.data.images import Spec
 from rayd.distill.budget import Ledger, Stored
 from rayd.errors import Refused, refuse
 from rayd.schema import to_dict
-from rayd.search.space import FAMILY, Point, SearchConfig, run_of
 from rayd.seeds import generator
+from rayd.studies.search.space import FAMILY, Point, SearchConfig, run_of
 
 ATTEMPTS = 64
 """Draws for one trial before the space is called empty: points that do not fit the budget are drawn again."""

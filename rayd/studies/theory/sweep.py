@@ -16,8 +16,8 @@ from rayd.methods.dc import parameter_gradient
 from rayd.schema import positive
 from rayd.seeds import generator, seed_of
 from rayd.stats import T975
-from rayd.theory.match import Ground, Pairs, distilled
-from rayd.theory.task import Second, Student, Task
+from rayd.studies.theory.match import Ground, Pairs, distilled
+from rayd.studies.theory.task import Second, Student, Task
 
 TEST = 4000
 CLAIM = "r^2 d + L"

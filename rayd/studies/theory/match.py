@@ -16,7 +16,7 @@ from rayd.distill.contract import Codec, Item, Match, Objective, Player
 from rayd.distill.loop import Distillation, OptimiserConfig
 from rayd.methods.dc import distance, parameter_gradient
 from rayd.seeds import generator, seed_of
-from rayd.theory.task import Student, Task
+from rayd.studies.theory.task import Student, Task
 
 START = 0.4
 """Length of the vectors before the first step."""

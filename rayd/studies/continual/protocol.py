@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from rayd.config import MethodConfig, Run
-from rayd.continual.memory import Kept, check, of_task, remember
 from rayd.data.images import Images
 from rayd.errors import Refused, refuse
 from rayd.evaluate.batches import Source
@@ -24,6 +23,7 @@ from rayd.schema import fingerprint, parse, positive, to_dict
 from rayd.seeds import generator, seed_of
 from rayd.stats import T975
 from rayd.store import Store
+from rayd.studies.continual.memory import Kept, check, of_task, remember
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ class Row:
 
 
 def rows(name: str, size: str = "default") -> Iterator[Row]:
-    yield from importlib.import_module(f"rayd.bench.{name}").rows(size)
+    yield from importlib.import_module(f"rayd.studies.bench.{name}").rows(size)
 
 
 def resident() -> int:
@@ -49,7 +49,8 @@ def resident() -> int:
 def isolated(name: str, function: str, timeout: float = 600.0, **kwargs: Any) -> dict[str, float]:
     """One case in a fresh process, so that its peak memory and its compilation are its own."""
     spec = json.dumps({"module": name, "function": function, "kwargs": kwargs})
-    done = subprocess.run([sys.executable, "-m", "rayd.bench", spec], capture_output=True, text=True, timeout=timeout)
+    words = [sys.executable, "-m", "rayd.studies.bench", spec]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=timeout)
     if done.returncode != 0:
         raise Failed(f"bench {name}.{function}({kwargs}) ended with {done.returncode}:\n{done.stderr[-2000:]}")
     result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.bench import Row, isolated
 from rayd.data.augment import AugmentConfig
 from rayd.data.images import Spec
 from rayd.distill.unroll import Inner, cross_entropy, full_graph, unroll
 from rayd.machine import settle
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
+from rayd.studies.bench import Row, isolated
 
 SIZES = {
     "default": {"width": 32, "batch": 50, "steps": 8, "longer": 16},

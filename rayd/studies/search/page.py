@@ -9,8 +9,8 @@ from typing import Any
 
 from rayd.report.draw import BLUE, GREEN, GREY, ORANGE, Figure
 from rayd.report.style import CSS
-from rayd.search.outcome import text
-from rayd.search.trials import FINISHED, Record
+from rayd.studies.search.outcome import text
+from rayd.studies.search.trials import FINISHED, Record
 
 DARK, BRIGHT = (0.16, 0.14, 0.42), (0.98, 0.80, 0.25)
 

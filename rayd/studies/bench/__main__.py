@@ -4,10 +4,10 @@ import importlib
 import json
 import sys
 
-from rayd.bench import resident
+from rayd.studies.bench import resident
 
 spec = json.loads(sys.argv[1])
-module = importlib.import_module(f"rayd.bench.{spec['module']}")
+module = importlib.import_module(f"rayd.studies.bench.{spec['module']}")
 before = resident()
 result = getattr(module, spec["function"])(**spec["kwargs"])
 result["peak"] = resident() - before

@@ -3,6 +3,6 @@
 import json
 import sys
 
-from rayd.plan.probe import run_stage
+from rayd.studies.plan.probe import run_stage
 
 sys.stdout.write(json.dumps(run_stage(json.load(sys.stdin))) + "\n")

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayd.bench import Row, isolated
 from rayd.data.augment import Transform
 from rayd.data.images import Images
 from rayd.distill.classwise import Classwise
@@ -28,6 +27,7 @@ from rayd.methods.mim4dd import Mim4dd
 from rayd.methods.ncfm import Ncfm, PsiConfig
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
+from rayd.studies.bench import Row, isolated
 
 CLASSES, IPC = 10, 10
 SIZES = {

@@ -20,12 +20,12 @@ from rayd.data.images import Splits
 from rayd.errors import Failed
 from rayd.experts.config import plan_units
 from rayd.nets.convnet import Net
-from rayd.plan.probe import STAGES, request
-from rayd.plan.sizes import Weight, row_bytes, shard_bytes, weigh
-from rayd.readable import size_text
+from rayd.readable import duration, size_text
 from rayd.run.assemble import last_matched
 from rayd.run.rows import CONTROLS, FEATURE_STEPS
 from rayd.store import Store
+from rayd.studies.plan.probe import STAGES, request
+from rayd.studies.plan.sizes import Weight, row_bytes, shard_bytes, weigh
 
 Measured = dict[str, dict[str, float]]
 Probe = Callable[[Run, float], Measured]
@@ -233,7 +233,7 @@ def in_children(run: Run, seconds: float) -> Measured:
     measured: Measured = {}
     for stage in stages(run):
         spec = json.dumps(request(run, stage, seconds))
-        words = [sys.executable, "-m", "rayd.plan"]
+        words = [sys.executable, "-m", "rayd.studies.plan"]
         limit = seconds * 10 + 600
         done = subprocess.run(words, input=spec, capture_output=True, text=True, timeout=limit, check=False)
         if done.returncode != 0:
@@ -246,43 +246,3 @@ def in_children(run: Run, seconds: float) -> Measured:
 def stages(run: Run) -> tuple[str, ...]:
     """Those that cost something in this run."""
     return tuple(stage for stage in STAGES if stage != "experts" or run.method.reads_experts)
-
-
-def against(planned: Mapping[str, Any], store: Store, buffer: Store) -> list[tuple[str, float, float]]:
-    """What was planned and what came of it: (what, planned, actual), for what the run has left so far."""
-    rows: list[tuple[str, float, float]] = []
-    if planned["experts"]["experts"]:
-        shards = {name: size for name, size in buffer.sizes("experts-").items() if name.endswith(".tar")}
-        if len(shards) == planned["experts"]["shards"]:
-            rows.append(("buffer bytes", planned["experts"]["bytes"], sum(shards.values())))
-    if store.exists("artifact/ledger.json"):
-        ledger = store.read_json("artifact/ledger.json")
-        rows += [(f"artifact {name}", planned["ledger"][name], ledger[name]) for name in ("floats", "bytes")]
-        timing = store.read_json("artifact/timing.json")
-        if "distill" in planned["seconds"] and "distill_s" in timing:
-            rows.append(("distill seconds", planned["seconds"]["distill"], timing["distill_s"]))
-        promised = planned["peak"]
-        if "distill" in promised and "distill_peak" in timing:
-            rows.append(("distill peak bytes", promised["distill"], timing["distill_peak"]))
-        if "evaluate" in promised and "evaluate_peak" in timing:
-            most = max(promised["evaluate"], promised.get("controls", 0))
-            rows.append(("evaluate peak bytes", most, timing["evaluate_peak"]))
-    return rows
-
-
-def keep(run: Run, artifact: Store) -> None:
-    """Plan against actual stays with the artifact: in timing.json, for the card itself is the same in every equal run."""
-    place = Store(run.out)
-    if place.exists("plan.json") and artifact.exists("timing.json"):
-        rows = against(place.read_json("plan.json"), place, Store(run.experts_at))
-        held = [{"what": what, "planned": planned, "actual": actual} for what, planned, actual in rows]
-        artifact.write_json("timing.json", {**artifact.read_json("timing.json"), "plan": held})
-
-
-def duration(seconds: float) -> str:
-    whole = max(0, round(seconds))
-    hours, rest = divmod(whole, 3600)
-    minutes, rest = divmod(rest, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayd.bench import Row, isolated
 from rayd.data.augment import AugmentConfig, Transform
 from rayd.data.images import Images, Spec
 from rayd.experts.config import ExpertConfig
@@ -24,6 +23,7 @@ from rayd.experts.step import Ground
 from rayd.machine import settle
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
+from rayd.studies.bench import Row, isolated
 
 BATCH, SIDE, CLASSES = 256, 32, 10
 SIZES: dict[str, list[dict[str, Any]]] = {

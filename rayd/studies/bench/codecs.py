@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from rayd.bench import Row
 from rayd.data.images import Spec
 from rayd.distill.budget import Budget
 from rayd.methods.haba import Haba
@@ -26,6 +25,7 @@ from rayd.methods.nsd import Nsd
 from rayd.methods.pixel import Pixel
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
+from rayd.studies.bench import Row
 
 CODECS: dict[str, Any] = {
     "pixel": Pixel.Config(),

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from rayd.bench import Row
 from rayd.errors import Failed
+from rayd.studies.bench import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {

@@ -8,7 +8,7 @@ from typing import Any
 from rayd.errors import Refused
 from rayd.schema import to_dict
 from rayd.store import Store
-from rayd.theory.sweep import Point, TheoryConfig
+from rayd.studies.theory.sweep import Point, TheoryConfig
 
 FREE = ("d", "r", "width", "seeds")
 """What may change without making earlier points others."""

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from rayd.bench import Row, isolated, resident
 from rayd.experts.buffer import Buffer, BufferWriter
 from rayd.experts.trajectory import Trajectory, key_of
 from rayd.seeds import generator
 from rayd.store import Store
+from rayd.studies.bench import Row, isolated, resident
 
 PARAMETERS = 320_010
 """Of ConvNet-3 with 128 channels on CIFAR-10: 1.28 MB a row."""

@@ -14,11 +14,11 @@ from rayd.evaluate.score import Score, evaluate
 from rayd.run.assemble import surroundings
 from rayd.run.distill import default_device
 from rayd.schema import parse, to_dict
-from rayd.search.space import SearchConfig, run_of
-from rayd.search.trials import Book, Record
 from rayd.seeds import seed_of
 from rayd.stats import summary
 from rayd.store import Store
+from rayd.studies.search.space import SearchConfig, run_of
+from rayd.studies.search.trials import Book, Record
 
 
 def method_of(base: Run, config: SearchConfig, record: Record) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rayd.search.trials import ENDS, Book, Record
-from rayd.search.winner import method_text, name_of
+from rayd.studies.search.trials import ENDS, Book, Record
+from rayd.studies.search.winner import method_text, name_of
 
 GROUPS = 4
 """Classes that the values of a numeric dial are sorted into, by rank."""
