@@ -49,7 +49,7 @@ def living(asked: Asked, left: list[Unit]) -> Iterator[Outcome]:
     if run.scale.name == "inline":
         yield from inline(run, config, left)
         return
-    from rayd.fleet.units import each
+    from rayd.fleet.tasks import each
 
     for _, outcome in each(run, live, left, config):
         yield outcome

@@ -32,8 +32,8 @@ def distilled(asked: Asked) -> bool:
         for _ in follow(distil(run), run.method.steps, "distill"):
             pass
         return True
-    from rayd.fleet.blocks import count, distil_blocks
-    from rayd.fleet.train import train
+    from rayd.fleet.distill import train
+    from rayd.fleet.distill_blocks import count, distil_blocks
 
     if run.scale.workers == 1 and count(run):
         distil_blocks(run)

@@ -47,7 +47,7 @@ def scored(asked: Asked, at: str, controls: bool | Sequence[str] = True) -> bool
     if run.scale.name == "inline":
         score(run, at, rows)
     else:
-        from rayd.fleet.score import answers
+        from rayd.fleet.evaluate import answers
 
         score(run, at, rows, answers)
     keep(run, store)

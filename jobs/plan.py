@@ -24,7 +24,7 @@ def act(asked: Asked) -> int:
 
     run, probe = asked.run, in_children
     if run.scale.name != "inline" and asked.own.probe > 0:
-        from rayd.fleet.probe import on_the_cluster
+        from rayd.fleet.plan import on_the_cluster
 
         probe = on_the_cluster
     told = plan(run, asked.own.probe, probe)

@@ -185,7 +185,7 @@ def test_an_ask_is_answered_alike_alone_and_in_company(tmp_path, cache):
 
 @pytest.mark.ray
 def test_tasks_answer_as_this_process_does(tmp_path, cache, ray_local):
-    from rayd.fleet.score import answers
+    from rayd.fleet.evaluate import answers
     from rayd.run.rows import asks_of, inline
 
     run = a_run(scale={"name": "laptop"})

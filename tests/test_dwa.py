@@ -170,7 +170,7 @@ def asked(tmp_path: Path, name: str, **method: Any) -> Any:
 def test_blocks_over_the_fleet_are_one_run(tmp_path: Path, ray_local: None) -> None:
     """Independent tasks, one of them interrupted before, against all blocks in this process: the same files' pixels."""
     from rayd import load
-    from rayd.fleet.blocks import count, distil_blocks, of_block
+    from rayd.fleet.distill_blocks import count, distil_blocks, of_block
     from rayd.run.distill import distil
     from rayd.run.experts import Shop, build_inline
 
@@ -194,7 +194,7 @@ def test_blocks_over_the_fleet_are_one_run(tmp_path: Path, ray_local: None) -> N
 @pytest.mark.ray
 def test_a_killed_worker_costs_no_image(tmp_path: Path, ray_local: None) -> None:
     from rayd import load
-    from rayd.fleet.blocks import distil_blocks
+    from rayd.fleet.distill_blocks import distil_blocks
     from rayd.run.distill import distil
     from rayd.run.experts import Shop, build_inline
 

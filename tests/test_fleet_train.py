@@ -132,7 +132,7 @@ def test_a_busy_cluster_is_waited_for(buffer: str, tmp_path: Path, ray_local: No
     import ray
 
     from rayd.errors import Failed
-    from rayd.fleet.train import PLACING, train
+    from rayd.fleet.distill import PLACING, train
 
     @ray.remote(num_cpus=4)
     class Other:

@@ -26,7 +26,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from rayd.config import Run
 from rayd.errors import Failed, Refused, refuse
-from rayd.fleet import cluster, train
+from rayd.fleet import cluster, distill
 from rayd.machine import settle
 from rayd.schema import parse, to_dict
 from rayd.seeds import seed_of
@@ -80,7 +80,7 @@ def together(config: Mapping[str, Any]) -> None:
     limits: dict[str, Any] = {"max_failures": scale.max_failures, "controller_failure_limit": 2}
     told: dict[str, Any] = {"callbacks": [Milestones(run, search)], "failure_config": FailureConfig(**limits)}
     trainer = TorchTrainer(
-        train.worker,
+        distill.worker,
         train_loop_config={"run": to_dict(inner), "report_every": search.every},
         scaling_config=ScalingConfig(num_workers=scale.workers, use_gpu=scale.gpus > 0, resources_per_worker=need),
         torch_config=TorchConfig(timeout_s=int(scale.timeout)),

@@ -15,7 +15,7 @@ from rayd import load
 from rayd.config import Run
 from rayd.distill.contract import Codec
 from rayd.errors import refuse
-from rayd.fleet.units import each
+from rayd.fleet.tasks import each
 from rayd.methods.pixel import Pixel
 from rayd.run.assemble import assemble
 from rayd.run.distill import default_device, distil, finished
