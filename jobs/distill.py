@@ -21,7 +21,7 @@ def act(asked: Asked) -> int:
 
 def distilled(asked: Asked) -> bool:
     """Whether there was anything to do, once it is done."""
-    from jobs.progress import follow
+    from jobs.console import follow
     from rayd.run.distill import distil, finished
     from rayd.store import Store
 

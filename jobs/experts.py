@@ -41,7 +41,7 @@ def check(at: str) -> int:
 
 def built(asked: Asked) -> int:
     """Experts that had to be made."""
-    from jobs.progress import Line
+    from jobs.console import Line
 
     line, progress = Line(), None
     for progress in _building(asked):

@@ -20,7 +20,7 @@ class Own:
 
 
 def act(asked: Asked) -> int:
-    from jobs.progress import duration
+    from jobs.console import duration
     from rayd.errors import refuse
 
     strange = [name for name in asked.own.stages if name not in KNOWN]

@@ -27,7 +27,7 @@ def act(asked: Asked) -> int:
 
 def prepared(asked: Asked, to: str, per_shard: int) -> int:
     """Shards that had to be written."""
-    from jobs.progress import Line
+    from jobs.console import Line
 
     line, shards, images = Line(), 0, 0
     for wrote in _shards(asked, to, per_shard):

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rayd.version import VERSION
+
 if TYPE_CHECKING:
     from rayd.artifact.load import Artifact
     from rayd.store import Store
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 
 def load(source: str | Path | Store | Callable[[str], bytes]) -> Artifact:

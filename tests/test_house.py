@@ -1,8 +1,9 @@
-"""The plan of the house, held against the tree: floors, doors, file lengths, words that may not be said."""
+"""The plan of the house, held against the tree: rooms, circles, doors, file lengths, words that may not be said."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,48 +13,43 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "seeds", "strict", "compiler", "png", "progress"),
-    ("data", "sources", "transform", "augment", "nets", "layers", "zoo", "flat", "unroll", "budget", "store"),
-    ("trajectory", "artifact", "birth", "card"),
+ROOMS: tuple[tuple[str, ...], ...] = (
+    ("errors", "version"),
+    ("seeds", "stats", "readable", "machine", "schema", "store"),
+    ("data",),
+    ("nets",),
+    ("experts", "evaluate"),
+    ("distill",),
     ("methods",),
-    ("recipes", "feed", "expert", "sgd", "distill", "evaluate"),
-    ("buffer", "shards", "world", "prepare"),
-    ("config",),
-    ("foundry", "setting", "run"),
-    (
-        "coreset",
-        "exam",
-        "controls",
-        "robust",
-        "verify",
-        "export",
-        "report",
-        "plan",
-        "search",
-        "continual",
-        "theory",
-        "bench",
-    ),
+    ("artifact", "config"),
+    ("run",),
+    ("report",),
+    ("studies",),
     ("fleet",),
     ("jobs",),
 )
-"""Bottom first. A module imports its own floor and those below, never above."""
+"""Left of the flow first. A room imports itself and what stands before it; neighbours on one floor do not know each other."""
 
 DOORS: dict[str, tuple[str, ...]] = {
     "ray": ("rayd/fleet/",),
     "hydra": ("jobs/compose.py",),
     "omegaconf": ("jobs/compose.py",),
-    "webdataset": ("rayd/shards.py", "rayd/export.py"),
-    "pyarrow": ("rayd/store.py", "rayd/shards.py", "rayd/sources/", "rayd/search/trials.py", "rayd/export.py"),
-    "torchvision": ("rayd/sources/bundled.py",),
-    "sklearn": ("rayd/sources/bundled.py",),
-    "PIL": ("rayd/sources/", "rayd/export.py", "rayd/exam.py"),
-    "safetensors": ("rayd/artifact.py",),
+    "webdataset": ("rayd/experts/", "rayd/data/sources/", "rayd/artifact/export.py"),
+    "pyarrow": (
+        "rayd/store.py",
+        "rayd/experts/",
+        "rayd/data/sources/",
+        "rayd/studies/search/",
+        "rayd/artifact/export.py",
+    ),
+    "torchvision": ("rayd/data/sources/bundled.py",),
+    "sklearn": ("rayd/data/sources/bundled.py",),
+    "PIL": ("rayd/data/sources/", "rayd/artifact/"),
+    "safetensors": ("rayd/artifact/tensors.py",),
     "matplotlib": ("rayd/report/",),
     "optuna": ("rayd/fleet/",),
 }
-"""Each outside package is imported behind one door."""
+"""Each outside package is imported behind its doors, and every door is used."""
 
 FORBIDDEN_CALLS = {
     "torch.load",
@@ -65,7 +61,7 @@ FORBIDDEN_CALLS = {
     "eval",
     "exec",
 }
-ALLOWED = {("rayd/export.py", "torch.save")}
+ALLOWED = {("rayd/artifact/export.py", "torch.save")}
 """The field's own scripts read images.pt and labels.pt: tensors only, for them to load with weights_only."""
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc"}
 LONGEST = 330
@@ -79,32 +75,73 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def floor_of(module: str) -> int:
-    """Floor of `rayd.x.y` or `jobs.x`; the root package itself stands on the ground."""
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str:
+    """The part directly below `rayd`, or `jobs`; empty for the root package."""
     parts = module.split(".")
-    room = parts[0] if parts[0] == "jobs" else (parts[1] if len(parts) > 1 else "")
-    return next((level for level, rooms in enumerate(FLOORS) if room in rooms), -1)
+    return "jobs" if parts[0] == "jobs" else parts[1] if len(parts) > 1 else ""
+
+
+def floor_of(module: str) -> int:
+    """Place of a module's room in the flow; -1 for the root package and what is in no room."""
+    return next((floor for floor, rooms in enumerate(ROOMS) if room_of(module) in rooms), -1)
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
-    """Every module that a file imports, lazily too, and the line."""
+    """Every module that a file imports, lazily and for type checking too, and the line."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             if node.level:
                 raise AssertionError(f"{name_of(path)}:{node.lineno}: a relative import; write the whole name")
-            if node.module in ("rayd", "jobs"):
-                yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
-            else:
-                yield node.module, node.lineno
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if is_module(whole) else node.module, node.lineno
+
+
+def is_module(name: str) -> bool:
+    place = ROOT.joinpath(*name.split("."))
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
 
 
 def climbs(path: Path) -> list[str]:
-    """The upward imports of a file."""
-    here = floor_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    found = [(name, line) for name, line in imports(path) if name.split(".")[0] in ("rayd", "jobs")]
-    return [f"{name_of(path)}:{line} imports {name}, from above" for name, line in found if floor_of(name) > here >= 0]
+    """Imports of a room that does not stand before the file's own."""
+    here = module_of(path)
+    return [
+        f"{name_of(path)}:{line} imports {name}, which does not stand before {room_of(here)}"
+        for name, line in imports(path)
+        if name.split(".")[0] in ("rayd", "jobs")
+        and room_of(name) != room_of(here)
+        and floor_of(name) >= floor_of(here) >= 0
+    ]
+
+
+def circle() -> list[str]:
+    """Files that import each other in a circle; none where there is none."""
+    graph = {
+        module_of(path): {name for name, _ in imports(path) if name.startswith("rayd")} for path in sources("rayd")
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def unused_doors() -> list[str]:
+    """Doors that nobody walks through."""
+    walked = {(name.split(".")[0], name_of(path)) for path in sources() for name, _ in imports(path)}
+    return [
+        f"{package}: {door}"
+        for package, doors in DOORS.items()
+        for door in doors
+        if not any(outside == package and file.startswith(door) for outside, file in walked)
+    ]
 
 
 def trespasses(path: Path) -> list[str]:
@@ -116,30 +153,67 @@ def trespasses(path: Path) -> list[str]:
     ]
 
 
-def test_every_module_has_a_floor() -> None:
-    rooms = {
-        path.stem if path.parent.name == "rayd" else path.relative_to(ROOT / "rayd").parts[0]
-        for path in sources("rayd")
-    }
-    known = {room for floor in FLOORS for room in floor} | {"__init__"}
-    assert rooms <= known, f"no floor in FLOORS for {sorted(rooms - known)}"
+def test_every_part_has_a_room() -> None:
+    parts = {room_of(module_of(path)) for path in sources()} - {""}
+    assert parts == {room for floor in ROOMS for room in floor}
+    assert len(parts - {"jobs"}) <= 20 and len(ROOMS) <= 13
 
 
-def test_imports_point_down() -> None:
+def test_imports_follow_the_flow() -> None:
     assert [line for path in sources() for line in climbs(path)] == []
 
 
-def test_each_outside_package_has_one_door() -> None:
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert circle() == []
+
+
+def test_each_outside_package_has_its_doors_and_every_door_is_used() -> None:
     assert [line for path in sources() for line in trespasses(path)] == []
+    assert unused_doors() == []
 
 
-def test_a_wrong_import_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
-    engine = tmp_path / "rayd" / "distill.py"
-    engine.parent.mkdir()
-    engine.write_text("import ray\nfrom rayd.fleet import train\nfrom rayd import config\n")
+def planted(folder: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", folder)
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return [folder / name for name in files]
+
+
+def test_an_upward_import_is_caught_where_it_is_lazy_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, score = planted(
+        tmp_path,
+        {
+            "rayd/distill/loop.py": "from rayd.store import Store\ndef later():\n    from rayd import config\n",
+            "rayd/evaluate/score.py": "import rayd.experts.buffer\n",
+            "rayd/config.py": "",
+            "rayd/store.py": "",
+        },
+        monkeypatch,
+    )[:2]
+    assert len(climbs(loop)) == 1 and "imports rayd.config" in climbs(loop)[0]
+    assert len(climbs(score)) == 1, "neighbours on one floor do not know each other"
+
+
+def test_a_circle_for_type_checking_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "rayd/experts/train.py": "from rayd.experts.step import ExpertStep\n",
+        "rayd/experts/step.py": "if TYPE_CHECKING:\n    from rayd.experts.train import train\n",
+    }
+    planted(tmp_path, files, monkeypatch)
+    assert set(circle()) == {"rayd.experts.train", "rayd.experts.step"}
+    (tmp_path / "rayd/experts/step.py").write_text("")
+    assert circle() == []
+
+
+def test_a_package_beside_its_door_and_a_door_nobody_uses_are_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (engine,) = planted(tmp_path, {"rayd/distill/loop.py": "import ray\n"}, monkeypatch)
     assert len(trespasses(engine)) == 1
-    assert len(climbs(engine)) == 2
+    assert "ray: rayd/fleet/" in unused_doors()
+    planted(tmp_path, {"rayd/fleet/cluster.py": "def start():\n    import ray\n"}, monkeypatch)
+    assert "ray: rayd/fleet/" not in unused_doors()
 
 
 def test_the_mathematics_loads_no_machinery() -> None:
@@ -157,7 +231,7 @@ def test_manners(path: Path) -> None:
     text = path.read_text()
     assert text.count("\n") <= LONGEST, f"{name_of(path)} has more than {LONGEST} lines: split it"
     assert path.stem not in FORBIDDEN_NAMES
-    printing = name_of(path).startswith(("jobs/", "rayd/bench/"))
+    printing = name_of(path).startswith(("jobs/", "rayd/studies/bench/"))
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ExceptHandler):
             caught = ast.unparse(node.type) if node.type else "everything"

@@ -15,11 +15,11 @@ import torch
 from ray._private.utils import read_ray_address
 from ray.autoscaler.sdk import request_resources
 
-from rayd import __version__
 from rayd.config import ScaleConfig
 from rayd.errors import Refused, refuse
 from rayd.fleet.policy import Resources, capacity, shortfall
 from rayd.store import Store
+from rayd.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def room(need: Mapping[str, float]) -> int:
 
 def versions() -> dict[str, str]:
     """What must be equal everywhere for the same bytes."""
-    return {"rayd": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {"rayd": VERSION, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def same_versions(theirs: Mapping[str, str], where: str) -> None:

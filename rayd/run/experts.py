@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 
-from rayd import __version__
 from rayd.config import Run
 from rayd.data.augment import Transform
 from rayd.data.images import Images
@@ -31,6 +30,7 @@ from rayd.run.assemble import buffer_identity, device_of, last_matched
 from rayd.run.cost import account
 from rayd.run.progress import Built, Progress
 from rayd.store import Store
+from rayd.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def build_unit(shop: Shop, unit: Unit) -> Built:
 
 def made_by() -> dict[str, str]:
     """Versions that may change a row's last bits."""
-    return {"rayd": __version__, "torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+    return {"rayd": VERSION, "torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
 
 
 def start(shop: Shop) -> tuple[list[Unit], Progress]:
