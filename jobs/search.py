@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.compose import Asked, command
+from rayd.data.load import load as load_data
 
 if TYPE_CHECKING:
     from rayd.studies.search.trials import Book, Record
@@ -28,7 +29,7 @@ def act(asked: Asked) -> int:
     from rayd.studies.search.trials import Book
 
     run, config = asked.run, asked.own.search
-    book = Book(run, config, run.data.load().train.spec)
+    book = Book(run, config, load_data(run.data).train.spec)
     searched(asked, book)
     told = conclude(book)
     book.store.write("index.html", html(told, book.records()).encode())

@@ -1,4 +1,4 @@
-"""Means, deviations and intervals of scores."""
+"""Means, deviations and 95 % intervals."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rayd.evaluate.recipe import RecipeConfig as RecipeConfig
-from rayd.evaluate.score import Score
-
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
         2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045)  # fmt: skip
 """Student's t at 97.5 %, by degrees of freedom from 1."""
 
 
-def summary(scores: Sequence[Score]) -> dict[str, Any]:
-    """mean, std (of the networks, n - 1), n, and the 95 % t-interval of the mean: mean +- ci95."""
-    values = [score.accuracy for score in scores]
+def quantile(freedom: int) -> float:
+    """Student's t at 97.5 % for these degrees of freedom."""
+    return T975[max(freedom, 1) - 1] if freedom <= len(T975) else 1.96
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """mean, std (n - 1), n, and the 95 % t-interval of the mean: mean +- ci95."""
     n, mean = len(values), math.fsum(values) / len(values)
     std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else 0.0
-    quantile = (T975[n - 2] if n - 2 < len(T975) else 1.96) if n > 1 else 0.0
-    return {"mean": mean, "std": std, "n": n, "ci95": quantile * std / math.sqrt(n), "values": values}
+    ci95 = quantile(n - 1) * std / math.sqrt(n) if n > 1 else 0.0
+    return {"mean": mean, "std": std, "n": n, "ci95": ci95, "values": list(values)}
 
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float]:
@@ -32,5 +33,4 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float
     if va + vb == 0:
         return gap, 0.0
     freedom = int((va + vb) ** 2 / (va**2 / (a["n"] - 1) + vb**2 / (b["n"] - 1)))
-    quantile = T975[max(freedom, 1) - 1] if freedom <= len(T975) else 1.96
-    return gap, quantile * math.sqrt(va + vb)
+    return gap, quantile(freedom) * math.sqrt(va + vb)

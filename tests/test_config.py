@@ -21,7 +21,7 @@ PLAIN: dict[str, Any] = {
     "method": {"codec": {"name": "lodc", "rank": 2}, "objective": {"name": "mtt", "inner_steps": 3}, "steps": 4},
     "recipe": {"name": "quick", "steps": 5},
 }
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def sentence(codec: str, objective: str, *terms: str, **codec_options: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden.make import artifact_facts, buffer_facts, main
 
 import rayd
 from rayd.artifact.export import export
@@ -21,6 +20,7 @@ from rayd.methods import CODECS
 from rayd.run.distill import distil
 from rayd.run.verify import verify
 from rayd.schema import parse
+from tests.golden.make import artifact_facts, buffer_facts, main
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED = {

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import resource
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loopback import s3_server
 
 from rayd.errors import Failed, Refused
 from rayd.store import Store
+from tests.support.limits import file_size_limit
+from tests.support.loopback import s3_server
 
 
 @pytest.fixture(scope="module")
@@ -80,22 +79,6 @@ def test_a_full_disk_says_so_and_leaves_the_old_file(tmp_path: Path) -> None:
     with file_size_limit(1000), pytest.raises(Failed, match=r"/a: no room left.*Nothing committed is lost"):
         store.write("a", b"n" * 5000)
     assert store.read("a") == b"old" and [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-class file_size_limit:
-    """No file of this process grows beyond so many bytes: what a full disk looks like to a writer."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-
-    def __enter__(self) -> None:
-        self.signal = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.before[1]))
-
-    def __exit__(self, *error: object) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
-        signal.signal(signal.SIGXFSZ, self.signal)
 
 
 def test_a_query_stays_at_the_end():

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
-
-from rayd.data.images import Images, Splits, seeded_order
 from rayd.errors import refuse
 
 Name = Literal[
@@ -91,30 +88,3 @@ class DataConfig:
             raise refuse("data.mean", self.mean, "given together with data.std, or not at all")
         if self.std is not None and min(self.std) <= 0:
             raise refuse("data.std", self.std, "numbers above 0")
-
-    def load(self) -> Splits:
-        from rayd.data import sources
-
-        parts = sources.load(self)
-        train, val = self._carve(parts["train"])
-        given = {"mean": list(self.mean), "std": list(self.std)} if self.mean and self.std else None
-        channels = train.spec.shape[0]
-        if given and {len(given["mean"]), len(given["std"])} != {channels}:
-            raise refuse("data.mean", self.mean, f"one number for each of the {channels} channels, as in data.std")
-        marked = [replace(part, manifest={**part.manifest, "given": given}) for part in (train, val, parts["test"])]
-        return Splits(*marked)
-
-    def _carve(self, images: Images) -> tuple[Images, Images]:
-        """Training and validation images."""
-        n = len(images)
-        n_val = int(self.val) if self.val >= 1 else round(self.val * min(n, self.limit or n))
-        n_train = min(n - n_val, self.limit or n)
-        if n_train < 1:
-            raise refuse("data.val", self.val, f"fewer than the {n} training images")
-        if self.split == "next":
-            return images.select(torch.arange(n_train)), images.select(torch.arange(n_train, n_train + n_val))
-        order = images.manifest.get("order")
-        if order == [self.seed, n_val]:
-            return images.select(torch.arange(n_val, n_val + n_train)), images.select(torch.arange(n_val))
-        drawn = seeded_order(n, self.seed)
-        return images.select(drawn[n_val : n_val + n_train].sort().values), images.select(drawn[:n_val].sort().values)

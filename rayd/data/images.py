@@ -1,6 +1,6 @@
 """Datasets as uint8 images in memory-mapped files: decoded once, named by what they hold, split by plan.
 
-`DataConfig.load()` finds the dataset, decodes it into the cache (`$RAYD_CACHE`, or ~/.cache/rayd) the first time, maps
+`rayd.data.load` finds the dataset, decodes it into the cache (`$RAYD_CACHE`, or ~/.cache/rayd) the first time, maps
 it every time after, and carves the validation split out of the training set. The layouts it knows are in formats.py.
 
 Shapes: N images, C channels, H, W sides.

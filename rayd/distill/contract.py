@@ -187,6 +187,10 @@ class Objective(Part):
     def plan(self, step: int) -> list[Item]:
         raise NotImplementedError
 
+    def index(self, codec: Codec, item: Item) -> Tensor:
+        """Flat indices of the images that an item moves: of an objective whose items are independent blocks."""
+        raise NotImplementedError
+
     def fetch(self, item: Item) -> Any:
         """The item's data out of the world: runs ahead of the step, in a thread; no randomness but item.seed."""
         return None

@@ -13,6 +13,7 @@ import torch
 
 from rayd import load
 from rayd.config import Run
+from rayd.data.load import load as load_data
 from rayd.distill.contract import Codec
 from rayd.errors import refuse
 from rayd.fleet.tasks import each
@@ -27,12 +28,12 @@ log = logging.getLogger(__name__)
 def count(run: Run) -> int:
     """Blocks that a run may be mapped into; 0 where its objective is not of that kind."""
     alone = getattr(run.method.objective, "alone", None)
-    return len(alone(run.data.load().train.spec.classes)) if alone else 0
+    return len(alone(load_data(run.data).train.spec.classes)) if alone else 0
 
 
 def of_block(run: Run, number: int) -> Run:
     """The run of one block."""
-    classes = run.data.load().train.spec.classes
+    classes = load_data(run.data).train.spec.classes
     objective = run.method.objective.alone(classes)[number]
     method = replace(run.method, objective=objective, validate=0, select="last")
     return replace(run, method=method, out=run.at(f"blocks/{number:05d}"), buffer=run.experts_at)
@@ -67,7 +68,8 @@ def join(run: Run, blocks: int) -> None:
     items = setting.objective.plan(0)
     for number in range(blocks):
         theirs = load(Store(of_block(run, number).out).sub("artifact").read).codec
-        index = setting.objective.index(codec, items[number])  # type: ignore[operator]
+        assert isinstance(theirs, Pixel)
+        index = setting.objective.index(codec, items[number])
         codec.pixels[index] = theirs.pixels[index].to(codec.pixels)
     timing = {"blocks": blocks, "steps": run.method.steps}
     setting.write(codec, Store(run.out), timing, {"select": "last", "blocks": blocks})

@@ -14,6 +14,7 @@ from rayd.artifact import write
 from rayd.config import Run
 from rayd.data.augment import Transform
 from rayd.data.images import Splits
+from rayd.data.load import load as load_data
 from rayd.distill.budget import Ledger, Stored
 from rayd.distill.contract import Codec, Objective, Term
 from rayd.distill.inputs import Resident
@@ -167,7 +168,7 @@ def assemble(run: Run, device: torch.device) -> Setting:
 
 def surroundings(run: Run) -> tuple[Splits, Transform, Net]:
     """Data, network space and network: what every stage of a run starts from."""
-    splits = run.data.load()
+    splits = load_data(run.data)
     return splits, Transform.fit(splits.train, run.transform), run.net.build(splits.train.spec)
 
 

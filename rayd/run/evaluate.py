@@ -17,6 +17,7 @@ import rayd
 from rayd.artifact.load import Artifact, reader
 from rayd.artifact.write import amend
 from rayd.config import Run
+from rayd.data.load import load as load_data
 from rayd.evaluate import dd_ranking
 from rayd.evaluate.score import Score, check
 from rayd.run.rows import CONTROLS, Ask, Exam, asks_of, inline
@@ -50,7 +51,7 @@ def score(
                 "evaluate  %d/%d  %s, %d networks, %.1f s each", len(given), len(asks), answered.row, len(said), each
             )
     taken = time.monotonic() - began
-    made = table(run, artifact, given, len(run.data.load().train))
+    made = table(run, artifact, given, len(load_data(run.data).train))
     store = Store(uri)
     held = {key: one for key, one in artifact.card["scores"].items() if one.get("protocol") != made["protocol"]}
     scores = {**held, **{f"{row['set']}/{row['net']}/{row['recipe']}": row for row in made["rows"]}}
@@ -78,7 +79,7 @@ def table(run: Run, artifact: Artifact, answers: Answers, whole: int) -> dict[st
         images, taken = room(ask.row, artifact, whole)
         who = {"set": ask.row, "view": view, "budget": budget, "images": images, "bytes": taken, "net": nets[ask.net]}
         how = {"recipe": run.recipe.name, "protocol": protocol, "seed_list": [one.seed for one in given]}
-        rows.append({**who, **how, **summary(given)})
+        rows.append({**who, **how, **summary([one.accuracy for one in given])})
     first = [row for row in rows if row["net"] == nets[0]]
     own = artifact.card["ledger"]
     robust_scores = dd_ranking.of({row["set"]: row["mean"] for row in first})

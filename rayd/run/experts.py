@@ -16,6 +16,7 @@ import torch
 from rayd.config import Run
 from rayd.data.augment import Transform
 from rayd.data.images import Images
+from rayd.data.load import load as load_data
 from rayd.errors import Failed
 from rayd.experts.buffer import BufferWriter
 from rayd.experts.config import Unit, plan_units
@@ -52,7 +53,7 @@ class Shop:
     def open(cls, run: Run, last_epoch: int | None = None) -> Shop:
         """Read the data and name the work. `last_epoch`: what must be matched, where it is not the run's own method."""
         units = plan_units(run.expert, run.seed, last_matched(run) if last_epoch is None else last_epoch)
-        splits = run.data.load()
+        splits = load_data(run.data)
         transform = Transform.fit(splits.train, run.transform)
         net = run.net.build(splits.train.spec)
         device_type = device_of(run).type

@@ -28,6 +28,7 @@ import rayd
 from rayd.artifact.load import Artifact
 from rayd.config import Run
 from rayd.data.images import Images, Splits
+from rayd.data.load import load as load_data
 from rayd.data.sources.decode import jpeg, unjpeg
 from rayd.errors import Failed, Refused, refuse
 from rayd.evaluate import coreset
@@ -59,7 +60,7 @@ class Exam:
 
     def __init__(self, run: Run, artifact: Artifact, splits: Splits | None = None, device: str = "cpu") -> None:
         self.run, self.artifact, self.recipe = run, artifact, run.recipe
-        self.splits = splits or run.data.load()
+        self.splits = splits or load_data(run.data)
         self.device = torch.device(device)
         self._orders: dict[tuple[str, int], list[Tensor]] = {}
         if self.train.spec != artifact.spec or self.train.classes != artifact.classes:

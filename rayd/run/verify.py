@@ -15,6 +15,7 @@ from rayd.artifact.load import Artifact, reader
 from rayd.artifact.write import preview
 from rayd.config import Run
 from rayd.data.augment import Transform
+from rayd.data.load import load as load_data
 from rayd.distill.budget import Ledger, Stored
 from rayd.errors import Refused
 from rayd.evaluate.recipe import RecipeConfig
@@ -78,7 +79,7 @@ def _inside(artifact: Artifact) -> Iterator[Finding]:
 
 
 def _recompute(artifact: Artifact, source: Run, told: Run, scores: bool) -> Iterator[Finding]:
-    splits = source.data.load()
+    splits = load_data(source.data)
     here, claimed = (str(one.get("content")) for one in (splits.train.manifest, artifact.card["data"]))
     yield Finding("data are those of the card", here == claimed, f"{here[:12]} here, {claimed[:12]} told")
     fitted = Transform.fit(splits.train, artifact.transform.kind)
@@ -96,7 +97,8 @@ def _recompute(artifact: Artifact, source: Run, told: Run, scores: bool) -> Iter
             continue
         told_row = artifact.card["scores"].get(f"{row['set']}/{row['net']}/{row['recipe']}", {})
         yield Finding(f"card and table agree on {row['set']}", told_row.get("mean") == row["mean"])
-        found = summary(exam.answer(Ask(row["set"], 0, tuple(row["seed_list"]))))
+        recomputed = exam.answer(Ask(row["set"], 0, tuple(row["seed_list"])))
+        found = summary([score.accuracy for score in recomputed])
         gap = abs(found["mean"] - row["mean"])
         near = max(math.hypot(found["ci95"], row["ci95"]), 0.005)
         said = f"{100 * row['mean']:.2f} % told, {100 * found['mean']:.2f} % again, {configs[0].name}"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet.grounds import PATIENCE, Ground, Nodes, digests, end, until
+from tests.support.grounds import PATIENCE, Ground, Nodes, digests, end, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 

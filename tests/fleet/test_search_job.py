@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.fleet.grounds import PATIENCE, Ground, descendants, title, until
+from tests.support.grounds import PATIENCE, Ground, descendants, title, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet.grounds import ROOT, Ground, Head, digests, until
+from tests.support.grounds import ROOT, Ground, Head, digests, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
@@ -114,7 +114,7 @@ def test_a_restarted_head_loses_nothing() -> None:
         code, said = first.submit(words, more=("--no-wait",))
         assert code == 0, said
         until(lambda: len(list((out / "experts").glob("experts-*.json"))) >= 2)
-        from tests.fleet.grounds import end
+        from tests.support.grounds import end
 
         end(first.child)
         before = digests(out / "experts", "experts-*.tar")

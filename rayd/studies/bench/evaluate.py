@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from rayd.data.config import DataConfig
 from rayd.data.images import Spec
+from rayd.data.load import load as load_data
 from rayd.data.transform import Transform
 from rayd.evaluate.batches import Source, batches
 from rayd.evaluate.recipe import RecipeConfig, named
@@ -86,14 +87,14 @@ def _best(fn: Callable[[], object], times: int = 2) -> float:
 
 
 def _agreement(seeds: list[int]) -> Iterator[Row]:
-    splits = DataConfig(name="generated", size=16, channels=1, count=200).load()
+    splits = load_data(DataConfig(name="generated", size=16, channels=1, count=200))
     transform = Transform.fit(splits.train, "normalise")
     net = NetConfig(width=16, depth=2).build(splits.train.spec)
     recipe = replace(named("cpu"), steps=60, lr=0.02)
     train, test = (Source.of(part, transform).resident(CPU) for part in (splits.train, splits.test))
-    slow = summary(plainly(replace(recipe, schedule="constant"), net, train, test, seeds))
+    slow = summary([s.accuracy for s in plainly(replace(recipe, schedule="constant"), net, train, test, seeds)])
     for precision in ("fp32", "bf16"):
         same = replace(recipe, precision=precision, schedule="constant")
-        fast = summary(evaluate(same, net, train, test, None, seeds, compile=True))
+        fast = summary([s.accuracy for s in evaluate(same, net, train, test, None, seeds, compile=True)])
         wide = (fast["ci95"] ** 2 + slow["ci95"] ** 2) ** 0.5
         yield Row("evaluate", f"agree {precision}", abs(fast["mean"] - slow["mean"]) / max(wide, 1e-3), "intervals")

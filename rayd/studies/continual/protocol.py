@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rayd.config import MethodConfig, Run
 from rayd.data.images import Images
+from rayd.data.load import load as load_data
 from rayd.errors import Refused, refuse
 from rayd.evaluate.batches import Source
 from rayd.evaluate.score import trained
@@ -21,7 +22,8 @@ from rayd.nets.convnet import Net
 from rayd.run.assemble import surroundings
 from rayd.schema import fingerprint, parse, positive, to_dict
 from rayd.seeds import generator, seed_of
-from rayd.stats import T975
+from rayd.stats import quantile
+from rayd.stats import summary as spread_of
 from rayd.store import Store
 from rayd.studies.continual.memory import Kept, check, of_task, remember
 
@@ -172,7 +174,7 @@ def forgetting(table: Sequence[Sequence[float]]) -> float:
 
 def open_store(run: Run, config: ContinualConfig) -> tuple[Store, list[Outcome], list[Unit]]:
     """Where it is kept, what is done, what is left; everything that can be refused is refused here."""
-    spec = run.data.load().train.spec
+    spec = load_data(run.data).train.spec
     for tasks in class_orders(config, spec.classes, run.seed):
         for size in {len(classes) for classes in tasks}:
             for name, one in config.memories.items():
@@ -219,9 +221,9 @@ def summary(config: ContinualConfig, outcomes: Sequence[Outcome]) -> dict[str, A
             continue
         steps = list(zip(*(one.average for one in own), strict=True))
         rows[name] = {
-            "average": [_spread(values) for values in steps],
-            "mean_over_tasks": _spread([math.fsum(one.average) / len(one.average) for one in own]),
-            "forgetting": _spread([one.forgetting for one in own]),
+            "average": [spread_of(values) for values in steps],
+            "mean_over_tasks": spread_of([math.fsum(one.average) / len(one.average) for one in own]),
+            "forgetting": spread_of([one.forgetting for one in own]),
             "bytes": own[0].bytes[-1],
             "images": own[0].images[-1],
         }
@@ -244,18 +246,12 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
     first, second = ranked[:2]
     shared = sorted(set(final[first]) & set(final[second]))
     gaps = [final[first][order] - final[second][order] for order in shared]
-    told = _spread(gaps)
+    told = spread_of(gaps)
     n = told["n"]
-    half = T975[n - 2] * told["std"] / math.sqrt(n) if 1 < n < 31 else math.inf
+    half = quantile(n - 1) * told["std"] / math.sqrt(n) if n > 1 else math.inf
     sure = "wins" if told["mean"] - half > 0 else "leads, not beyond chance"
     return f"{first} {sure}: {100 * told['mean']:+.1f} points over {second} (95 % ± {100 * half:.1f}, {n} orders)"
 
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / max(len(values), 1)
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    n, mean = len(values), _mean(values)
-    std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else 0.0
-    return {"mean": mean, "std": std, "n": n}

@@ -17,6 +17,7 @@ from typing import Any
 
 from rayd.config import Run
 from rayd.data.images import Splits
+from rayd.data.load import load as load_data
 from rayd.errors import Failed
 from rayd.experts.config import plan_units
 from rayd.nets.convnet import Net
@@ -136,7 +137,7 @@ class Plan:
 
 def plan(run: Run, probe_seconds: float = 20, probe: Probe | None = None) -> Plan:
     """The plan of a run. `probe`: how the stages are measured, a child process each unless the fleet says otherwise."""
-    splits = run.data.load()
+    splits = load_data(run.data)
     spec = splits.train.spec
     net = run.net.build(spec)
     experts, weight = _experts(run, splits, net), weigh(run, spec)

@@ -94,7 +94,7 @@ def score(run: Run, config: SearchConfig) -> dict[str, Any]:
         source = Source.of(artifact.codec)
         scores += evaluate(run.recipe, net, source, splits.val, transform, seeds, device=default_device(),
                            step_size=artifact.step_size, compile=run.method.compiled)  # fmt: skip
-    told = summary(scores)
+    told = summary([score.accuracy for score in scores])
     kept = {"accuracy": told["mean"], "std": told["std"] if told["n"] > 1 else None, "n": told["n"]}
     store.write_json("score.json", kept)
     return kept

@@ -81,8 +81,12 @@ def tested(book: Book, record: Record) -> dict[str, Any]:
         seeds = [seed_of(run.seed, "test", i) for i in range(recipe.seeds)]
         own = evaluate(recipe, net, Source.of(artifact.codec), splits.test, transform, seeds, device=default_device(),
                        step_size=artifact.step_size, compile=run.method.compiled)  # fmt: skip
-        means.append(summary(own)["mean"])
+        means.append(summary([score.accuracy for score in own])["mean"])
         scores += own
-    told = summary(scores) | {"by_seed": means, "trial": record.number, "steps": book.base.method.steps}
+    told = summary([score.accuracy for score in scores]) | {
+        "by_seed": means,
+        "trial": record.number,
+        "steps": book.base.method.steps,
+    }
     book.store.write_json(name, told)
     return told

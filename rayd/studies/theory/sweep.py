@@ -15,7 +15,7 @@ from rayd.errors import refuse
 from rayd.methods.dc import parameter_gradient
 from rayd.schema import positive
 from rayd.seeds import generator, seed_of
-from rayd.stats import T975
+from rayd.stats import quantile
 from rayd.studies.theory.match import Ground, Pairs, distilled
 from rayd.studies.theory.task import Second, Student, Task
 
@@ -172,8 +172,7 @@ def slope(points: Sequence[tuple[float, float]]) -> Slope | None:
     sxx = math.fsum((v - mx) ** 2 for v in x)
     b = math.fsum((v - mx) * (w - my) for v, w in zip(x, y, strict=True)) / sxx
     rest = math.fsum((w - my - b * (v - mx)) ** 2 for v, w in zip(x, y, strict=True))
-    quantile = T975[n - 3] if n - 3 < len(T975) else 1.96
-    half = quantile * math.sqrt(rest / (n - 2) / sxx)
+    half = quantile(n - 2) * math.sqrt(rest / (n - 2) / sxx)
     return Slope(b, b - half, b + half, n)
 
 

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import rayd
+from rayd.artifact import load, tensors, write
+from rayd.data.augment import Transform
+from rayd.distill.budget import Stored
+from rayd.errors import Refused
+from rayd.methods import CODECS
+from rayd.run.verify import verify
+from tests.support.fakes import DATA, Pixels, a_run, an_artifact, tiny
+
+
+def make(kind="normalise", ipc=2):
+    images = tiny()
+    transform = Transform.fit(images, kind)
+    codec = Pixels(Pixels.Config(ipc=ipc), images.spec, torch.Generator().manual_seed(1))
+    stored = {**codec.stored(), "step_size": Stored(torch.tensor([0.02]), "step")}
+    about = write.Birth(
+        codec={"name": "pixel", "ipc": ipc},
+        spec=images.spec,
+        classes=images.classes,
+        sentence="pixel + mtt",
+        data=images.manifest,
+        seeds={"run": 0},
+    )
+    return codec, write.files(about, codec, stored, transform, {"distill_s": 1.0})
+
+
+def build(made):
+    codec = Pixels(Pixels.Config(ipc=made.card["codec"]["ipc"]), made.spec, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        codec.images.copy_(made.stored["images"].tensor)
+    return codec
+
+
+def test_tensor_files_give_back_what_they_were_given(tmp_path):
+    tensors = {
+        "a": torch.randn(3, 4).T,
+        "b": torch.tensor(7),
+        "c": torch.zeros(0),
+        "d": torch.randn(2, dtype=torch.bfloat16),
+    }
+    tensors.write_tensors(tmp_path / "x.safetensors", tensors, {"step": 3, "list": [1, None]})
+    back, meta = tensors.read_tensors(tmp_path / "x.safetensors")
+    assert meta == {"step": 3, "list": [1, None]} and set(back) == set(tensors)
+    assert all(torch.equal(back[k], tensors[k]) and back[k].dtype == tensors[k].dtype for k in tensors)
+    assert tensors.to_bytes(tensors, meta) == tensors.to_bytes(tensors, meta)
+    with pytest.raises(Refused, match="not a readable safetensors"):
+        tensors.from_bytes(b"nonsense")
+
+
+@pytest.mark.parametrize("kind", ["normalise", "zca", "none"])
+def test_an_artifact_loads_as_it_was_saved(tmp_path, kind, monkeypatch):
+    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
+    codec, made = make(kind)
+    back = load.load(write.save(tmp_path / "a", made), build)
+    assert torch.equal(back.images("network"), codec.images.detach()) and back.step_size == pytest.approx(0.02)
+    assert torch.equal(back.labels, codec.classes()) and torch.equal(back.targets.argmax(1), back.labels)
+    assert back.images("uint8").dtype == torch.uint8 and back.images().shape == (6, 1, 8, 8)
+    assert back.ledger["floats"] == 6 * 64 + 1 and back.ledger["bytes"] == len(made["codec.safetensors"])
+    assert made == make(kind)[1], "two equal runs write the same bytes"
+
+
+@pytest.mark.parametrize("name", ["codec.safetensors", "transform.json", "ledger.json", "card.json", "README.md"])
+def test_a_changed_file_is_refused_by_name(tmp_path, name):
+    folder = write.save(tmp_path, make()[1])
+    data = bytearray((folder / name).read_bytes())
+    spot = data.rindex(b"0") if name == "card.json" else len(data) - 5
+    data[spot] ^= 1
+    (folder / name).write_bytes(bytes(data))
+    with pytest.raises(Refused, match=name.replace(".", r"\.")):
+        load.load(folder)
+
+
+def test_foreign_newer_and_missing_are_refused(tmp_path):
+    with pytest.raises(Refused, match=r"no card\.json"):
+        load.load(tmp_path, build)
+    folder = write.save(tmp_path, make()[1])
+    card = json.loads((folder / "card.json").read_text())
+    for change, words in (({"kind": "other"}, "kind=other"), ({"format": 99}, "format=99.*update rayd")):
+        (folder / "card.json").write_text(json.dumps(card | change))
+        with pytest.raises(Refused, match=words):
+            load.load(folder)
+    (folder / "card.json").write_text(json.dumps(card))
+    (folder / "ledger.json").unlink()
+    with pytest.raises(Refused, match=r"ledger\.json: missing"):
+        load.load(folder)
+    with pytest.raises(Refused, match="holds another artifact"):
+        write.save(tmp_path, make(ipc=3)[1])
+
+
+def test_scores_are_amended_and_the_card_stays_whole(tmp_path):
+    folder = write.save(tmp_path, make()[1])
+    read, writer = load.reader(folder), tensors.folder_writer(folder)
+    score = {"recipe": "plain", "mean": 0.5, "std": 0.01, "n": 5, "ci95": 0.012, "view": "exact"}
+    write.amend(read, writer, {"scores": {"plain": score}, "reads": 1}, {"controls.json": b"{}"})
+    card = load.load(folder).card
+    assert (
+        card["reads"] == 1 and "controls.json" in card["files"] and "50.0 ± 1.0 %" in (folder / "README.md").read_text()
+    )
+
+
+def test_preview_is_a_png_others_can_read(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    write.save(tmp_path, make()[1])
+    with image.open(tmp_path / "preview.png") as picture:
+        assert picture.size == (2 * 8 + 2, 3 * 8 + 2 * 2)
+
+
+def test_loading_needs_torch_and_safetensors_alone():
+    heavy = ("ray", "hydra", "pyarrow", "torchvision", "PIL")
+    code = f"import sys, rayd.artifact.load, rayd.artifact.write; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", list(CODECS))
+@pytest.mark.parametrize("storage", ["fp32", "fp16", "int8"])
+def test_every_codec_comes_back_as_stored(tmp_path, monkeypatch, name, storage):
+    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
+    under = {"name": name, "storage": storage, **({"of": "lodc"} if name == "formation" else {})}
+    method = {"codec": under, "objective": {"name": "distribution"}}
+    run = a_run(method=method, budget={"ipc": 4}, data={**DATA, "size": 16, "channels": 3})
+    folder = an_artifact(tmp_path / "a", run)
+    back = rayd.load(folder)
+    assert back.images("network").shape == (len(back), 3, 16, 16) and torch.isfinite(back.images()).all()
+    assert back.ledger["bytes"] == (folder / "codec.safetensors").stat().st_size
+    assert all(one.holds for one in verify(str(folder), run, scores=False)), list(verify(str(folder), run, False))

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import rayd
+from rayd.artifact.export import export, rendered
+from rayd.data.load import load as load_data
+from rayd.errors import Refused
+from rayd.evaluate.recipe import RECIPES
+from rayd.run import evaluate
+from rayd.schema import to_dict
+from tests.support.fakes import a_run, an_artifact
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
+    run = a_run()
+    return rayd.load(an_artifact(tmp_path / "artifact", run, images=lambda pixels: 3 * torch.randn(pixels.shape)))
+
+
+def test_parquet_opens_as_images_with_class_names(tmp_path, made, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    export(str(tmp_path / "artifact"), str(tmp_path / "out"))
+    path = str(tmp_path / "out" / "data" / "train-00000-of-00001.parquet")
+    data = datasets.load_dataset("parquet", data_files=path, split="train", cache_dir=str(tmp_path / "hf"))
+    assert data.features["label"].names == list(made.classes) and data["label"] == made.labels.tolist()
+    pixels = torch.stack([torch.from_numpy(np.array(one)) for one in data["image"]])
+    assert torch.equal(pixels[:, None], made.images("uint8"))
+
+
+def test_soft_labels_go_along(tmp_path, made, monkeypatch):
+    pq = pytest.importorskip("pyarrow.parquet")
+    method = {"codec": {"name": "pixel", "labels": "soft"}, "objective": {"name": "mtt"}}
+    folder = an_artifact(tmp_path / "soft", a_run(method=method, budget={"ipc": 2}))
+    data = rendered(rayd.load(folder), "parquet")["data/train-00000-of-00001.parquet"]
+    table = pq.read_table(io.BytesIO(data))
+    assert np.allclose(np.array(table["soft_label"].to_pylist()), rayd.load(folder).targets, atol=1e-3)
+
+
+def test_webdataset_and_folders(tmp_path, made):
+    webdataset = pytest.importorskip("webdataset")
+    export(str(tmp_path / "artifact"), str(tmp_path / "out"), "webdataset")
+    samples = list(
+        webdataset.WebDataset(str(tmp_path / "out" / "train-00000.tar"), shardshuffle=False).decode("torchrgb8")
+    )
+    assert [sample["cls"] for sample in samples] == made.labels.tolist()
+    assert torch.equal(samples[1]["png"][:1], made.images("uint8")[1])
+    names = export(str(tmp_path / "artifact"), str(tmp_path / "folder"), "folder")
+    assert "000_class0/00000.png" in names
+
+
+def test_tensors_are_exact_and_nothing_but_tensors(tmp_path, made):
+    export(str(tmp_path / "artifact"), str(tmp_path / "out"), "tensors", "exact")
+    images = torch.load(tmp_path / "out" / "images.pt", weights_only=True)
+    assert torch.equal(images, made.images("network"))
+    assert torch.equal(torch.load(tmp_path / "out" / "labels.pt", weights_only=True), made.labels)
+    assert float(torch.load(tmp_path / "out" / "lr.pt", weights_only=True)) == pytest.approx(0.02)
+
+
+def test_what_cannot_be_is_refused_and_nothing_is_overwritten(tmp_path, made):
+    for words, format, view in (
+        ("format=zip", "zip", "png"),
+        ("view=exact", "parquet", "exact"),
+        ("view=x", "folder", "x"),
+    ):
+        with pytest.raises(Refused, match=words):
+            rendered(made, format, view)
+    (tmp_path / "out" / "data").mkdir(parents=True)
+    (tmp_path / "out" / "data" / "train-00000-of-00001.parquet").write_bytes(b"mine")
+    with pytest.raises(Refused, match="is there already and differs"):
+        export(str(tmp_path / "artifact"), str(tmp_path / "out"))
+    assert (tmp_path / "out" / "data" / "train-00000-of-00001.parquet").read_bytes() == b"mine"
+
+
+CONSUMER = """
+import json, sys
+import numpy, torch
+block, held, values = sys.stdin.read(), numpy.load(sys.argv[1]), []
+for seed in range(5):
+    torch.manual_seed(seed)
+    space = {}
+    exec(block, space)
+    with torch.no_grad():
+        right = space["net"](space["prepare"](list(held["pixels"]))).argmax(1).numpy() == held["labels"]
+    values.append(float(right.mean()))
+print(json.dumps([values, [m for m in sys.modules if m.startswith("rayd")]]))
+"""
+
+
+def test_a_stranger_with_datasets_and_torch_gets_the_cards_number(tmp_path, monkeypatch):
+    """Digits: the ten lines of the export's README, five networks, against the card's score of that same 8-bit view."""
+    import json
+
+    pytest.importorskip("datasets")
+    pytest.importorskip("sklearn")
+    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
+    plain = to_dict(RECIPES["plain"])
+    run = a_run(data={"name": "digits"}, net={"name": "convnet", "width": 16}, recipe=plain, budget={"ipc": 5})
+    folder = an_artifact(tmp_path / "artifact", run)
+    evaluate.score(run, str(folder), [])
+    export(str(folder), str(tmp_path / "out"))
+    told = rayd.load(folder).card["scores"]["distilled-8bit/convnet-w16/plain"]
+    block = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert len(block.strip().splitlines()) <= 15
+    test = load_data(run.data).test
+    np.savez(tmp_path / "test.npz", pixels=test.pixels_NCHW[:, 0].numpy(), labels=test.labels_N.numpy())
+    done = subprocess.run(
+        [sys.executable, "-c", CONSUMER, str(tmp_path / "test.npz")],
+        input=block,
+        cwd=tmp_path / "out",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    values, ours = json.loads(done.stdout.splitlines()[-1])
+    assert ours == [], "no rayd in the stranger's process"
+    gap, wide = abs(np.mean(values) - told["mean"]), 2.776 * np.std(values, ddof=1) / 5**0.5 + told["ci95"]
+    assert gap <= max(wide, 0.02), (values, told)

@@ -1,0 +1,180 @@
+"""The one loop: workers, resume, the guard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from rayd.data.augment import AugmentConfig, Transform
+from rayd.data.images import Spec
+from rayd.distill.budget import Budget
+from rayd.distill.loop import Distillation, GuardConfig, OptimiserConfig, Reduce, identity
+from rayd.errors import Failed, Refused
+from rayd.experts.trajectory import Segment
+from rayd.methods.mtt import Mtt
+from rayd.methods.pixel import Pixel
+from rayd.nets.convnet import Net, NetConfig
+from rayd.seeds import generator
+from tests.support.workers import run_workers
+
+SPEC = Spec((3, 8, 8), 3)
+
+
+@dataclass
+class Walks:
+    """A world whose experts are random walks of a small network."""
+
+    precision: str = "fp32"
+    compiled: bool = False
+    seed: int = 0
+    experts: int = 3
+    last_epoch: int = 4
+    spec: Spec = SPEC
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    spoiled: bool = False
+
+    def __post_init__(self) -> None:
+        self.net: Net = NetConfig(depth=2, width=4).build(self.spec)
+        self.transform = Transform("none", torch.zeros(3), torch.ones(3))
+
+    def theta(self, expert: int, epoch: int) -> Tensor:
+        start = self.net.init(generator(self.seed, "walk", expert))
+        steps = [torch.randn(self.net.size, generator=generator(self.seed, "walk", expert, e)) for e in range(epoch)]
+        theta = start + 0.05 * sum(steps, torch.zeros(self.net.size))
+        return theta * float("nan") if self.spoiled and epoch > 1 else theta
+
+    def segment(self, expert: int, first: int, last: int) -> Segment:
+        return Segment(self.theta(expert, first), self.theta(expert, last), expert, first, last)
+
+    def members(self, c: int) -> Tensor:
+        return torch.arange(4)
+
+    def real(self, index_N: Tensor) -> Tensor:
+        return torch.randn(len(index_N), *self.spec.shape, generator=generator(self.seed, "real"))
+
+    def targets(self, index_N: Tensor) -> Tensor:
+        return torch.eye(3)[index_N % 3]
+
+
+def make(
+    share: tuple[int, int] = (0, 1),
+    reduce: Reduce = identity,
+    *,
+    steps: int = 6,
+    world: Walks | None = None,
+    guard: GuardConfig | None = None,
+    ema: float = 0.0,
+    **objective: object,
+) -> Distillation:
+    world = world or Walks()
+    codec = Pixel.Config(labels="soft").fit(Budget(ipc=2.1), world.spec).build(world.spec, generator(0, "codec"))
+    config = Mtt.Config(
+        **({"inner_steps": 2, "batch": 4, "last": 2, "items": 4, "augment": AugmentConfig(ops=("flip",))} | objective)
+    )  # type: ignore[arg-type]
+    return Distillation(
+        codec,
+        config.build(world),
+        [],
+        steps=steps,
+        optimiser=OptimiserConfig(lr=0.05),
+        world=world,
+        guard=guard,
+        ema=ema,
+        share=share,
+        reduce=reduce,
+    )
+
+
+def flat(distillation: Distillation) -> Tensor:
+    return torch.cat([p.detach().flatten() for player in distillation.players for p in player.params])
+
+
+def test_the_result_does_not_depend_on_the_number_of_workers() -> None:
+    alone = make(steps=50)
+    list(alone.run())
+    for size in (2, 4):
+        workers, steps = run_workers(size, lambda share, reduce: make(share, reduce, steps=50))
+        assert len(steps) == 50
+        for worker in workers:
+            assert torch.equal(flat(worker), flat(workers[0]))
+        assert (flat(workers[0]) - flat(alone)).norm() <= 1e-4 * flat(alone).norm()
+
+
+def test_a_step_sends_the_gradients_of_all_players_in_double_and_three_numbers() -> None:
+    sent: list[int] = []
+
+    def count(vector: Tensor) -> Tensor:
+        sent.append(vector.numel() * vector.element_size())
+        return vector
+
+    distillation = make(reduce=count)
+    list(distillation.run())
+    assert sent == [8 * (len(flat(distillation)) + 3)] * 6
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "adamw", "sgd"])
+def test_resumed_equals_uninterrupted(optimiser: str) -> None:
+    def fresh() -> Distillation:
+        distillation = make(ema=0.9)
+        distillation = Distillation(
+            distillation.codec,
+            distillation.objective,
+            [],
+            steps=6,
+            world=distillation.world,
+            ema=0.9,
+            optimiser=OptimiserConfig(name=optimiser, lr=0.05, decay="cosine"),
+        )
+        return distillation
+
+    whole = fresh()
+    list(whole.run())
+    first = fresh()
+    for step in first.run():
+        if step.number == 3:
+            break
+    second = fresh()
+    second.load({k: v.clone() for k, v in first.checkpoint().items()})
+    list(second.run())
+    states = whole.state(), second.state()
+    assert states[0].keys() == states[1].keys()
+    for name in states[0]:
+        assert torch.equal(states[0][name], states[1][name]), name
+
+
+def test_an_exploding_step_size_ends_with_a_diagnosis_and_the_last_good_state() -> None:
+    distillation = make(step_size=1e3, steps=20)
+    before = flat(distillation).clone()
+    with pytest.raises(Failed, match="step_size"):
+        list(distillation.run())
+    assert torch.isfinite(flat(distillation)).all()
+    assert torch.equal(flat(distillation)[:-1], before[:-1])
+
+
+def test_a_row_that_is_not_finite_is_named() -> None:
+    with pytest.raises(Failed, match="verify=true"):
+        list(make(world=Walks(spoiled=True)).run())
+
+
+def test_items_above_the_threshold_are_left_out() -> None:
+    distillation = make(skip_above=1e-9)
+    before = flat(distillation).clone()
+    steps = list(distillation.run())
+    assert all(step.skipped and step.metrics["items_skipped"] == 4 for step in steps)
+    assert torch.equal(flat(distillation), before)
+
+
+def test_datm_window_grows() -> None:
+    objective = make(last=4, grow_from=1, grow_steps=6, world=Walks(last_epoch=8)).objective
+    assert isinstance(objective, Mtt)
+    assert [objective.ceiling(step) for step in (0, 2, 4, 6, 100)] == [1, 2, 3, 4, 4]
+    starts = {item.what["first"] for step in range(40) for item in objective.plan(step)}
+    assert starts == {0, 1, 2, 3}
+
+
+def test_a_window_past_the_buffer_is_refused_before_any_work() -> None:
+    with pytest.raises(Refused, match=r"objective\.last"):
+        make(last=5)

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+import rayd
+from rayd.errors import Refused
+from rayd.evaluate.score import Score
+from rayd.report import report
+from rayd.run import evaluate
+from rayd.run.rows import CONTROLS, asks_of
+from rayd.store import Store
+from tests.support.fakes import a_run, an_artifact
+
+pytest.importorskip("matplotlib")
+SECTIONS = ["images", "scores", "cross", "factors", "distillation", "experts", "ledger", "time", "plan", "provenance"]
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+
+
+class Page(HTMLParser):
+    """Ids, texts and everything that could lead outside."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.links, self.open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        if tag == "section":
+            self.ids.append(found["id"])
+        self.links += [
+            value for name, value in attrs if name in ("src", "href", "xlink:href", "action", "srcset") and value
+        ]
+
+
+@pytest.fixture
+def run_folder(tmp_path, monkeypatch):
+    """A run with everything a report can show."""
+    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
+    nets = [{"name": "convnet", "width": 8, "depth": 1}, {"name": "convnet", "width": 4, "depth": 1}]
+    method = {"codec": {"name": "lss"}, "objective": {"name": "mtt", "first": 0, "last": 3, "expert_epochs": 2}}
+    run = a_run(method=method, recipe={"nets": nets}, budget={"ipc": 3})
+    out = Store(tmp_path / "out")
+    folder = an_artifact(tmp_path / "out" / "artifact", run)
+
+    def ask(run, uri, asks):
+        for i, one in enumerate(asks):
+            yield one, [Score(0.3 + 0.01 * k + 0.02 * i, seed, "convnet") for k, seed in enumerate(one.seeds)]
+
+    evaluate.score(run, str(folder), CONTROLS, ask)
+    steps = [{"step": i, "loss": 1 / i, "step_size": 0.02, "grad_norm": 3.0, "val": i / 99} for i in range(1, 99)]
+    out.write("metrics.jsonl", "".join(json.dumps(step) + "\n" for step in steps).encode())
+    rows = [{"expert": k, "epochs": [0, 1, 2, 3], "val_accuracy": [0.1, 0.3, 0.4, 0.4 + k / 100]} for k in range(2)]
+    out.write_json("experts/experts-00000.json", {"experts": rows})
+    return tmp_path / "out"
+
+
+def test_every_section_is_there_and_nothing_leads_outside(run_folder):
+    where = report(str(run_folder))
+    text = (run_folder / "report" / "index.html").read_text()
+    page = Page(text)
+    assert page.ids == SECTIONS and where.endswith("index.html")
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links), page.links
+    assert not re.search(r"https?://|@import|<script|url\((?!#)", text)
+    assert "Beats the coreset" in text and "matched" not in page.links
+    assert text.count("<svg") >= 7 and text.count('class="empty"') == 1, "only the plan is missing"
+    assert "python -m jobs.plan" in text and "LRS" in text and "ARS" in text
+    report(str(run_folder), to=str(run_folder / "again"))
+    assert (run_folder / "again" / "index.html").read_text() == text, "the same run gives the same page"
+
+
+def test_tables_as_csv_and_latex(run_folder):
+    report(str(run_folder))
+    folder = run_folder / "report" / "tables"
+    rows = list(csv.DictReader((folder / "scores.csv").open()))
+    assert {row["set"] for row in rows} >= {"distilled", "random@floats", "full"} and rows[0]["n"] == "3"
+    cross = list(csv.reader((folder / "cross.csv").open()))
+    assert cross[0] == ["network", "distilled", "random@floats"] and len(cross) == 3
+    latex = (folder / "ledger.tex").read_text()
+    assert latex.startswith(r"\begin{tabular}") and "step\\_size" in latex
+
+
+def test_an_artifact_alone_says_which_commands_fill_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
+    folder = an_artifact(tmp_path / "a", a_run())
+    report(str(folder), to=str(tmp_path / "r"))
+    text = (tmp_path / "r" / "index.html").read_text()
+    assert Page(text).ids == SECTIONS and "not scored yet" in text
+    for verb in ("evaluate", "distill", "experts", "plan"):
+        assert f"python -m jobs.{verb}" in text
+    with pytest.raises(Refused, match="holds no artifact; run jobs"):
+        report(str(tmp_path / "nowhere"))
+
+
+def test_a_hostile_class_name_is_text(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
+    from rayd.report import page
+
+    assert "<script>" not in page.picture(torch.zeros(1, 2, 2), '"><script>')
+    assert "&lt;b&gt;" in page._table(["<b>"], [["<b>"]])
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
+@pytest.mark.parametrize("width", [1280, 500])
+def test_a_browser_shows_it_without_scrolling_sideways(run_folder, tmp_path, width):
+    """500 px is the narrowest window headless Chromium opens."""
+    report(str(run_folder))
+    probe = (
+        "<script>document.title = [document.documentElement.scrollWidth, innerWidth, document.images.length]</script>"
+    )
+    page = tmp_path / "probe.html"
+    page.write_text((run_folder / "report" / "index.html").read_text() + probe)
+    place = (f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2400")
+    words = [CHROMIUM, *FLAGS, *place, "--dump-dom", page.as_uri()]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    found = re.search(r"<title>(\d+),(\d+),(\d+)</title>", done.stdout)
+    assert found, done.stdout[:300]
+    content, window, pictures = map(int, found.groups())
+    assert content <= window and pictures > 3
+
+
+def test_asks_cover_every_network(run_folder):
+    artifact = rayd.load(run_folder / "artifact")
+    run = a_run(recipe={"nets": [{"name": "convnet"}, {"name": "vit"}]})
+    asks = asks_of(run, artifact, CONTROLS)
+    assert [ask.row for ask in asks if ask.net == 1] == ["distilled", "random@floats"]

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+import rayd
+from rayd import stats
+from rayd.artifact.load import reader, self_hash
+from rayd.errors import Refused
+from rayd.evaluate import coreset, dd_ranking
+from rayd.run import evaluate
+from rayd.run.rows import Ask, Exam
+from rayd.run.verify import verify
+from rayd.store import Store
+from tests.support.fakes import a_run, an_artifact
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
+
+
+def fails(folder, run, scores=False):
+    return [str(one) for one in verify(str(folder), run, scores) if not one.holds]
+
+
+def reseal(folder, change):
+    """What a careful forger would do: change the card and hash it again."""
+    card = json.loads((folder / "card.json").read_text())
+    change(card)
+    card.pop("sha256")
+    (folder / "card.json").write_text(json.dumps(card | {"sha256": self_hash(card)}))
+
+
+def test_herding_follows_the_mean_and_k_centre_spreads():
+    points = torch.tensor([[0.0], [1.0], [2.0], [10.0]])
+    assert coreset.herding(points, 1).tolist() == [2], "3.25 is the mean: 2 is nearest"
+    assert coreset.k_centre(points, 2).tolist() == [2, 3], "then the farthest"
+    assert sorted(coreset.herding(torch.randn(9, 4), 9).tolist()) == list(range(9))
+
+
+def test_controls_hold_no_more_than_the_artifact(tmp_path, cache):
+    run = a_run()
+    exam = Exam(run, rayd.load(an_artifact(tmp_path / "a", run)))
+    size = exam.artifact.ledger
+    assert len(exam.real("random", "floats", 0)) == round(size["floats"] / 64) == 3
+    raw = exam.real("herding", "raw", 0)
+    assert len(raw) * 65 <= size["bytes"] < (len(raw) + 1) * 65
+    few = exam.real("random", "jpeg", 0)
+    assert few.spec == exam.train.spec and len(few) >= 3
+    assert not torch.equal(exam.real("random", "floats", 0).labels_N.sort()[0], torch.zeros(3))
+    assert sorted(exam.real("random", "floats", 1).labels_N.tolist()) == [0, 1, 2]
+
+
+def test_the_table_the_card_and_the_verdict_when_distillation_loses(tmp_path, cache):
+    """Each image under the label of the next class: whatever is real beats it, and the verdict must say so."""
+    run = a_run()
+    folder = an_artifact(tmp_path / "a", run, images=lambda pixels: pixels.roll(1, 0))
+    made = evaluate.score(run, str(folder), ["random@floats", "random@raw", "herding@raw", "start", "full"])
+    assert made["verdict"]["overall"] == "no" and made["verdict"]["bytes"] == "no"
+    card = rayd.load(folder).card
+    assert card["reads"] == 1 and card["claim"]["verdict"] == "no" and "**no**" in (folder / "README.md").read_text()
+    by = {row["set"]: row for row in made["rows"]}
+    cost = json.loads((folder / "timing.json").read_text())
+    assert cost["evaluate_s"] > 0 and cost["evaluate_peak"] > 10 * 2**20
+    named = {"distilled", "distilled-8bit", "random@floats", "random@raw", "herding@raw", "start", "full"}
+    assert set(by) == named | {"distilled/bare", "random@floats/bare"}
+    assert by["full"]["mean"] > by["distilled"]["mean"] and by["distilled"]["n"] == 3
+    assert not fails(folder, run, scores=True), "untouched, the claim holds"
+    evaluate.score(run, str(folder), [])
+    assert rayd.load(folder).card["reads"] == 2
+
+
+def test_verdicts():
+    def row(name, mean, std=0.01, n=5):
+        return {"set": name, "mean": mean, "std": std, "n": n}
+
+    own = row("distilled", 0.5)
+    assert evaluate.verdict([own, row("random@floats", 0.3), row("herding@raw", 0.4)])["overall"] == "yes"
+    assert evaluate.verdict([own, row("random@floats", 0.3), row("herding@raw", 0.495)])["overall"] == "undecided"
+    assert evaluate.verdict([own, row("random@floats", 0.3), row("random@jpeg", 0.6)])["bytes"] == "no"
+    assert evaluate.verdict([own, row("random@floats", 0.3, n=1)])["floats"] == "undecided", (
+        "one network proves nothing"
+    )
+    assert evaluate.verdict([own, row("full", 0.9)])["overall"] == "not asked"
+    gap, wide = stats.difference(row("a", 0.5, 0.02, 5), row("b", 0.4, 0.02, 5))
+    assert gap == pytest.approx(0.1) and wide == pytest.approx(2.306 * math.sqrt(2 * 0.02**2 / 5), rel=1e-3)
+
+
+def test_tampering_fails_and_says_where(tmp_path, cache):
+    run = a_run()
+    folder = an_artifact(tmp_path / "a", run)
+    assert not fails(folder, run)
+    data = bytearray((folder / "codec.safetensors").read_bytes())
+    data[-7] ^= 64
+    (folder / "codec.safetensors").write_bytes(bytes(data))
+    assert "codec.safetensors" in fails(folder, run)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (lambda card: card.update(step_size=0.5), "step size"),
+        (lambda card: card["data"].update(content="other"), "data are those"),
+        (
+            lambda card: card["scores"]["distilled/convnet-w8/short"].update(mean=0.99),
+            "card and table agree on distilled",
+        ),
+    ],
+)
+def test_a_forged_card_is_found_out_by_recomputing(tmp_path, cache, change, where):
+    run = a_run()
+    folder = an_artifact(tmp_path / "a", run)
+    evaluate.score(run, str(folder), [])
+    reseal(folder, change)
+    assert any(where in one for one in fails(folder, run, scores=True))
+
+
+def test_a_forged_number_that_hashes_right_is_found_out(tmp_path, cache):
+    import hashlib
+
+    run = a_run()
+    folder = an_artifact(tmp_path / "a", run)
+    ledger = json.loads((folder / "ledger.json").read_text()) | {"floats": 5}
+    (folder / "ledger.json").write_text(json.dumps(ledger))
+    digest = hashlib.sha256((folder / "ledger.json").read_bytes()).hexdigest()
+    reseal(folder, lambda card: card["files"].update({"ledger.json": digest}))
+    assert any("ledger counts" in one and "floats" in one for one in fails(folder, run))
+
+
+def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, cache):
+    run = a_run(recipe={"labels": "teacher"})
+    folder = an_artifact(tmp_path / "a", run)
+    before = (folder / "card.json").read_bytes()
+    with pytest.raises(Refused, match=r"recipe\.labels=teacher"):
+        evaluate.score(run, str(folder))
+    assert (folder / "card.json").read_bytes() == before
+
+
+def test_robust_scores_are_their_formulas(tmp_path, cache):
+    """A set equal to what it is compared with gains nothing: 0.269. The full set loses nothing to hard labels."""
+    nothing = (1 - math.exp(-1)) / (math.e - math.exp(-1))
+    assert nothing == pytest.approx(0.269, abs=1e-3)
+    assert dd_ranking.ars(0.4, 0.4, 0.3, 0.3) == pytest.approx(nothing)
+    full = dd_ranking.lrs(real_hard=0.8, syn_hard=0.8, syn_own=0.8, random_own=0.3)
+    assert full == pytest.approx(dd_ranking.scaled(0.25)) and full > nothing
+    assert dd_ranking.scaled(1) == pytest.approx(1) and dd_ranking.scaled(-1) == pytest.approx(0)
+    with pytest.raises(Refused, match="fractions"):
+        dd_ranking.lrs(80, 80, 80, 30)
+    means = {"distilled": 0.5, "random@floats": 0.3, "full": 0.8, "distilled/bare": 0.4, "random@floats/bare": 0.3}
+    found = dd_ranking.of(means)
+    assert found["hlr"] == pytest.approx(0.3) and found["ior"] == pytest.approx(0.2)
+    assert found["lrs"] == pytest.approx(dd_ranking.scaled(-0.05)) and found["ars"] == pytest.approx(
+        dd_ranking.scaled(0.15)
+    )
+    soft = dd_ranking.of(means | {"distilled/hard": 0.45})
+    assert soft["hlr"] == pytest.approx(0.35) and soft["lrs"] < found["lrs"]
+    assert dd_ranking.of({"distilled": 0.5}) == {} and "ars" not in dd_ranking.of(
+        {"distilled": 0.5, "random@floats": 0.3}
+    )
+
+
+def test_a_full_set_as_its_own_synthetic_set(tmp_path, cache):
+    """Its images are the real ones: nothing is lost to hard labels, and a random subset gains nothing over itself."""
+    run = a_run(recipe={"steps": 30, "seeds": 2}, budget={"floats": 81 * 64 + 1})
+    folder = an_artifact(tmp_path / "a", run)
+    exam = Exam(run, rayd.load(folder))
+    assert len(exam.artifact) == len(exam.train) == 81
+    made = evaluate.score(run, str(folder), ["random@floats", "full"])
+    means = {row["set"]: row["mean"] for row in made["rows"]}
+    assert made["robust"]["hlr"] == pytest.approx(means["full"] - means["distilled"])
+    assert abs(made["robust"]["hlr"]) < 0.1 and made["robust"]["lrs"] == pytest.approx(0.269, abs=0.03)
+    assert made["robust"]["ars"] == pytest.approx(0.269, abs=0.03), "as many random images are the whole set again"
+
+
+def test_an_ask_is_answered_alike_alone_and_in_company(tmp_path, cache):
+    run = a_run()
+    exam = Exam(run, rayd.load(an_artifact(tmp_path / "a", run)))
+    both = exam.answer(Ask("random@floats", 0, (1, 2)))
+    assert both[1].accuracy == exam.answer(Ask("random@floats", 0, (2,)))[0].accuracy
+
+
+@pytest.mark.ray
+def test_tasks_answer_as_this_process_does(tmp_path, cache, ray_local):
+    from rayd.fleet.evaluate import answers
+    from rayd.run.rows import asks_of, inline
+
+    run = a_run(scale={"name": "laptop"})
+    folder = str(an_artifact(tmp_path / "a", run))
+    asks = asks_of(run, rayd.load(folder), ["random@floats", "nonsense@floats"])
+    here = list(inline(Exam.of(run, folder), asks))
+    there = list(answers(run, folder, asks))
+    assert [ask for ask, _ in there] == asks
+    for (_, a), (_, b) in zip(here, there, strict=True):
+        assert a == b if isinstance(a, str) else [s.accuracy for s in a] == [s.accuracy for s in b]
+    told = [given for _, given in there if isinstance(given, str)]
+    assert len(told) == 1 and "controls=nonsense@floats" in told[0]
+    assert Store(folder).exists("card.json") and reader(folder)("card.json")
+
+
+def test_controls_are_asked_by_name():
+    from rayd.run.rows import CONTROLS, rows_asked
+
+    assert rows_asked(True) == CONTROLS and rows_asked(False) == ()
+    assert rows_asked(["start", "herding@raw"]) == ("start", "herding@raw")
+    with pytest.raises(Refused, match=r"controls=coreset: allowed is start \| full \| random"):
+        rows_asked(["coreset"])

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayd.config import Run
+from rayd.data.load import load as load_data
+from rayd.errors import Failed, Refused
+from rayd.experts.buffer import Buffer
+from rayd.run.assemble import buffer_identity
+from rayd.run.experts import Shop, build_inline
+from rayd.run.progress import Progress
+from tests.support.expert_runs import digits_run, hashes
+
+
+def made(run: Run) -> Progress:
+    *_, progress = build_inline(Shop.open(run))
+    return progress
+
+
+def cost_of(out: Path) -> dict[str, float]:
+    return dict(json.loads((out / "timing.json").read_text()))
+
+
+def identity(run: Run) -> dict[str, Any]:
+    shop = Shop.open(run)
+    return buffer_identity(run, load_data(run.data), shop.transform, shop.net)
+
+
+def test_a_buffer_holds_what_the_recipe_matches_and_says_what_that_saves(tmp_path: Path) -> None:
+    run = digits_run(tmp_path, experts=3, per_shard=2)
+    assert (
+        Shop.open(run)
+        .saving()
+        .startswith(
+            "3 experts in 2 shards, 4 of 51 snapshots kept, 3 of 50 epochs trained, "
+            "7,764 images a shard: 49.25 kB instead of 627.91 kB"
+        )
+    )
+    progress = made(run)
+    assert (progress.done, progress.experts, progress.skipped) == (2, 3, 0)
+    buffer = Buffer(run.experts_at, identity(run))
+    assert (buffer.experts, buffer.last_epoch) == (3, 3)
+    assert progress.accuracy is not None and progress.accuracy > 0.3
+
+
+def test_committed_shards_are_skipped_and_a_buffer_grows(tmp_path: Path) -> None:
+    made(digits_run(tmp_path, experts=2))
+    first = {path: path.stat().st_mtime_ns for path in (tmp_path / "experts").glob("*.tar")}
+    cost = cost_of(tmp_path)
+    again = made(digits_run(tmp_path, experts=2))
+    assert (again.done, again.skipped) == (0, 2) and cost_of(tmp_path) == cost
+    more = made(digits_run(tmp_path, experts=3))
+    assert (more.done, more.skipped) == (1, 2)
+    assert cost_of(tmp_path)["experts_s"] > cost["experts_s"] and cost["experts_peak"] > 10 * 2**20
+    assert all(path.stat().st_mtime_ns == when for path, when in first.items())
+    made(digits_run(tmp_path / "whole", experts=3))
+    assert hashes(str(tmp_path / "experts")) == hashes(str(tmp_path / "whole" / "experts"))
+
+
+def test_shards_that_are_too_short_are_replaced_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made(digits_run(tmp_path, experts=2, last=1))
+    with caplog.at_level(logging.WARNING):
+        longer = made(digits_run(tmp_path, experts=2, last=3))
+    assert longer.done == 2
+    assert "holds 1 experts to epoch 2, this run asks 1 to epoch 4: trained again and replaced" in caplog.text
+    assert Buffer(str(tmp_path / "experts")).last_epoch == 4
+    assert made(digits_run(tmp_path, experts=2, last=1)).skipped == 2
+
+
+def test_other_settings_are_refused_with_a_diff(tmp_path: Path) -> None:
+    made(digits_run(tmp_path, experts=1))
+    other = digits_run(tmp_path, experts=1, lr=0.2, seed=1)
+    with pytest.raises(Refused) as caught:
+        made(other)
+    assert "expert.lr: the buffer has 0.05, this run asks 0.2" in str(caught.value)
+    assert "plan.seed: the buffer has 0, this run asks 1" in str(caught.value)
+    Buffer(str(tmp_path / "experts"), identity(digits_run(tmp_path, experts=9, seed=1)))
+    with pytest.raises(Refused, match=r"net\.norm"):
+        Buffer(str(tmp_path / "experts"), identity(digits_run(tmp_path, norm="batch")))
+
+
+def test_diverged_units_are_recorded_and_too_many_end_the_run(tmp_path: Path) -> None:
+    run = digits_run(tmp_path, experts=2, norm="none", lr=1e30, max_failed=0.4)
+    with pytest.raises(Failed, match=r"2 of 2 units diverged, more than expert\.max_failed=0\.4.*lower expert\.lr"):
+        made(run)
+    told = json.loads((tmp_path / "experts" / "experts-00001.failed.json").read_text())
+    assert told["expert"] == 1 and told["epoch"] == 1 and told["losses"] == [None]
+    with pytest.raises(Failed, match="2 of 2"):
+        made(run)
+    lenient = made(digits_run(tmp_path, experts=2, norm="none", lr=1e30, max_failed=1.0))
+    assert lenient.failed == 2 and lenient.done == 0
+
+
+def test_pools_keep_both_ends(tmp_path: Path) -> None:
+    made(digits_run(tmp_path, experts=1, keep="ends", epochs=5))
+    buffer = Buffer(str(tmp_path / "experts"))
+    assert buffer.epochs(0) == [0, 5] and buffer.last_epoch == 5
