@@ -71,9 +71,9 @@ def command(
             print(resolved(asked))
             return 0
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        from rayd.machine import settle
+        from rayd.machine import use_threads
 
-        settle(asked.run.scale.threads)
+        use_threads(asked.run.scale.threads)
         return act(asked)
     except Refused as refusal:
         print(f"rayd: {' '.join(str(refusal).split())}", file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.compose import Asked, command
 
 if TYPE_CHECKING:
-    from rayd.studies.continual import Outcome, Unit
+    from rayd.studies.continual import ContinualRun, Outcome
 
 
 def own() -> type[Any]:
@@ -42,7 +42,7 @@ def act(asked: Asked) -> int:
     return 0
 
 
-def living(asked: Asked, left: list[Unit]) -> Iterator[Outcome]:
+def living(asked: Asked, left: list[ContinualRun]) -> Iterator[Outcome]:
     from rayd.studies.continual import inline, live
 
     run, config = asked.run, asked.own.continual

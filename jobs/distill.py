@@ -22,21 +22,21 @@ def act(asked: Asked) -> int:
 def distilled(asked: Asked) -> bool:
     """Whether there was anything to do, once it is done."""
     from jobs.console import follow
-    from rayd.run.distill import distil, finished
+    from rayd.run.distill import distill, finished
     from rayd.store import Store
 
     run = asked.run
     if finished(run, Store(run.out)):
         return False
     if run.scale.name == "inline":
-        for _ in follow(distil(run), run.method.steps, "distill"):
+        for _ in follow(distill(run), run.method.steps, "distill"):
             pass
         return True
     from rayd.fleet.distill import train
-    from rayd.fleet.distill_blocks import count, distil_blocks
+    from rayd.fleet.distill_blocks import count, distill_blocks
 
     if run.scale.workers == 1 and count(run):
-        distil_blocks(run)
+        distill_blocks(run)
     else:
         train(run)
     return True

@@ -53,14 +53,14 @@ def built(asked: Asked) -> int:
 
 
 def _building(asked: Asked) -> Any:
-    from rayd.run.experts import Shop, build_inline
+    from rayd.run.experts import ExpertPlan, build_inline
 
-    shop = Shop.open(asked.run)
+    plan = ExpertPlan.open(asked.run)
     if asked.run.scale.name == "inline":
-        return build_inline(shop)
+        return build_inline(plan)
     from rayd.fleet.experts import build
 
-    return build(shop)
+    return build(plan)
 
 
 if __name__ == "__main__":

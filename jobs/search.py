@@ -14,7 +14,7 @@ from jobs.compose import Asked, command
 from rayd.data.load import load as load_data
 
 if TYPE_CHECKING:
-    from rayd.studies.search.trials import Book, Record
+    from rayd.studies.search.trials import TrialRow, TrialTable
 
 
 def own() -> type[Any]:
@@ -26,10 +26,10 @@ def own() -> type[Any]:
 def act(asked: Asked) -> int:
     from rayd.studies.search.outcome import conclude, text, winners
     from rayd.studies.search.page import html
-    from rayd.studies.search.trials import Book
+    from rayd.studies.search.trials import TrialTable
 
     run, config = asked.run, asked.own.search
-    book = Book(run, config, load_data(run.data).train.spec)
+    book = TrialTable(run, config, load_data(run.data).train.spec)
     searched(asked, book)
     told = conclude(book)
     book.store.write("index.html", html(told, book.records()).encode())
@@ -43,7 +43,7 @@ def act(asked: Asked) -> int:
     return 0
 
 
-def searched(asked: Asked, book: Book) -> None:
+def searched(asked: Asked, book: TrialTable) -> None:
     """The expert buffer once, then every trial that has not ended."""
     from jobs.experts import built
     from rayd.studies.search.points import plan
@@ -67,7 +67,7 @@ def searched(asked: Asked, book: Book) -> None:
     inline(book, trials)
 
 
-def inline(book: Book, trials: dict[int, Any]) -> None:
+def inline(book: TrialTable, trials: dict[int, Any]) -> None:
     from rayd.errors import refuse
     from rayd.studies.search.trials import line, search_inline
 
@@ -77,7 +77,7 @@ def inline(book: Book, trials: dict[int, Any]) -> None:
         print(f"rayd: {line(record)}", file=sys.stderr, flush=True)
 
 
-def again(asked: Asked, book: Book, record: Record) -> None:
+def again(asked: Asked, book: TrialTable, record: TrialRow) -> None:
     """The winner under fresh seeds, then the test set, once."""
     from jobs.distill import distilled
     from rayd.studies.search.winner import fresh, tested

@@ -106,7 +106,7 @@ class MethodConfig:
     select: Literal["last", "best_val"] = "last"
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     compiled: bool = True
-    spoken: tuple[str, ...] = field(default=(), metadata=DERIVED)
+    part_names: tuple[str, ...] = field(default=(), metadata=DERIVED)
     """Names of codec, objective and terms as the sentence said them."""
     needs: frozenset[str] = field(default=frozenset(), metadata=DERIVED)
     """What the objective and terms declare that they need: segment, nets, pool, real, teacher."""
@@ -127,7 +127,7 @@ class MethodConfig:
 
     @property
     def sentence(self) -> str:
-        return " + ".join(self.spoken)
+        return " + ".join(self.part_names)
 
     @classmethod
     def from_plain(cls, mapping: Mapping[str, Any], where: str = "method", known: Words | None = None) -> MethodConfig:
@@ -142,46 +142,46 @@ class MethodConfig:
         if not isinstance(given, list | tuple):
             raise refuse(f"{where}.terms", given, "a list of mappings with a name and a weight")
         terms = [_part(known.terms, one, f"{where}.terms[{i}]") for i, one in enumerate(given)]
-        spoken = (codec_name, objective_name, *(name for name, _ in terms))
+        part_names = (codec_name, objective_name, *(name for name, _ in terms))
         needs = frozenset(getattr(objective, "needs", known.objectives[objective_name].needs)).union(
-            *(getattr(known.terms[t], "needs", ()) for t in spoken[2:])
+            *(getattr(known.terms[t], "needs", ()) for t in part_names[2:])
         )
-        check_sentence(known, spoken, codec, objective)
+        check_sentence(known, part_names, codec, objective)
         parts = {"codec": codec, "objective": objective, "terms": tuple(config for _, config in terms)}
-        derived = {"spoken": spoken, "needs": frozenset(needs)}
+        derived = {"part_names": part_names, "needs": frozenset(needs)}
         return read(cls, {**rest, **parts}, where, derived)
 
     def to_plain(self) -> dict[str, Any]:
         own = {name: to_dict(getattr(self, name)) for name in fields_of(self)}
-        own["codec"] = {"name": self.spoken[0], **own["codec"]}
-        own["objective"] = {"name": self.spoken[1], **own["objective"]}
-        own["terms"] = [{"name": name, **term} for name, term in zip(self.spoken[2:], own["terms"], strict=True)]
+        own["codec"] = {"name": self.part_names[0], **own["codec"]}
+        own["objective"] = {"name": self.part_names[1], **own["objective"]}
+        own["terms"] = [{"name": name, **term} for name, term in zip(self.part_names[2:], own["terms"], strict=True)]
         return own
 
 
 def check_sentence(
-    known: Words, spoken: tuple[str, ...], codec_config: Any = None, objective_config: Any = None
+    known: Words, part_names: tuple[str, ...], codec_config: Any = None, objective_config: Any = None
 ) -> None:
     """Refuse what cannot mean anything, by what the parts declare."""
-    objective = known.objectives[spoken[1]]
+    objective = known.objectives[part_names[1]]
     gives = getattr(objective_config, "gives", objective.gives)
     multiclass = getattr(objective_config, "multiclass", objective.multiclass)
     learns = getattr(codec_config, "labels", "hard") == "soft"
     if learns and not objective.uses_labels:
         raise refuse(
             "method",
-            " + ".join(spoken),
+            " + ".join(part_names),
             "an objective that uses labels where the codec learns them",
-            f"{spoken[1]} gives labels no gradient: use hard labels or a trajectory objective",
+            f"{part_names[1]} gives labels no gradient: use hard labels or a trajectory objective",
         )
-    for name in spoken[2:]:
+    for name in part_names[2:]:
         term = known.terms[name]
         lacking = sorted(term.asks - gives)
         if lacking:
             raise refuse(
                 "method.terms",
                 name,
-                f"a term fed by what {spoken[1]} gives ({', '.join(sorted(gives))})",
+                f"a term fed by what {part_names[1]} gives ({', '.join(sorted(gives))})",
                 f"{name} asks {', '.join(lacking)}: choose another objective or drop the term",
             )
         if term.multiclass and not multiclass:
@@ -189,7 +189,7 @@ def check_sentence(
                 "method.terms",
                 name,
                 "a term that makes sense on items of one class",
-                f"{name} contrasts classes, and {spoken[1]} sees one class an item",
+                f"{name} contrasts classes, and {part_names[1]} sees one class an item",
             )
 
 

@@ -32,7 +32,7 @@ LINKING_S = 20.0
 """For so long an empty library may be one that is being written."""
 
 
-def settle(threads: int) -> None:
+def use_threads(threads: int) -> None:
     """This process as the plan wants it: so many threads, and freed memory kept at hand.
 
     glibc returns freed pages to the system and faults them in again at the next step, which cost a quarter of a CPU

@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def sentence(codec: str, objective: str, *terms: str, **codec_options: Any) -> dict[str, Any]:
-    spoken = {"codec": {"name": codec, **codec_options}, "objective": {"name": objective}}
-    return {**PLAIN, "method": {**spoken, "terms": [{"name": term} for term in terms]}}
+    part_names = {"codec": {"name": codec, **codec_options}, "objective": {"name": objective}}
+    return {**PLAIN, "method": {**part_names, "terms": [{"name": term} for term in terms]}}
 
 
 def test_there_and_back() -> None:
@@ -66,7 +66,10 @@ def test_what_decides_the_result_decides_the_fingerprint() -> None:
         ({"codec": {"name": "pixels"}, "objective": {"name": "mtt"}}, ("pixels", "lodc", "did you mean pixel?")),
         ({"codec": {"name": "pixel"}}, ("method.objective", "a sentence needs both")),
         ({"codec": "pixel", "objective": {"name": "mtt"}}, ("method.codec", "a mapping with a name")),
-        ({"codec": {"name": "pixel"}, "objective": {"name": "mtt"}, "spoken": ["a"]}, ("method.spoken", "no such key")),
+        (
+            {"codec": {"name": "pixel"}, "objective": {"name": "mtt"}, "part_names": ["a"]},
+            ("method.part_names", "no such key"),
+        ),
         ({"codec": {"name": "pixel"}, "objective": {"name": "mtt"}, "steps": 0}, ("method.steps=0", "above zero")),
         ({"codec": {"name": "pixel"}, "objective": {"name": "mtt"}, "ema": 1.0}, ("method.ema", "below 1")),
         ({"codec": {"name": "lodc", "rank": 0}, "objective": {"name": "mtt"}}, ("codec.rank",)),
@@ -115,7 +118,7 @@ def test_methods_of_ones_own(tmp_path: Path) -> None:
     )
     assert set(words(str(tmp_path)).codecs) == {*CODECS, "mine"}
     run = parse(Run, {**sentence("mine", "mtt"), "methods": str(tmp_path)})
-    assert run.method.spoken == ("mine", "mtt")
+    assert run.method.part_names == ("mine", "mtt")
     assert parse(Run, to_dict(run)) == run
     (tmp_path / "again.py").write_text("from rayd.methods.pixel import Pixel\n\nCODECS = {'pixel': Pixel}\n")
     with pytest.raises(Refused, match="a name that is not taken"):

@@ -17,7 +17,7 @@ from rayd.errors import Failed, Refused
 from rayd.experts.buffer import Buffer
 from rayd.experts.buffer import verify as verify_buffer
 from rayd.methods import CODECS
-from rayd.run.distill import distil
+from rayd.run.distill import distill
 from rayd.run.verify import verify
 from rayd.schema import parse
 from tests.golden.make import artifact_facts, buffer_facts, main
@@ -141,7 +141,7 @@ def test_the_run_on_a_card_still_runs_on_its_buffer(name, tmp_path):
     """Its words are still understood, and the buffer is still the one they name; trained numbers may differ by CPU."""
     frozen = rayd.load(GOLDEN / name)
     run = replace(parse(Run, frozen.card["config"]), out=str(tmp_path), buffer=str(GOLDEN / "1/buffer"))
-    assert [step.number for step in distil(run)] == [1, 2, 3]
+    assert [step.number for step in distill(run)] == [1, 2, 3]
     again = rayd.load(tmp_path / "artifact")
     assert again.card["codec"] == frozen.card["codec"] and again.card["roles"] == frozen.card["roles"]
     assert all(again.stored[key].tensor.shape == one.tensor.shape for key, one in frozen.stored.items())

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from rayd.machine import LINKING_S, settle, sweep
+from rayd.machine import LINKING_S, sweep, use_threads
 
 
 def test_threads_are_the_plans() -> None:
     before = torch.get_num_threads()
-    settle(1)
+    use_threads(1)
     assert torch.get_num_threads() == 1
-    settle(before)
+    use_threads(before)
 
 
 def test_what_a_killed_compiler_left_is_swept_away(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class Decoder(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Birth:
+class Provenance:
     """Everything a card says of where an artifact comes from. All of it is deterministic: times go to `timing`."""
 
     codec: Mapping[str, Any]
@@ -61,7 +61,7 @@ class Birth:
 
 
 def files(
-    birth: Birth,
+    birth: Provenance,
     codec: Decoder,
     stored: Mapping[str, Stored],
     transform: Transform,

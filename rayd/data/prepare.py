@@ -48,7 +48,7 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True)
-class Unit:
+class ImageShard:
     """One shard's work: a part and a slice of its listing."""
 
     part: str
@@ -93,11 +93,11 @@ class Preparation:
             return int(first.shape[-1])
         raise refuse("data.size", None, "a side in pixels", "give data.size=...")
 
-    def units(self) -> list[Unit]:
+    def units(self) -> list[ImageShard]:
         """All shards in order."""
         step = self.per_shard
         return [
-            Unit(part, start // step, start, min(start + step, len(listing)))
+            ImageShard(part, start // step, start, min(start + step, len(listing)))
             for part, listing in self.contents.parts.items()
             for start in range(0, len(listing), step)
         ]
@@ -129,16 +129,16 @@ class Preparation:
                     "prepare into another folder, or remove this one",
                 )
 
-    def done(self, unit: Unit) -> bool:
+    def done(self, unit: ImageShard) -> bool:
         """Its marker is there and so are all bytes the marker promises."""
         if not self.store.exists(f"{unit.stem}.json"):
             return False
         return bool(self.store.size(f"{unit.stem}.npy") == self.store.read_json(f"{unit.stem}.json")["bytes"])
 
-    def pending(self) -> list[Unit]:
+    def pending(self) -> list[ImageShard]:
         return [unit for unit in self.units() if not self.done(unit)]
 
-    def write(self, unit: Unit) -> Wrote:
+    def write(self, unit: ImageShard) -> Wrote:
         """Decode a slice into its shard, a few hundred pictures in memory at a time."""
         began = time.perf_counter()
         listing = self.contents.parts[unit.part]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rayd.data.augment import AugmentConfig, Draw
-from rayd.distill.contract import Codec, Item, Objective, World
+from rayd.distill.contract import Codec, Inputs, Item, Objective
 from rayd.distill.unroll import DTYPES
 from rayd.errors import refuse
 from rayd.machine import compiled
@@ -107,39 +107,39 @@ class Classwise(Objective):
             """Whether an item holds several classes under this configuration (what a contrast over classes needs)."""
             return self.classes_per_item != 1
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, inputs: Inputs) -> None:
         super().__init__()
-        self.world = world
+        self.inputs = inputs
         self.frame = config
         self.augment = config.augment.build()
-        self.dtype = DTYPES[world.precision]
-        self.block = BLOCK.get(world.device.type, 1024)
-        self.members = [world.members(c) for c in range(world.spec.classes)]
+        self.dtype = DTYPES[inputs.precision]
+        self.block = BLOCK.get(inputs.device.type, 1024)
+        self.members = [inputs.members(c) for c in range(inputs.spec.classes)]
         empty = [c for c, rows in enumerate(self.members) if len(rows) == 0]
         if empty:
             raise refuse("data", f"no image of class {empty[0]}", "at least one training image of every class")
         self.batch_real = min(config.batch_real, max(map(len, self.members)))
         self._shared: tuple[int, Source] | None = None
-        self._embed = compiled(self._embedding, world.device, world.compiled)
+        self._embed = compiled(self._embedding, inputs.device, inputs.compiled)
 
     def _embedding(self, theta_P: Tensor, images_NCHW: Tensor) -> Tensor:
         images = images_NCHW.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        return self.world.net.features(theta_P.to(self.dtype), images)[-1].float()
+        return self.inputs.net.features(theta_P.to(self.dtype), images)[-1].float()
 
     # ---- items and their data ---------------------------------------------------------------------------------------
 
     def plan(self, step: int) -> list[Item]:
-        classes = self.world.spec.classes
+        classes = self.inputs.spec.classes
         size = self.frame.classes_per_item or classes
         runs = [(first, min(first + size, classes)) for first in range(0, classes, size)]
         return [
-            Item(step, number, seed_of(self.world.seed, "item", step, number), {"first": first, "last": last})
+            Item(step, number, seed_of(self.inputs.seed, "item", step, number), {"first": first, "last": last})
             for number, (first, last) in enumerate(runs)
         ]
 
     def source(self, step: int) -> Source:
         """The network of a step (and the objective's own noise), the same for all its items; fresh by default."""
-        return Source(self.world.net.init(generator(self.world.seed, "net", step)).to(self.world.device))
+        return Source(self.inputs.net.init(generator(self.inputs.seed, "net", step)).to(self.inputs.device))
 
     def _source(self, step: int) -> Source:
         if self._shared is None or self._shared[0] != step:
@@ -147,12 +147,12 @@ class Classwise(Objective):
         return self._shared[1]
 
     def _seed(self, step: int, c: int) -> int:
-        return seed_of(self.world.seed, "class", step, c)
+        return seed_of(self.inputs.seed, "class", step, c)
 
     def draw(self, step: int, c: int) -> Draw:
         """The augmentation of class c at this step, for real and synthetic images alike."""
         rng = generator(self._seed(step, c), "augment")
-        return self.augment.draw(rng, 1, self.world.spec.shape).to(self.world.device)
+        return self.augment.draw(rng, 1, self.inputs.spec.shape).to(self.inputs.device)
 
     def rows(self, step: int, c: int) -> Tensor:
         """Which real images of class c: without repetition, unless the class has fewer than asked."""
@@ -165,8 +165,8 @@ class Classwise(Objective):
         rows = [self.rows(item.step, c) for c in classes]
         with torch.no_grad():
             pairs = zip(rows, classes, strict=True)
-            real = [self.augment(self.world.real(r), self.draw(item.step, c)) for r, c in pairs]
-        targets = [self.world.targets(r) for r in rows]
+            real = [self.augment(self.inputs.real(r), self.draw(item.step, c)) for r, c in pairs]
+        targets = [self.inputs.targets(r) for r in rows]
         return Batch(self._source(item.step), torch.stack(real), torch.stack(targets))
 
     def synthetic(self, codec: Codec, item: Item) -> Synthetic:
@@ -201,7 +201,7 @@ class Classwise(Objective):
 
     def scene(self, data: Batch, theta_P: Tensor, syn: Synthetic) -> dict[str, object]:
         return {
-            "net": self.world.net,
+            "net": self.inputs.net,
             "theta": theta_P,
             "index": syn.index_N,
             "images": syn.images_NCHW,
@@ -212,9 +212,9 @@ class Classwise(Objective):
         }
 
 
-def refuse_untrained_batch_norm(world: World) -> None:
+def refuse_untrained_batch_norm(inputs: Inputs) -> None:
     """Running statistics of a network that was never trained are those of no data."""
-    if world.net.norm == "batch":
+    if inputs.net.norm == "batch":
         raise refuse(
             "net.norm",
             "batch",

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from rayd.data.images import Spec
 from rayd.distill.budget import Shape, Stored
 from rayd.distill.contract import Codec, Player
-from rayd.distill.fit import Options
+from rayd.distill.fit import CodecOptions
 from rayd.seeds import generator
 
 Take = Callable[[int, int], Tensor]
@@ -45,7 +45,7 @@ class Family(Codec):
     inner: int
     """Images of one unit."""
 
-    def __init__(self, config: Options, spec: Spec, axes: dict[str, int]) -> None:
+    def __init__(self, config: CodecOptions, spec: Spec, axes: dict[str, int]) -> None:
         super().__init__()
         config.need(config.resolved())
         self.config, self.spec, self.axes = config, spec, axes

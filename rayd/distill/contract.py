@@ -74,7 +74,7 @@ class Player:
     """-1: ascends `Match.value` (NCFM's psi)."""
 
 
-class World(Protocol):
+class Inputs(Protocol):
     """What a method may see of its surroundings; built by the job from what the parts need. No storage, no Ray."""
 
     net: Net

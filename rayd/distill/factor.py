@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from rayd.data.images import Spec
 from rayd.distill.budget import Shapes
 from rayd.distill.codec import Family
-from rayd.distill.fit import Options
+from rayd.distill.fit import CodecOptions
 
 BANKS = ("mix", "tint", "rows", "cols")
 
@@ -42,7 +42,9 @@ class Factorised(Family):
     rows: nn.Parameter | None
     cols: nn.Parameter | None
 
-    def __init__(self, config: Options, spec: Spec, axes: dict[str, int], shapes: Shapes, rng: torch.Generator) -> None:
+    def __init__(
+        self, config: CodecOptions, spec: Spec, axes: dict[str, int], shapes: Shapes, rng: torch.Generator
+    ) -> None:
         """Noise in every factor, scaled so that decoded pixels have variance 1."""
         super().__init__(config, spec, axes)
         for name in ("core", *BANKS):

@@ -16,11 +16,11 @@ from rayd.data.images import Spec
 from rayd.distill.budget import Budget, Shapes
 from rayd.errors import Refused, refuse
 
-T = TypeVar("T", bound="Options")
+T = TypeVar("T", bound="CodecOptions")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class CodecOptions:
     """What every codec's Config offers. Numbers that are None are resolved by `fit`; given ones are kept."""
 
     rank: int | None = None
@@ -149,7 +149,7 @@ def equivalent(budget: Budget, spec: Spec, storage: str) -> float:
     return budget.limit(spec, storage) / (spec.classes * spec.floats)
 
 
-def too_small(config: Options, budget: Budget, spec: Spec) -> Refused:
+def too_small(config: CodecOptions, budget: Budget, spec: Spec) -> Refused:
     floats = config.floats(spec)
     ipc = math.ceil(1000 * (floats - 1) / (spec.classes * spec.floats)) / 1000
     numbers = ", ".join(f"{name}={v}" for name in config.numbers() if (v := getattr(config, name)) is not None)

@@ -29,7 +29,7 @@ class Rows(Protocol):
 
 
 @dataclass
-class Resident:
+class ResidentInputs:
     """The surroundings of one worker. Images stay uint8 (on the device where that is a GPU, mapped from disk otherwise)."""
 
     net: Net
@@ -89,7 +89,7 @@ class Resident:
             )
         return self.buffer
 
-    def taker(self, seed: int, right: Callable[[Tensor], Tensor] | None = None) -> Callable[[int, int], Tensor]:
+    def start_images(self, seed: int, right: Callable[[Tensor], Tensor] | None = None) -> Callable[[int, int], Tensor]:
         """take(c, n): n real images of class c by plan; with `right`, those first that it says are classified correctly."""
 
         def take(c: int, n: int) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rayd.distill.contract import Codec, Item, Match, Objective, Player, Term
-from rayd.distill.contract import World as World
+from rayd.distill.contract import Inputs as Inputs
 from rayd.errors import Failed, refuse
 
 State = dict[str, Tensor]
@@ -106,13 +106,13 @@ class Distillation:
         *,
         steps: int,
         optimiser: OptimiserConfig,
-        world: World,
+        inputs: Inputs,
         guard: GuardConfig | None = None,
         ema: float = 0.0,
         share: tuple[int, int] = (0, 1),
         reduce: Reduce = identity,
     ) -> None:
-        self.codec, self.objective, self.terms, self.world = codec, objective, terms, world
+        self.codec, self.objective, self.terms, self.inputs = codec, objective, terms, inputs
         self.steps, self.optimiser, self.share, self.reduce = steps, optimiser, share, reduce
         self.guard = guard or GuardConfig()
         self.players = [p for part in (codec, objective, *terms) for p in part.players()]
@@ -200,7 +200,7 @@ class Distillation:
         self._schedule()
         params = [p for player in self.players for p in player.params]
         totals = [torch.zeros_like(p, dtype=torch.float64) for p in params]
-        tally = torch.zeros(3, dtype=torch.float64, device=self.world.device)  # value, items that count, items skipped
+        tally = torch.zeros(3, dtype=torch.float64, device=self.inputs.device)  # value, items that count, items skipped
         metrics: dict[str, Tensor] = {}
         for item, datum in zip(items, data, strict=True):
             match = self.objective(self.codec, item, datum)
@@ -266,7 +266,7 @@ class Distillation:
                 at += p.numel()
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        self.codec.project(self.world.transform)
+        self.codec.project(self.inputs.transform)
         rate = self.step_size()
         if rate is not None and not 0 < rate <= self.guard.max_step_size:
             return self._bad(f"step size {rate:.3g}", restore=True)

@@ -26,7 +26,7 @@ CHUNK = 2**25
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class ImageSet:
     """Images by index: what a network is trained on or tested with."""
 
     decode: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -38,9 +38,9 @@ class Source:
         return len(self.classes_N)
 
     @classmethod
-    def of(cls, given: Any, transform: Transform | None = None) -> Source:
+    def of(cls, given: Any, transform: Transform | None = None) -> ImageSet:
         """Of a codec, an artifact's codec, Images (through `transform`), or a Source."""
-        if isinstance(given, Source):
+        if isinstance(given, ImageSet):
             return given
         if isinstance(given, Images):
             if transform is None:
@@ -49,7 +49,7 @@ class Source:
         return cls(given.decode, given.classes(), given.spec)
 
     @classmethod
-    def _of_images(cls, images: Images, transform: Transform) -> Source:
+    def _of_images(cls, images: Images, transform: Transform) -> ImageSet:
         classes = images.spec.classes
 
         def decode(index_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,23 +58,23 @@ class Source:
         return cls(decode, images.labels_N, images.spec)
 
     @classmethod
-    def tensors(cls, images_NCHW: Tensor, classes_N: Tensor, spec: Spec, targets_NK: Tensor | None = None) -> Source:
+    def tensors(cls, images_NCHW: Tensor, classes_N: Tensor, spec: Spec, targets_NK: Tensor | None = None) -> ImageSet:
         """Images in network space as they are."""
         targets = F.one_hot(classes_N, spec.classes).float() if targets_NK is None else targets_NK
         return cls(lambda index: (images_NCHW[index], targets[index]), classes_N.cpu(), spec)
 
     @torch.no_grad()
-    def resident(self, device: torch.device, limit: int = RESIDENT) -> Source:
+    def resident(self, device: torch.device, limit: int = RESIDENT) -> ImageSet:
         """Decoded once, where it fits."""
         if len(self) * self.spec.floats * 4 > limit:
             return self
         parts = [self.decode(index) for index in torch.arange(len(self)).split(1000)]
         images, targets = (torch.cat([part[i].detach().float() for part in parts]).to(device) for i in (0, 1))
-        return Source.tensors(images, self.classes_N, self.spec, targets)
+        return ImageSet.tensors(images, self.classes_N, self.spec, targets)
 
 
 def batches(
-    recipe: RecipeConfig, source: Source, seed: int, device: torch.device, teacher: tuple[Net, Tensor] | None
+    recipe: RecipeConfig, source: ImageSet, seed: int, device: torch.device, teacher: tuple[Net, Tensor] | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The steps' batches of one network, prepared a chunk at a time."""
     size = min(recipe.batch, len(source))

@@ -23,7 +23,7 @@ from torch import Tensor
 from rayd.data.augment import Transform
 from rayd.data.images import Spec
 from rayd.errors import refuse
-from rayd.evaluate.batches import Source, batches
+from rayd.evaluate.batches import ImageSet, batches
 from rayd.evaluate.recipe import RecipeConfig as RecipeConfig
 from rayd.machine import can_compile, peak_memory
 from rayd.nets.convnet import Net
@@ -67,7 +67,7 @@ def evaluate(
     device = device or torch.device("cpu")
     compile = recipe.steps >= WORTH if compile is None else compile
     rate = check(recipe, step_size, teacher)
-    train, exam = (Source.of(one, transform).resident(device) for one in (source, test))
+    train, scorer = (ImageSet.of(one, transform).resident(device) for one in (source, test))
     if len(train) == 0:
         raise refuse("images", 0, "at least one image to train on")
     together = device.type == "cuda" if together is None else together
@@ -76,7 +76,7 @@ def evaluate(
     for group in groups:
         began = time.perf_counter()
         thetas_EP = _train(recipe, net, train, group, rate, device, teacher, compile)
-        accuracies = [_accuracy(net, theta_P, exam, recipe.precision, device, compile) for theta_P in thetas_EP]
+        accuracies = [_accuracy(net, theta_P, scorer, recipe.precision, device, compile) for theta_P in thetas_EP]
         seconds = (time.perf_counter() - began) / len(group)
         name = getattr(net.config, "name", type(net).__name__)
         memory = peak_memory(device.type)
@@ -87,7 +87,7 @@ def evaluate(
 @torch.no_grad()
 def trained(recipe: RecipeConfig, net: Net, source: Any, transform: Transform | None, seed: int) -> Tensor:
     """theta_P of one network under the recipe, on the CPU: what a coreset's features come from."""
-    train, cpu = Source.of(source, transform), torch.device("cpu")
+    train, cpu = ImageSet.of(source, transform), torch.device("cpu")
     return _train(recipe, net, train.resident(cpu), [seed], recipe.lr, cpu, None, recipe.steps >= WORTH)[0]
 
 
@@ -107,7 +107,7 @@ def check(recipe: RecipeConfig, step_size: float | None, teacher: object) -> flo
 
 
 def _train(
-    recipe: RecipeConfig, net: Net, source: Source, seeds: list[int], rate: float, device: torch.device,
+    recipe: RecipeConfig, net: Net, source: ImageSet, seeds: list[int], rate: float, device: torch.device,
     teacher: tuple[Net, Tensor] | None, compile: bool,
 ) -> Tensor:  # fmt: skip
     """theta after the last step of every seed's network."""
@@ -205,7 +205,7 @@ def _forward(config: Any, spec: Spec, precision: str, compile: bool) -> Callable
     return _compiled(forward) if compile else forward
 
 
-def _accuracy(net: Net, theta_P: Tensor, test: Source, precision: str, device: torch.device, compile: bool) -> float:
+def _accuracy(net: Net, theta_P: Tensor, test: ImageSet, precision: str, device: torch.device, compile: bool) -> float:
     full = len(test) >= TEST_BATCH
     forward = _forward(net.config, net.spec, precision, compile and full and can_compile(device.type))
     right = 0

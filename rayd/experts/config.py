@@ -103,7 +103,7 @@ class ExpertConfig:
 
 
 @dataclass(frozen=True)
-class Unit:
+class ExpertUnit:
     """One shard's worth of work, named before it runs."""
 
     number: int
@@ -121,8 +121,10 @@ class Unit:
         return tuple(key_of(k) for k in self.experts)
 
 
-def plan_units(config: ExpertConfig, seed: int, last_epoch: int | None = None) -> list[Unit]:
+def plan_units(config: ExpertConfig, seed: int, last_epoch: int | None = None) -> list[ExpertUnit]:
     """All units of a run. Expert k is the same whatever the number of experts and units."""
     epochs, size = config.kept(last_epoch), config.per_shard
     groups = [tuple(range(first, min(first + size, config.experts))) for first in range(0, config.experts, size)]
-    return [Unit(n, group, tuple(seed_of(seed, "expert", k) for k in group), epochs) for n, group in enumerate(groups)]
+    return [
+        ExpertUnit(n, group, tuple(seed_of(seed, "expert", k) for k in group), epochs) for n, group in enumerate(groups)
+    ]

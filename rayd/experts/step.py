@@ -44,7 +44,7 @@ def chunk_of(config: ExpertConfig, net: Net, device_type: str) -> int:
     return chunk if 2 * chunk > min(near, config.batch) else config.batch
 
 
-class Ground:
+class ExpertStep:
     """What the experts of one shard share: resident images, compiled arithmetic, the draws of every batch."""
 
     def __init__(

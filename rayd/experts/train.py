@@ -20,7 +20,7 @@ from rayd.data.augment import Transform
 from rayd.data.images import Images
 from rayd.errors import Failed
 from rayd.experts.config import ExpertConfig
-from rayd.experts.step import Ground
+from rayd.experts.step import ExpertStep
 from rayd.experts.trajectory import Snapshot
 from rayd.nets.convnet import Net
 from rayd.seeds import generator
@@ -54,33 +54,33 @@ def train(
     device = torch.device(device)
     numbers = list(experts if experts is not None else range(len(seeds)))
     stacked = config.stacks(device.type)
-    ground = Ground(config, net, transform.to(device), images, val, device, stacked)
+    step = ExpertStep(config, net, transform.to(device), images, val, device, stacked)
     places = [list(range(len(seeds)))] if stacked else [[place] for place in range(len(seeds))]
     for group in places:
         yield from _advance(
-            ground, [seeds[i] for i in group], [numbers[i] for i in group], config.epochs if epochs is None else epochs
+            step, [seeds[i] for i in group], [numbers[i] for i in group], config.epochs if epochs is None else epochs
         )
 
 
-def _advance(ground: Ground, seeds: Sequence[int], numbers: Sequence[int], epochs: int) -> Iterator[Snapshot]:
+def _advance(step: ExpertStep, seeds: Sequence[int], numbers: Sequence[int], epochs: int) -> Iterator[Snapshot]:
     """The experts of one group, side by side."""
-    config, net = ground.config, ground.net
-    theta_KP = torch.stack([net.init(generator(seed, "init")) for seed in seeds]).to(ground.device)
+    config, net = step.config, step.net
+    theta_KP = torch.stack([net.init(generator(seed, "init")) for seed in seeds]).to(step.device)
     velocity_KP = torch.zeros_like(theta_KP) if config.momentum else None
     history: list[list[float]] = [[] for _ in seeds]
     for epoch in range(epochs + 1):
         if epoch:
-            losses_K = torch.zeros(len(seeds), device=ground.device)
+            losses_K = torch.zeros(len(seeds), device=step.device)
             count = 0
-            for x, y_KB in ground.batches(seeds, epoch):
-                losses_K += ground.step(theta_KP, velocity_KP, x, y_KB, config.rate(epoch)) * y_KB.shape[1]
+            for x, y_KB in step.batches(seeds, epoch):
+                losses_K += step.step(theta_KP, velocity_KP, x, y_KB, config.rate(epoch)) * y_KB.shape[1]
                 count += y_KB.shape[1]
             finite_K = theta_KP.isfinite().all(1)
             for k, loss in enumerate((losses_K / count).tolist()):
                 history[k].append(loss)
                 if not (math.isfinite(loss) and bool(finite_K[k])):
                     raise Diverged(numbers[k], epoch, history[k])
-        accuracies = ground.accuracies(theta_KP)
+        accuracies = step.accuracies(theta_KP)
         for k, number in enumerate(numbers):
             metrics = {"train_loss": history[k][-1]} if epoch else {}
             if accuracies is not None:

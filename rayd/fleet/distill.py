@@ -28,7 +28,7 @@ from rayd.distill.loop import Step
 from rayd.errors import Failed, Refused
 from rayd.fleet import cluster
 from rayd.machine import ONE_ARENA
-from rayd.run.distill import Place, distil
+from rayd.run.distill import Worker, distill
 from rayd.schema import parse, to_dict
 from rayd.store import Store
 
@@ -72,10 +72,10 @@ def worker(config: Mapping[str, Any]) -> None:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     reduce = AllReduce()
-    place = Place(rank, size, reduce if size > 1 else None, get_device())
+    place = Worker(rank, size, reduce if size > 1 else None, get_device())
     try:
         said = 0.0
-        for step in distil(run, place):
+        for step in distill(run, place):
             if rank == 0 and time.monotonic() - said > SAY_SECONDS / 2:
                 said = time.monotonic()
                 _tell(run, store, step)

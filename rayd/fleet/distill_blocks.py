@@ -19,7 +19,7 @@ from rayd.errors import refuse
 from rayd.fleet.tasks import each
 from rayd.methods.pixel import Pixel
 from rayd.run.assemble import assemble
-from rayd.run.distill import default_device, distil, finished
+from rayd.run.distill import default_device, distill, finished
 from rayd.store import Store
 
 log = logging.getLogger(__name__)
@@ -41,17 +41,17 @@ def of_block(run: Run, number: int) -> Run:
 
 def single(run: Run, number: int) -> int:
     """One block to its end, from wherever it stands; its steps."""
-    return sum(1 for _ in distil(of_block(run, number)))
+    return sum(1 for _ in distill(of_block(run, number)))
 
 
-def distil_blocks(run: Run) -> None:
+def distill_blocks(run: Run) -> None:
     """Every block that is not done yet, then the artifact of all."""
     store, blocks = Store(run.out), count(run)
     if finished(run, store):
         return
-    if run.method.spoken[0] != "pixel":
+    if run.method.part_names[0] != "pixel":
         raise refuse(
-            "method.codec.name", run.method.spoken[0], "pixel, whose blocks share nothing", "use scale.workers"
+            "method.codec.name", run.method.part_names[0], "pixel, whose blocks share nothing", "use scale.workers"
         )
     left = [n for n in range(blocks) if not finished(one := of_block(run, n), Store(one.out))]
     for number, steps in each(run, single, left):
@@ -62,14 +62,14 @@ def distil_blocks(run: Run) -> None:
 @torch.no_grad()
 def join(run: Run, blocks: int) -> None:
     """Each block's images out of its own artifact."""
-    setting = assemble(run, default_device())
-    codec: Codec = setting.codec
+    assembled = assemble(run, default_device())
+    codec: Codec = assembled.codec
     assert isinstance(codec, Pixel)
-    items = setting.objective.plan(0)
+    items = assembled.objective.plan(0)
     for number in range(blocks):
         theirs = load(Store(of_block(run, number).out).sub("artifact").read).codec
         assert isinstance(theirs, Pixel)
-        index = setting.objective.index(codec, items[number])
+        index = assembled.objective.index(codec, items[number])
         codec.pixels[index] = theirs.pixels[index].to(codec.pixels)
     timing = {"blocks": blocks, "steps": run.method.steps}
-    setting.write(codec, Store(run.out), timing, {"select": "last", "blocks": blocks})
+    assembled.write(codec, Store(run.out), timing, {"select": "last", "blocks": blocks})

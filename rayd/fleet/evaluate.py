@@ -13,25 +13,25 @@ from rayd.config import Run
 from rayd.errors import Failed
 from rayd.evaluate.score import Score
 from rayd.fleet import cluster
-from rayd.machine import settle
-from rayd.run.rows import Ask, Exam, attempt
+from rayd.machine import use_threads
+from rayd.run.rows import RowTask, Scorer, attempt
 from rayd.schema import parse, to_dict
 
 
 @cache
-def _exam(plain: str, uri: str) -> Exam:
+def _exam(plain: str, uri: str) -> Scorer:
     """Once per worker process."""
     run = parse(Run, json.loads(plain))
-    settle(run.scale.threads)
-    return Exam.of(run, uri)
+    use_threads(run.scale.threads)
+    return Scorer.of(run, uri)
 
 
 def _answer(plain: str, uri: str, row: str, net: int, seed: int) -> list[tuple[Any, ...]] | str:
-    given = attempt(_exam(plain, uri).answer, Ask(row, net, (seed,)))
+    given = attempt(_exam(plain, uri).answer, RowTask(row, net, (seed,)))
     return given if isinstance(given, str) else [(s.accuracy, s.seed, s.net, s.seconds, s.memory) for s in given]
 
 
-def answers(run: Run, uri: str, asks: Sequence[Ask]) -> Iterator[tuple[Ask, list[Score] | str]]:
+def answers(run: Run, uri: str, asks: Sequence[RowTask]) -> Iterator[tuple[RowTask, list[Score] | str]]:
     """Every ask in its order, as soon as it and those before it are whole. A task lost with its node is tried again."""
     cluster.start(run.scale)
     need = cluster.bundle(run.scale)

@@ -31,11 +31,11 @@ from ray.util.metrics import Counter, Gauge
 
 from rayd.config import Run
 from rayd.errors import Failed, Refused
-from rayd.experts.config import Unit
+from rayd.experts.config import ExpertUnit
 from rayd.fleet import cluster
 from rayd.fleet.policy import Loss, after_loss, pool_size
-from rayd.machine import settle
-from rayd.run.experts import Shop, build_unit, finish, start
+from rayd.machine import use_threads
+from rayd.run.experts import ExpertPlan, build_unit, finish, start
 from rayd.run.progress import Built, Progress
 from rayd.schema import parse, to_dict
 
@@ -45,13 +45,13 @@ TICK = 1.0
 """Seconds between two looks at what has come back; a Progress is yielded at least that often."""
 
 
-class Smith:
+class ExpertActor:
     """One actor: reads the data once, then makes the units it is given."""
 
     def __init__(self, plain: Mapping[str, Any], last_epoch: int | None) -> None:
         run = parse(Run, plain)
-        settle(run.scale.threads)
-        self.shop = Shop.open(run, last_epoch)
+        use_threads(run.scale.threads)
+        self.plan = ExpertPlan.open(run, last_epoch)
 
     def ready(self) -> dict[str, Any]:
         """Who this is, and under which fingerprint it would write."""
@@ -59,43 +59,43 @@ class Smith:
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "versions": cluster.versions(),
-            "fingerprint": self.shop.writer.fingerprint,
+            "fingerprint": self.plan.writer.fingerprint,
         }
 
     def build(self, number: int) -> Built:
-        return build_unit(self.shop, self.shop.units[number])
+        return build_unit(self.plan, self.plan.units[number])
 
 
 @dataclass
-class Hand:
+class ActorSlot:
     """An actor as the driver knows it."""
 
     name: str
     actor: ActorHandle[Any]
     waits: ray.ObjectRef[Any]
     since: float
-    unit: Unit | None = None
+    unit: ExpertUnit | None = None
     """None while it is starting."""
     pid: int = 0
 
 
-class Fleet:
+class Dispatcher:
     """The dispatcher: actors, what each is at, what is left."""
 
-    actor_class: type[Any] = Smith
+    actor_class: type[Any] = ExpertActor
 
-    def __init__(self, shop: Shop, last_epoch: int | None, todo: list[Unit], progress: Progress) -> None:
-        self.shop, self.scale, self.progress = shop, shop.run.scale, progress
+    def __init__(self, plan: ExpertPlan, last_epoch: int | None, todo: list[ExpertUnit], progress: Progress) -> None:
+        self.plan, self.scale, self.progress = plan, plan.run.scale, progress
         self.todo = deque(todo)
         self.need = cluster.bundle(self.scale)
         self.remote = ray.remote(self.actor_class).options(
             max_restarts=0, max_task_retries=0, **cluster.options(self.need)
         )
-        self.arguments = (to_dict(shop.run), last_epoch)
+        self.arguments = (to_dict(plan.run), last_epoch)
         self.lost: dict[str, int] = {}
-        self.stillborn = 0
+        self.failed_starts = 0
         """Actors in a row that ended before they were ready."""
-        self.hands: list[Hand] = []
+        self.hands: list[ActorSlot] = []
         self.counts = 0
         self.made = Counter("rayd_experts_completed", "Experts committed to the buffer")
         self.rate = Gauge("rayd_expert_images_per_second", "Training images per second, all actors together")
@@ -104,7 +104,7 @@ class Fleet:
     def run(self) -> Iterator[Progress]:
         size = pool_size(self.scale.actors, len(self.todo), self.need, cluster.nodes())
         for _ in range(size):
-            self._hire()
+            self._start_actor()
         try:
             while self.todo or any(hand.unit is not None for hand in self.hands):
                 self._look()
@@ -116,10 +116,10 @@ class Fleet:
             for hand in self.hands:
                 ray.kill(hand.actor)
 
-    def _hire(self) -> None:
+    def _start_actor(self) -> None:
         self.counts += 1
         actor = self.remote.remote(*self.arguments)
-        self.hands.append(Hand(f"actor {self.counts}", actor, actor.ready.remote(), time.monotonic()))
+        self.hands.append(ActorSlot(f"actor {self.counts}", actor, actor.ready.remote(), time.monotonic()))
 
     def _look(self) -> None:
         """Whatever came back, is late, or can be handed out."""
@@ -140,7 +140,7 @@ class Fleet:
     def _anyone_works(self) -> bool:
         return any(hand.unit is not None for hand in self.hands)
 
-    def _receive(self, hand: Hand) -> None:
+    def _receive(self, hand: ActorSlot) -> None:
         try:
             answer = ray.get(hand.waits, timeout=self.scale.timeout)
         except (ActorDiedError, WorkerCrashedError, OutOfMemoryError) as error:
@@ -154,33 +154,33 @@ class Fleet:
                 return self._lose(hand, Loss.STORAGE, first_line(error.cause))
             return self._lose(hand, Loss.BUG, str(error))
         if hand.unit is None:
-            self._greet(hand, answer)
+            self._check_in(hand, answer)
         else:
             self._account(answer, hand.unit)
         self._hand_out(hand)
 
-    def _greet(self, hand: Hand, answer: Mapping[str, Any]) -> None:
+    def _check_in(self, hand: ActorSlot, answer: Mapping[str, Any]) -> None:
         cluster.same_versions(answer["versions"], f"{hand.name} on {answer['host']}")
-        if answer["fingerprint"] != self.shop.writer.fingerprint:
+        if answer["fingerprint"] != self.plan.writer.fingerprint:
             from rayd.experts.shards import differences
 
-            found = differences(answer["fingerprint"], self.shop.writer.fingerprint)
+            found = differences(answer["fingerprint"], self.plan.writer.fingerprint)
             raise Refused(
                 f"{hand.name} on {answer['host']} would make other experts than this run's: {'; '.join(found)}"
             )
         if not any(other.pid for other in self.hands) and not self.progress.done:
             self.progress.began = time.monotonic()  # the pace is that of working actors, not of Ray's start
-        hand.pid, self.stillborn = answer["pid"], 0
+        hand.pid, self.failed_starts = answer["pid"], 0
         log.info("%s ready on %s, process %d", hand.name, answer["host"], hand.pid)
 
-    def _account(self, built: Built, unit: Unit) -> None:
+    def _account(self, built: Built, unit: ExpertUnit) -> None:
         self.progress.add(built, len(unit.experts))
         if built.failure is None:
             self.made.inc(len(unit.experts))
             self.rate.set(self.progress.rate)
             self.bytes.set(self.progress.bytes)
 
-    def _hand_out(self, hand: Hand) -> None:
+    def _hand_out(self, hand: ActorSlot) -> None:
         if not self.todo:
             self.hands.remove(hand)
             ray.kill(hand.actor)
@@ -188,12 +188,12 @@ class Fleet:
         hand.unit = self.todo.popleft()
         hand.waits, hand.since = hand.actor.build.remote(hand.unit.number), time.monotonic()
 
-    def _lose(self, hand: Hand, loss: Loss, detail: str) -> None:
+    def _lose(self, hand: ActorSlot, loss: Loss, detail: str) -> None:
         """A unit, or a start, that did not come back."""
         unit, what = hand.unit, hand.name if hand.unit is None else f"{hand.unit.name} on {hand.name}"
         if unit is None:
-            self.stillborn += 1
-            attempts = self.stillborn
+            self.failed_starts += 1
+            attempts = self.failed_starts
         else:
             attempts = self.lost[unit.name] = self.lost.get(unit.name, 0) + 1
         decision = after_loss(what, loss, attempts, self.scale.max_failures, detail)
@@ -206,7 +206,7 @@ class Fleet:
         if decision.replace or unit is None:
             self.hands.remove(hand)
             ray.kill(hand.actor)
-            self._hire()
+            self._start_actor()
         else:
             self._hand_out(hand)
 
@@ -216,14 +216,14 @@ def first_line(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:200]
 
 
-def build(shop: Shop, last_epoch: int | None = None) -> Iterator[Progress]:
+def build(plan: ExpertPlan, last_epoch: int | None = None) -> Iterator[Progress]:
     """Every unit that is not committed yet, by the actors of the run's scale."""
-    scale = shop.run.scale
-    todo, progress = start(shop)
+    scale = plan.run.scale
+    todo, progress = start(plan)
     yield progress
     if todo:
         cluster.start(scale)
         need = cluster.bundle(scale)
         cluster.require(need, max(1, min(scale.actors, len(todo))), what="expert actor", wait=scale.wait)
-        yield from Fleet(shop, last_epoch, todo, progress).run()
-    finish(shop, progress)
+        yield from Dispatcher(plan, last_epoch, todo, progress).run()
+    finish(plan, progress)

@@ -14,7 +14,7 @@ from ray.data import ActorPoolStrategy
 
 from rayd.config import ScaleConfig
 from rayd.data.config import DataConfig
-from rayd.data.prepare import Preparation, Unit, Wrote
+from rayd.data.prepare import ImageShard, Preparation, Wrote
 from rayd.schema import parse, to_dict
 
 
@@ -25,8 +25,8 @@ class Writer:
         self.work = Preparation(parse(DataConfig, data, "data"), to, per_shard, threads)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        columns = (batch[name].tolist() for name in Unit.__dataclass_fields__)
-        wrote = [self.work.write(Unit(*unit)) for unit in zip(*columns, strict=True)]
+        columns = (batch[name].tolist() for name in ImageShard.__dataclass_fields__)
+        wrote = [self.work.write(ImageShard(*unit)) for unit in zip(*columns, strict=True)]
         return {name: [getattr(one, name) for one in wrote] for name in Wrote.__dataclass_fields__}
 
 
@@ -36,7 +36,7 @@ def prepare(config: DataConfig, to: str, per_shard: int, scale: ScaleConfig) -> 
     work.agree()
     pending = work.pending()
     if pending:
-        rows = [{name: getattr(unit, name) for name in Unit.__dataclass_fields__} for unit in pending]
+        rows = [{name: getattr(unit, name) for name in ImageShard.__dataclass_fields__} for unit in pending]
         size = min(scale.actors, len(rows)) or None
         pool = ActorPoolStrategy(size=size) if size else ActorPoolStrategy(min_size=1, max_size=len(rows))
         written = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(

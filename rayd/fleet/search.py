@@ -27,13 +27,13 @@ from ray.tune.search.optuna import OptunaSearch
 from rayd.config import Run
 from rayd.errors import Failed, Refused, refuse
 from rayd.fleet import cluster, distill
-from rayd.machine import settle
+from rayd.machine import use_threads
 from rayd.schema import parse, to_dict
 from rayd.seeds import seed_of
 from rayd.studies.search.asha import Halving
 from rayd.studies.search.points import ATTEMPTS, Trial, make
 from rayd.studies.search.space import FAMILY, Dial, Point, SearchConfig
-from rayd.studies.search.trials import Book, Record, advance, curve_of, line, score, seeded
+from rayd.studies.search.trials import TrialRow, TrialTable, advance, curve_of, line, score, seeded
 
 log = logging.getLogger(__name__)
 logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -49,7 +49,7 @@ TRIFLE = 1 << 20
 def alone(config: Mapping[str, Any]) -> None:
     """A trial of one worker. What cannot go on is said, not raised: trying it again would end alike."""
     run, search = parse(Run, config["run"]), parse(SearchConfig, config["search"])
-    settle(run.scale.threads)
+    use_threads(run.scale.threads)
     try:
         for step, value in advance(run, search):
             tune.report({"step": step, METRIC: value})
@@ -102,7 +102,7 @@ def together(config: Mapping[str, Any]) -> None:
 # ---- in the driver ---------------------------------------------------------------------------------------------------
 
 
-class Cut(FIFOScheduler):
+class AshaScheduler(FIFOScheduler):
     """Stops a trial when the rungs say so."""
 
     def __init__(self, halving: Halving, budgets: Mapping[int, str], last: int) -> None:
@@ -123,7 +123,14 @@ class Cut(FIFOScheduler):
 class Proposals(Searcher):
     """Hands out the trials that have not ended, in order, then what Optuna thinks of; writes each end into the book."""
 
-    def __init__(self, book: Book, todo: list[Trial], cut: Cut, budgets: dict[int, str], tpe: Tpe | None) -> None:
+    def __init__(
+        self,
+        book: TrialTable,
+        todo: list[Trial],
+        cut: AshaScheduler,
+        budgets: dict[int, str],
+        tpe: OptunaSearcher | None,
+    ) -> None:
         super().__init__(metric=METRIC, mode="max")
         self.book, self.todo, self.cut, self.budgets, self.tpe = book, list(todo), cut, budgets, tpe
         self.live: dict[str, Trial] = {}
@@ -161,10 +168,10 @@ class Proposals(Searcher):
         """Nothing: see `save`."""
 
 
-class Tpe:
+class OptunaSearcher:
     """Optuna's tree of Parzen estimators by Ray's integration, over one flat space; told of every end by the book."""
 
-    def __init__(self, book: Book, count: int) -> None:
+    def __init__(self, book: TrialTable, count: int) -> None:
         self.book, self.count = book, count
         config = book.config
         self.space: dict[str, Any] = {FAMILY: tune.choice(list(config.names))} if len(config.names) > 1 else {}
@@ -210,7 +217,7 @@ class Tpe:
             point[path] = dial.choices[value] if dial.choices else value
         return point
 
-    def tell(self, record: Record) -> None:
+    def tell(self, record: TrialRow) -> None:
         """How a trial ended: one asked for in this life, or one out of the book."""
         value, name = record.accuracy, self.asked.pop(record.number, None)
         if name is not None:
@@ -234,7 +241,7 @@ def concurrency(config: SearchConfig, room: int, workers: int, pending: int) -> 
     return max(1, min(room // workers, config.concurrent or room, max(pending, 1)))
 
 
-def search(book: Book, trials: Mapping[int, Trial]) -> None:
+def search(book: TrialTable, trials: Mapping[int, Trial]) -> None:
     """Every trial of the book that has not ended. `trials`: the plan of a random or grid search; empty for TPE."""
     config, scale = book.config, book.base.scale
     if scale.workers > 1 and config.seeds > 1:
@@ -242,7 +249,7 @@ def search(book: Book, trials: Mapping[int, Trial]) -> None:
     cluster.start(scale)
     need = cluster.bundle(scale)
     cluster.require(need, scale.workers, "trial" if scale.workers == 1 else "worker of a trial", scale.wait)
-    tpe = Tpe(book, config.trials) if config.searcher == "tpe" else None
+    tpe = OptunaSearcher(book, config.trials) if config.searcher == "tpe" else None
     known = {trial.number: trial for trial, _ in book.proposed().values()} if tpe else dict(trials)
     ended = book.ended()
     todo = [trial for number, trial in sorted(known.items()) if number not in ended]
@@ -250,7 +257,7 @@ def search(book: Book, trials: Mapping[int, Trial]) -> None:
     if not left:
         return
     budgets = {number: trial.budget for number, trial in known.items()}
-    cut = Cut(book.halving(known), budgets, config.steps)
+    cut = AshaScheduler(book.halving(known), budgets, config.steps)
     at_once = concurrency(config, cluster.room(need), scale.workers, left)
     log.info("%d trials, %d at once, %d ended before", left, at_once, len(ended))
     trainable = (

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayd.data.augment import AugmentConfig
-from rayd.distill.contract import Codec, Item, Match, Term, World
+from rayd.distill.contract import Codec, Inputs, Item, Match, Term
 from rayd.distill.unroll import DTYPES
 from rayd.errors import refuse
 from rayd.machine import compiled
@@ -39,20 +39,20 @@ class Calibrate(Term):
             if not self.weight >= 0:
                 raise refuse("calibrate.weight", self.weight, "at least 0")
 
-        def build(self, world: World, codec: Codec) -> Calibrate:
-            return Calibrate(self, world)
+        def build(self, inputs: Inputs, codec: Codec) -> Calibrate:
+            return Calibrate(self, inputs)
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, inputs: Inputs) -> None:
         super().__init__()
-        self.config, self.world = config, world
+        self.config, self.inputs = config, inputs
         self.augment = config.augment.build()
-        dtype = DTYPES[world.precision]
+        dtype = DTYPES[inputs.precision]
 
         def losses(theta_P: Tensor, images_NCHW: Tensor, targets_NK: Tensor) -> Tensor:
-            logits_NK = world.net(theta_P.to(dtype), images_NCHW.to(dtype)).float()
+            logits_NK = inputs.net(theta_P.to(dtype), images_NCHW.to(dtype)).float()
             return -(targets_NK * F.log_softmax(logits_NK, dim=1)).sum(1)
 
-        self._losses = compiled(losses, world.device, world.compiled)
+        self._losses = compiled(losses, inputs.device, inputs.compiled)
 
     def forward(self, codec: Codec, item: Item, match: Match) -> Match:
         if "teacher" not in match.scene:
@@ -60,7 +60,7 @@ class Calibrate(Term):
             raise refuse("method.terms", "calibrate", allowed, "set objective.pool above 0")
         images_NCHW, labels_NK = match.scene["images"], match.scene["labels"]
         rng = generator(item.seed, "calibrate")
-        draw = self.augment.draw(rng, len(images_NCHW), self.world.spec.shape).to(self.world.device)
+        draw = self.augment.draw(rng, len(images_NCHW), self.inputs.spec.shape).to(self.inputs.device)
         losses_N = self._losses(match.scene["teacher"], self.augment(images_NCHW, draw), labels_NK)
         class_N = labels_NK.detach().argmax(1)
         share_N = 1 / torch.bincount(class_N, minlength=labels_NK.shape[1])[class_N]

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayd.data.augment import AugmentConfig
-from rayd.distill.contract import Codec, Item, Match, Player, Term, World
+from rayd.distill.contract import Codec, Inputs, Item, Match, Player, Term
 from rayd.errors import refuse
 from rayd.seeds import generator
 
@@ -55,18 +55,18 @@ class Contrast(Term):
                 if not getattr(self, name) > 0:
                     raise refuse(f"contrast.{name}", getattr(self, name), "above 0")
 
-        def build(self, world: World, codec: Codec) -> Contrast:
-            return Contrast(self, world, codec)
+        def build(self, inputs: Inputs, codec: Codec) -> Contrast:
+            return Contrast(self, inputs, codec)
 
-    def __init__(self, config: Config, world: World, codec: Codec) -> None:
+    def __init__(self, config: Config, inputs: Inputs, codec: Codec) -> None:
         super().__init__()
         self.axis = next((axis for axis in AXES if codec.axes.get(axis, 1) > 1), "")
         if not self.axis:
             allowed = f"a codec with two or more along one of its axes {' | '.join(AXES)}"
             raise refuse("contrast", dict(codec.axes), allowed, "codec=haba, or drop the term")
-        self.config, self.world = config, world
+        self.config, self.inputs = config, inputs
         self.augment = config.augment.build()
-        self.rival = nn.Parameter(world.net.init(generator(world.seed, "rival")).to(world.device))
+        self.rival = nn.Parameter(inputs.net.init(generator(inputs.seed, "rival")).to(inputs.device))
 
     def players(self) -> list[Player]:
         c = self.config
@@ -101,14 +101,14 @@ class Contrast(Term):
         return (first * second).sum(1).mean()
 
     def _embed(self, views: Tensor, rival_P: Tensor) -> Tensor:
-        return F.normalize(self.world.net.features(rival_P, views)[-1].flatten(1), dim=1)
+        return F.normalize(self.inputs.net.features(rival_P, views)[-1].flatten(1), dim=1)
 
     def _rival_loss(self, views: Tensor, targets_NK: Tensor) -> Tensor:
         c = self.config
-        features = self.world.net.features(self.rival, views)[-1]
+        features = self.inputs.net.features(self.rival, views)[-1]
         e_ND = F.normalize(features.flatten(1), dim=1)
         first, second = e_ND.chunk(2)
-        task = F.cross_entropy(self.world.net.logits(self.rival, features), targets_NK)
+        task = F.cross_entropy(self.inputs.net.logits(self.rival, features), targets_NK)
         apart = (1 - (first * second).sum(1)).mean() / 2
         total: Tensor = c.task * task + c.pull * apart
         return total + c.supervised * supervised_contrast(e_ND, targets_NK.argmax(1), c.temperature)

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.func import grad, grad_and_value
 
 from rayd.distill.classwise import Batch, Classwise, refuse_untrained_batch_norm
-from rayd.distill.contract import Codec, Item, Match, World
+from rayd.distill.contract import Codec, Inputs, Item, Match
 from rayd.distill.unroll import Loss, cross_entropy
 from rayd.errors import refuse
 from rayd.machine import compiled
@@ -118,18 +118,18 @@ class Gradient(Classwise):
             if self.distance not in DISTANCES:
                 raise refuse("objective.distance", self.distance, " | ".join(DISTANCES))
 
-        def build(self, world: World) -> Gradient:
-            return Gradient(self, world)
+        def build(self, inputs: Inputs) -> Gradient:
+            return Gradient(self, inputs)
 
     theta_P: Tensor
 
-    def __init__(self, config: Config, world: World) -> None:
-        super().__init__(config, world)
-        refuse_untrained_batch_norm(world)
+    def __init__(self, config: Config, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
+        refuse_untrained_batch_norm(inputs)
         self.config = config
         self.register_buffer("theta_P", self._fresh(0))
-        loss = cross_entropy(world.net, world.precision)
-        flat = world.net.flat
+        loss = cross_entropy(inputs.net, inputs.precision)
+        flat = inputs.net.flat
 
         def gradient(theta_P: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
             return parameter_gradient(loss, theta_P, inputs, targets)
@@ -140,11 +140,11 @@ class Gradient(Classwise):
         def derived(inputs: Tensor, targets: Tensor, theta_P: Tensor, real_P: Tensor) -> tuple[Any, ...]:
             return grad_and_value(apart, argnums=(0, 1))(inputs, targets, theta_P, real_P)
 
-        self._gradient = compiled(gradient, world.device, world.compiled)
-        self._derived = compiled(derived, world.device, world.compiled)
+        self._gradient = compiled(gradient, inputs.device, inputs.compiled)
+        self._derived = compiled(derived, inputs.device, inputs.compiled)
 
     def _fresh(self, episode: int) -> Tensor:
-        return self.world.net.init(generator(self.world.seed, "net", episode)).to(self.world.device)
+        return self.inputs.net.init(generator(self.inputs.seed, "net", episode)).to(self.inputs.device)
 
     def source(self, step: int) -> Any:
         """No network ahead of the step: it is trained between steps and lives in the objective's state."""
@@ -160,7 +160,7 @@ class Gradient(Classwise):
     def forward(self, codec: Codec, item: Item, data: Batch) -> Match:
         syn = self.synthetic(codec, item)
         parts = zip(syn.views_NCHW.split(list(syn.counts)), syn.labels_NK.split(list(syn.counts)), strict=True)
-        value = torch.zeros((), device=self.world.device)
+        value = torch.zeros((), device=self.inputs.device)
         for (views, labels), real, targets in zip(parts, data.real_GnCHW, data.targets_GnK, strict=True):
             real_P = self.mean_gradient(real, targets)
             (by_x, by_y), apart = self._derived(views.detach(), labels.detach(), self.theta_P, real_P)
@@ -175,11 +175,11 @@ class Gradient(Classwise):
             return
         theta_P = self.theta_P
         for epoch in range(c.inner):
-            rng = generator(self.world.seed, "inner", step, epoch)
+            rng = generator(self.inputs.seed, "inner", step, epoch)
             for index in torch.randperm(len(codec), generator=rng).split(c.batch_train):
                 with torch.no_grad():
                     images, targets = codec.decode(index)
-                    draw = self.augment.draw(rng, 1, self.world.spec.shape).to(self.world.device)
+                    draw = self.augment.draw(rng, 1, self.inputs.spec.shape).to(self.inputs.device)
                     views = self.augment(images, draw)
                 theta_P = theta_P - c.lr_net * self._gradient(theta_P, views, targets)
         self.theta_P = theta_P

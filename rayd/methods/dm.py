@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rayd.distill.classwise import Batch, Classwise, refuse_untrained_batch_norm
-from rayd.distill.contract import Codec, Item, Match, World
+from rayd.distill.contract import Codec, Inputs, Item, Match
 
 
 def mean_of_class(features_GmD: Tensor) -> Tensor:
@@ -28,12 +28,12 @@ class Distribution(Classwise):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Classwise.Config):
-        def build(self, world: World) -> Distribution:
-            return Distribution(self, world)
+        def build(self, inputs: Inputs) -> Distribution:
+            return Distribution(self, inputs)
 
-    def __init__(self, config: Config, world: World) -> None:
-        super().__init__(config, world)
-        refuse_untrained_batch_norm(world)
+    def __init__(self, config: Config, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
+        refuse_untrained_batch_norm(inputs)
 
     def forward(self, codec: Codec, item: Item, data: Batch) -> Match:
         theta_P = data.source.theta_P

@@ -30,7 +30,7 @@ from torch.func import grad
 
 from rayd.data.augment import AugmentConfig
 from rayd.distill.budget import Stored
-from rayd.distill.contract import Codec, Item, Match, Objective, World
+from rayd.distill.contract import Codec, Inputs, Item, Match, Objective
 from rayd.distill.unroll import DTYPES
 from rayd.errors import refuse
 from rayd.machine import compiled
@@ -86,28 +86,28 @@ class Dwa(Objective):
             whole = self.only is not None or self.relabel or items == 1
             return [] if whole else [replace(self, only=number) for number in range(items)]
 
-        def build(self, world: World) -> Dwa:
-            return Dwa(self, world)
+        def build(self, inputs: Inputs) -> Dwa:
+            return Dwa(self, inputs)
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, inputs: Inputs) -> None:
         super().__init__()
-        if world.net.norm != "batch":
-            raise refuse("net.norm", world.net.norm, "batch: the statistics to match are those of batch norm",
+        if inputs.net.norm != "batch":
+            raise refuse("net.norm", inputs.net.norm, "batch: the statistics to match are those of batch norm",
                          "net=convnet_bn or net=resnet18_bn, and experts of it")  # fmt: skip
-        if config.expert >= world.experts:
-            raise refuse("objective.expert", config.expert, f"below the buffer's {world.experts} experts")
-        self.config, self.world = config, world
-        self.runs = class_runs(world.spec.classes, config.classes_per_item)
+        if config.expert >= inputs.experts:
+            raise refuse("objective.expert", config.expert, f"below the buffer's {inputs.experts} experts")
+        self.config, self.inputs = config, inputs
+        self.runs = class_runs(inputs.spec.classes, config.classes_per_item)
         if config.only is not None and not 0 <= config.only < config.blocks * len(self.runs):
             raise refuse(
                 "objective.only", config.only, f"0 to {config.blocks * len(self.runs) - 1}, an item of the run"
             )
-        self.teacher_P = world.theta(config.expert, world.last_epoch).float()
+        self.teacher_P = inputs.theta(config.expert, inputs.last_epoch).float()
         self.augment = config.augment.build()
-        self.dtype = DTYPES[world.precision]
+        self.dtype = DTYPES[inputs.precision]
         self.start_NCHW: Tensor | None = None
         self._moved: dict[int, Tensor] = {}
-        self._loss = compiled(self._parts, world.device, world.compiled)
+        self._loss = compiled(self._parts, inputs.device, inputs.compiled)
 
     # ---- state: the start, from which every moved teacher follows ----------------------------------------------------
 
@@ -130,7 +130,7 @@ class Dwa(Objective):
             block, run = divmod(number, len(self.runs))
             first, last = self.runs[run]
             what = {"block": block, "first": first, "last": last}
-            items.append(Item(step, number, seed_of(self.world.seed, "item", step, number), what))
+            items.append(Item(step, number, seed_of(self.inputs.seed, "item", step, number), what))
         return items if self.config.only is None else [items[self.config.only]]
 
     def index(self, codec: Codec, item: Item) -> Tensor:
@@ -141,7 +141,7 @@ class Dwa(Objective):
 
     def view(self, images_NCHW: Tensor, item: Item) -> Tensor:
         """Augmented and rolled, by the item's own draws."""
-        draw = self.augment.draw(generator(item.seed, "augment"), len(images_NCHW), self.world.spec.shape)
+        draw = self.augment.draw(generator(item.seed, "augment"), len(images_NCHW), self.inputs.spec.shape)
         most = self.config.jitter
         shift = torch.randint(-most, most + 1, (2,), generator=generator(item.seed, "roll")).tolist()
         return self.augment(images_NCHW, draw.to(images_NCHW.device)).roll(shift, (2, 3))
@@ -156,13 +156,13 @@ class Dwa(Objective):
         theta_P = self.moved(index_N, item)
         entropy, norms = self._loss(theta_P.to(self.dtype), views_NCHW.to(self.dtype), classes_N)
         metrics: dict[str, Tensor | float] = {"entropy": entropy.detach(), "bn": norms.detach()}
-        scene = {"net": self.world.net, "theta": theta_P, "index": index_N, "images": images_NCHW, "labels": labels_NK,
+        scene = {"net": self.inputs.net, "theta": theta_P, "index": index_N, "images": images_NCHW, "labels": labels_NK,
                  "views": views_NCHW}  # fmt: skip
         return Match(entropy + self.config.bn * norms, metrics, scene)
 
     def _parts(self, theta_P: Tensor, views_NCHW: Tensor, classes_N: Tensor) -> tuple[Tensor, Tensor]:
         """Cross entropy, and how far the batch's statistics are from what the teacher remembers."""
-        logits_NK, seen = self.world.net.moments(theta_P, views_NCHW)
+        logits_NK, seen = self.inputs.net.moments(theta_P, views_NCHW)
         total = logits_NK.new_zeros((), dtype=torch.float32)
         for i, one in enumerate(seen):
             variance = (one.var_C - one.running_var_C).float().norm()
@@ -174,7 +174,7 @@ class Dwa(Objective):
 
     def _begin(self, codec: Codec) -> None:
         """Before any step: what the codec decodes is the real start."""
-        counts = {len(codec.of_class(c)) for c in range(self.world.spec.classes)}
+        counts = {len(codec.of_class(c)) for c in range(self.inputs.spec.classes)}
         if counts != {self.config.blocks}:
             raise refuse("objective.blocks", self.config.blocks, f"the codec's images per class, here {sorted(counts)}",
                          f"set method.objective.blocks={max(counts)}")  # fmt: skip
@@ -189,7 +189,7 @@ class Dwa(Objective):
         """The teacher of a block: made from its start when first asked for, the squeezed one untouched."""
         if item.number not in self._moved:
             assert self.start_NCHW is not None
-            origin = Item(0, item.number, seed_of(self.world.seed, "item", 0, item.number), item.what)
+            origin = Item(0, item.number, seed_of(self.inputs.seed, "item", 0, item.number), item.what)
             views_NCHW = self.view(self.start_NCHW[index_N.to(self.start_NCHW.device)], origin)
             classes_N = torch.arange(item.what["first"], item.what["last"], device=views_NCHW.device)
             self._moved[item.number] = self.ascend(views_NCHW, classes_N)
@@ -197,7 +197,7 @@ class Dwa(Objective):
 
     def ascend(self, views_NCHW: Tensor, classes_N: Tensor) -> Tensor:
         """K normalised steps up the cross entropy, in the parameters; running statistics stay."""
-        net, head = self.world.net, slice(0, self.world.net.trainable)
+        net, head = self.inputs.net, slice(0, self.inputs.net.trainable)
 
         def entropy(theta_P: Tensor) -> Tensor:
             return F.cross_entropy(net(theta_P, views_NCHW), classes_N)
@@ -221,7 +221,7 @@ class Dwa(Objective):
     @torch.no_grad()
     def predict(self, images_NCHW: Tensor) -> Tensor:
         """Logits of the unmoved teacher."""
-        return self.world.net(self.teacher_P, images_NCHW)
+        return self.inputs.net(self.teacher_P, images_NCHW)
 
 
 def class_runs(classes: int, size: int) -> list[tuple[int, int]]:

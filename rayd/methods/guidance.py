@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rayd.data.augment import AugmentConfig, Draw
-from rayd.distill.contract import Codec, Item, Match, Term, World
+from rayd.distill.contract import Codec, Inputs, Item, Match, Term
 from rayd.distill.unroll import DTYPES
 from rayd.errors import refuse
 from rayd.seeds import generator
@@ -46,12 +46,12 @@ class Guidance(Term):
                 if getattr(self, name) < 1:
                     raise refuse(f"guidance.{name}", getattr(self, name), "a whole number from 1")
 
-        def build(self, world: World, codec: Codec) -> Guidance:
-            return Guidance(self, world)
+        def build(self, inputs: Inputs, codec: Codec) -> Guidance:
+            return Guidance(self, inputs)
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, inputs: Inputs) -> None:
         super().__init__()
-        self.config, self.world = config, world
+        self.config, self.inputs = config, inputs
         self.augment = config.augment.build()
 
     def forward(self, codec: Codec, item: Item, match: Match) -> Match:
@@ -59,13 +59,13 @@ class Guidance(Term):
             return match
         theta_P: Tensor = match.scene["theta"].detach()
         rng = generator(item.seed, "guidance")
-        chosen = torch.randperm(self.world.spec.classes, generator=rng)[: self.config.classes].tolist()
-        real = [some(self.world.members(c), self.config.batch_real, rng) for c in chosen]
+        chosen = torch.randperm(self.inputs.spec.classes, generator=rng)[: self.config.classes].tolist()
+        real = [some(self.inputs.members(c), self.config.batch_real, rng) for c in chosen]
         synthetic = [some(codec.of_class(c), self.config.batch_syn, rng) for c in chosen]
         most = max(sum(map(len, real)), sum(map(len, synthetic)))
-        draw = self.augment.draw(rng, most, self.world.spec.shape)
+        draw = self.augment.draw(rng, most, self.inputs.spec.shape)
         with torch.no_grad():
-            real_CD = self._means(theta_P, self.world.real(torch.cat(real)), draw, real)
+            real_CD = self._means(theta_P, self.inputs.real(torch.cat(real)), draw, real)
         synthetic_CD = self._means(theta_P, codec.decode(torch.cat(synthetic))[0], draw, synthetic)
         size_C = real_CD.square().sum(1).clamp_min(1e-12)
         value = ((real_CD - synthetic_CD).square().sum(1) / size_C).mean()
@@ -75,8 +75,8 @@ class Guidance(Term):
     def _means(self, theta_P: Tensor, images_NCHW: Tensor, draw: Draw, parts: list[Tensor]) -> Tensor:
         """Mean embedding of each class [c, D]."""
         views = self.augment(images_NCHW, draw.rows(0, len(images_NCHW)).to(images_NCHW.device))
-        dtype = DTYPES[self.world.precision]
-        embedding_ND = self.world.net.features(theta_P.to(dtype), views.to(dtype))[-1].float().flatten(1)
+        dtype = DTYPES[self.inputs.precision]
+        embedding_ND = self.inputs.net.features(theta_P.to(dtype), views.to(dtype))[-1].float().flatten(1)
         return torch.stack([part.mean(0) for part in embedding_ND.split([len(part) for part in parts])])
 
 

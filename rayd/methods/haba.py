@@ -27,7 +27,7 @@ from torch.nn.grad import conv2d_weight
 from rayd.data.images import Spec
 from rayd.distill.budget import Budget, Shapes
 from rayd.distill.codec import Family, Take, normal
-from rayd.distill.fit import Options, grown, with_numbers
+from rayd.distill.fit import CodecOptions, grown, with_numbers
 from rayd.errors import refuse
 
 HALLUCINATORS = (5, 4, 3, 2)
@@ -38,7 +38,7 @@ NOISE = 0.1
 
 class Haba(Family):
     @dataclass(frozen=True, kw_only=True)
-    class Config(Options):
+    class Config(CodecOptions):
         """rank: channels of a base; all by default, fewer where the budget holds no base for each class.
         sharing: hallucinators; 5 by default, fewer likewise (at least 2)."""
 

@@ -26,7 +26,7 @@ from rayd.data.images import Spec
 from rayd.distill.budget import Budget, Shapes, Stored
 from rayd.distill.codec import Family, Take
 from rayd.distill.contract import Codec, Player
-from rayd.distill.fit import Options
+from rayd.distill.fit import CodecOptions
 from rayd.errors import refuse
 from rayd.methods.haba import Haba
 from rayd.methods.lodc import Lodc
@@ -49,7 +49,7 @@ class Formation(Codec):
 
         factor: int = 2
         """f: cells along each side."""
-        under: Options = field(default_factory=Pixel.Config)
+        under: CodecOptions = field(default_factory=Pixel.Config)
 
         def __post_init__(self) -> None:
             if self.factor < 1:

@@ -18,13 +18,13 @@ from rayd.data.images import Spec
 from rayd.distill.budget import Budget, Shapes
 from rayd.distill.codec import Take
 from rayd.distill.factor import Factorised
-from rayd.distill.fit import Options, check_rank, grown
+from rayd.distill.fit import CodecOptions, check_rank, grown
 from rayd.errors import refuse
 
 
 class Lodc(Factorised):
     @dataclass(frozen=True, kw_only=True)
-    class Config(Options):
+    class Config(CodecOptions):
         """rank: of each channel of each image; a sixteenth of the side by default (2 at 32 px, 4 at 64 px, as
         published). sharing: none, each image has its own factors."""
 

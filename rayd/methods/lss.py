@@ -24,13 +24,13 @@ from rayd.data.images import Spec
 from rayd.distill.budget import Budget, Shapes
 from rayd.distill.codec import Take
 from rayd.distill.factor import Factorised, leading
-from rayd.distill.fit import Options, check_rank, equivalent, grown
+from rayd.distill.fit import CodecOptions, check_rank, equivalent, grown
 from rayd.errors import refuse
 
 
 class Lss(Factorised):
     @dataclass(frozen=True, kw_only=True)
-    class Config(Options):
+    class Config(CodecOptions):
         """rank: of a subspace; grows with the budget by default (at 32 px and IPC 1, 10, 50: 8, 13, 17; with one side
         2, 4, 7). sharing: images that share one set of mappers, at most; 18 by default."""
 

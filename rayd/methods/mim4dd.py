@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayd.distill.classwise import BLOCK
-from rayd.distill.contract import Codec, Item, Match, Player, Term, World
+from rayd.distill.contract import Codec, Inputs, Item, Match, Player, Term
 from rayd.distill.unroll import DTYPES
 from rayd.errors import refuse
 from rayd.machine import compiled
@@ -69,27 +69,27 @@ class Mim4dd(Term):
             if self.batch_real < 1 or self.width < 0 or not self.lr > 0:
                 raise refuse("mim4dd", self, "batch_real at least 1, width at least 0, lr above 0")
 
-        def build(self, world: World, codec: Codec) -> Mim4dd:
-            return Mim4dd(self, world)
+        def build(self, inputs: Inputs, codec: Codec) -> Mim4dd:
+            return Mim4dd(self, inputs)
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, inputs: Inputs) -> None:
         super().__init__()
-        self.config, self.world = config, world
-        dtype = DTYPES[world.precision]
+        self.config, self.inputs = config, inputs
+        dtype = DTYPES[inputs.precision]
 
         def vectors(theta_P: Tensor, images_NCHW: Tensor) -> list[Tensor]:
             images = images_NCHW.to(dtype).contiguous(memory_format=torch.channels_last)
-            return pooled(world.net.features(theta_P.to(dtype), images))
+            return pooled(inputs.net.features(theta_P.to(dtype), images))
 
         with torch.no_grad():
-            widths = [v.shape[1] for v in vectors(torch.zeros(world.net.size), torch.zeros(1, *world.spec.shape))]
+            widths = [v.shape[1] for v in vectors(torch.zeros(inputs.net.size), torch.zeros(1, *inputs.spec.shape))]
         if not widths:
             raise refuse("method.terms", "mim4dd", "a network with convolutional blocks", "choose net.name=convnet")
-        rng = generator(world.seed, "mim4dd")
+        rng = generator(inputs.seed, "mim4dd")
         self.heads = nn.ParameterList(
             nn.Parameter(torch.randn(config.width, d, generator=rng) / math.sqrt(d)) for d in widths if config.width
-        ).to(world.device)
-        self._vectors = compiled(vectors, world.device, world.compiled)
+        ).to(inputs.device)
+        self._vectors = compiled(vectors, inputs.device, inputs.compiled)
 
     def players(self) -> list[Player]:
         if not self.config.width:
@@ -108,7 +108,7 @@ class Mim4dd(Term):
                 "set objective.classes_per_item=0",
             )
         with torch.no_grad():
-            blocks = scene["real_images"][chosen_R].split(BLOCK.get(self.world.device.type, 1024))
+            blocks = scene["real_images"][chosen_R].split(BLOCK.get(self.inputs.device.type, 1024))
             parts = [self._vectors(scene["theta"], block) for block in blocks]
         real = [torch.cat(layer) for layer in zip(*parts, strict=True)]
         syn = self._vectors(scene["theta"], scene["views"])

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from rayd.data.augment import AugmentConfig
 from rayd.distill.budget import Stored
-from rayd.distill.contract import Codec, Item, Match, Objective, Player, World
+from rayd.distill.contract import Codec, Inputs, Item, Match, Objective, Player
 from rayd.distill.unroll import Inner, cross_entropy, unroll
 from rayd.errors import Failed, refuse
 from rayd.experts.trajectory import Segment
@@ -90,24 +90,24 @@ class Mtt(Objective):
             """The last expert epoch that can be matched: what a buffer must hold, and all it needs to."""
             return self.last - 1 + self.expert_epochs
 
-        def build(self, world: World) -> Mtt:
-            return Mtt(self, world)
+        def build(self, inputs: Inputs) -> Mtt:
+            return Mtt(self, inputs)
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, inputs: Inputs) -> None:
         super().__init__()
-        if world.last_epoch < config.last_epoch:
+        if inputs.last_epoch < config.last_epoch:
             raise refuse(
                 "objective.last",
                 config.last,
-                f"a window within the buffer's {world.last_epoch} epochs (it reaches to epoch {config.last_epoch})",
+                f"a window within the buffer's {inputs.last_epoch} epochs (it reaches to epoch {config.last_epoch})",
                 "train longer experts (expert.epochs) or lower objective.last",
             )
-        self.config, self.world = config, world
-        self.log_step = nn.Parameter(torch.tensor(math.log(config.step_size), device=world.device))
+        self.config, self.inputs = config, inputs
+        self.log_step = nn.Parameter(torch.tensor(math.log(config.step_size), device=inputs.device))
         self.augment = config.augment.build()
-        loss = cross_entropy(world.net, world.precision)
+        loss = cross_entropy(inputs.net, inputs.precision)
         exact = config.gradient == "exact"
-        self.inner = Inner(loss, world.device, compile=world.compiled, micro=config.micro, exact=exact)
+        self.inner = Inner(loss, inputs.device, compile=inputs.compiled, micro=config.micro, exact=exact)
 
     def step_size(self) -> Tensor:
         return self.log_step.detach().exp()
@@ -130,20 +130,20 @@ class Mtt(Objective):
     def plan(self, step: int) -> list[Item]:
         items = []
         for number in range(self.config.items):
-            seed = seed_of(self.world.seed, "item", step, number)
+            seed = seed_of(self.inputs.seed, "item", step, number)
             rng = generator(seed, "segment")
-            expert = int(torch.randint(self.world.experts, (), generator=rng))
+            expert = int(torch.randint(self.inputs.experts, (), generator=rng))
             first = int(torch.randint(self.config.first, self.ceiling(step), (), generator=rng))
             what = {"expert": expert, "first": first, "last": first + self.config.expert_epochs}
             items.append(Item(step, number, seed, what))
         return items
 
     def fetch(self, item: Item) -> Segment:
-        return self.world.segment(**item.what)
+        return self.inputs.segment(**item.what)
 
     def forward(self, codec: Codec, item: Item, data: Segment) -> Match:
         c = self.config
-        device = self.world.device
+        device = self.inputs.device
         start, end = data.start_P.to(device), data.end_P.to(device)
         distance = (start - end).square().sum()
         if not torch.isfinite(distance) or distance == 0:
@@ -165,5 +165,5 @@ class Mtt(Objective):
         value = (theta - end).square().sum() / distance
         skip = c.skip_above is not None and float(value.detach()) > c.skip_above
         metrics: dict[str, Tensor | float] = {"step_size": self.step_size(), "start": float(item.what["first"])}
-        scene = {"net": self.world.net, "theta": start, "theta_end": theta, "step_size": self.log_step.exp()}
+        scene = {"net": self.inputs.net, "theta": start, "theta_end": theta, "step_size": self.log_step.exp()}
         return Match(value, metrics, scene, skip=skip)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from rayd.data.augment import AugmentConfig
 from rayd.distill.classwise import Batch, Classwise, Source, refuse_untrained_batch_norm
-from rayd.distill.contract import Codec, Item, Match, Player, World
+from rayd.distill.contract import Codec, Inputs, Item, Match, Player
 from rayd.errors import refuse
 from rayd.machine import compiled
 from rayd.seeds import generator
@@ -134,25 +134,25 @@ class Ncfm(Classwise):
         def gives(self) -> frozenset[str]:
             return Ncfm.gives if self.pool else Classwise.gives
 
-        def build(self, world: World) -> Ncfm:
-            return Ncfm(self, world)
+        def build(self, inputs: Inputs) -> Ncfm:
+            return Ncfm(self, inputs)
 
-    def __init__(self, config: Config, world: World) -> None:
-        super().__init__(config, world)
+    def __init__(self, config: Config, inputs: Inputs) -> None:
+        super().__init__(config, inputs)
         self.config = config
         if not config.pool:
-            refuse_untrained_batch_norm(world)
-        elif world.experts < config.pool:
+            refuse_untrained_batch_norm(inputs)
+        elif inputs.experts < config.pool:
             raise refuse(
                 "objective.pool",
                 config.pool,
-                f"at most the {world.experts} experts of the buffer",
-                f"train more (expert.experts={config.pool}) or set objective.pool={world.experts}",
+                f"at most the {inputs.experts} experts of the buffer",
+                f"train more (expert.experts={config.pool}) or set objective.pool={inputs.experts}",
             )
-        theta_P, blank = torch.zeros(world.net.size), torch.zeros(1, *world.spec.shape)
-        self.width = world.net.features(theta_P, blank)[-1].shape[1]
-        self.psi = Psi(self.width, generator(world.seed, "psi")).to(world.device) if config.psi else None
-        self._characteristic = compiled(characteristic, world.device, world.compiled)
+        theta_P, blank = torch.zeros(inputs.net.size), torch.zeros(1, *inputs.spec.shape)
+        self.width = inputs.net.features(theta_P, blank)[-1].shape[1]
+        self.psi = Psi(self.width, generator(inputs.seed, "psi")).to(inputs.device) if config.psi else None
+        self._characteristic = compiled(characteristic, inputs.device, inputs.compiled)
 
     def players(self) -> list[Player]:
         if self.psi is None or self.config.psi is None:
@@ -161,17 +161,17 @@ class Ncfm(Classwise):
         return [Player("psi", tuple(self.psi.parameters()), lr=c.lr, optimiser="sgd", momentum=c.momentum, sign=-1)]
 
     def source(self, step: int) -> Source:
-        c, world = self.config, self.world
-        rng = generator(world.seed, "frequencies", step)
+        c, inputs = self.config, self.inputs
+        rng = generator(inputs.seed, "frequencies", step)
         noise = [torch.randn(c.frequencies, self.width, generator=rng)]
         if c.psi is not None:
             noise.append(torch.randn(c.frequencies // c.psi.per_component, self.width, generator=rng))
-        drawn = tuple(z.to(world.device) for z in noise)
+        drawn = tuple(z.to(inputs.device) for z in noise)
         if not c.pool:
             return Source(super().source(step).theta_P, None, drawn)
-        rng = generator(world.seed, "net", step)
+        rng = generator(inputs.seed, "net", step)
         expert = int(torch.randint(c.pool, (), generator=rng))
-        start_P, end_P = (world.theta(expert, epoch).float() for epoch in (0, world.last_epoch))
+        start_P, end_P = (inputs.theta(expert, epoch).float() for epoch in (0, inputs.last_epoch))
         return Source(torch.lerp(end_P, start_P, float(torch.rand((), generator=rng))), end_P, drawn)
 
     def frequencies(self, source: Source) -> Tensor:

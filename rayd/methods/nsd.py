@@ -25,7 +25,7 @@ from rayd.data.images import Spec
 from rayd.distill.budget import Budget, Shapes
 from rayd.distill.codec import Take
 from rayd.distill.factor import Factorised, dct, leading
-from rayd.distill.fit import Options, check_rank, equivalent, grown, largest, with_numbers
+from rayd.distill.fit import CodecOptions, check_rank, equivalent, grown, largest, with_numbers
 from rayd.errors import refuse
 
 JITTER = 0.01
@@ -35,7 +35,7 @@ KERNELS = (8, 6, 4, 3, 2, 1)
 
 class Nsd(Factorised):
     @dataclass(frozen=True, kw_only=True)
-    class Config(Options):
+    class Config(CodecOptions):
         """rank: tH = tW, the size of a spectrum; by default a quarter of the side at IPC 1, an eighth more for each
         factor of ten. sharing: N_K, sets of kernels; 8 by default, fewer where they would take half of the budget."""
 

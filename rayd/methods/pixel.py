@@ -15,13 +15,13 @@ from rayd.data.augment import Transform
 from rayd.data.images import Spec
 from rayd.distill.budget import Budget, Shapes
 from rayd.distill.codec import Family, Take, normal
-from rayd.distill.fit import Options, grown
+from rayd.distill.fit import CodecOptions, grown
 from rayd.errors import refuse
 
 
 class Pixel(Family):
     @dataclass(frozen=True, kw_only=True)
-    class Config(Options):
+    class Config(CodecOptions):
         """rank and sharing: none."""
 
         images: int | None = None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rayd.data.images import Spec
 from rayd.errors import refuse
-from rayd.nets.layers import Moments, Net, Plan, Scope, Side, halve
+from rayd.nets.layers import Moments, Net, NetLayout, Scope, Side, halve
 from rayd.nets.zoo import VGG11, AlexNet, ResNet18, ResNet50, ViT
 
 __all__ = ["ConvNet", "Moments", "Net", "NetConfig"]
@@ -73,7 +73,7 @@ class ConvNet(Net):
             )
         self.padding = side.padding
         width = config.width or 128
-        plan = Plan(config.norm)
+        plan = NetLayout(config.norm)
         channels = side.channels
         for i in range(self.depth):
             plan.conv(f"conv{i}", channels, width, 3)

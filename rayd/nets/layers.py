@@ -44,7 +44,7 @@ class Moments(NamedTuple):
     """Numbers per channel that the mean and the (biased) variance were taken over."""
 
 
-class Plan:
+class NetLayout:
     """Collects the slots of a network, parameters and running statistics apart."""
 
     def __init__(self, norm: str) -> None:
@@ -140,7 +140,7 @@ def halve(x: Tensor) -> Tensor:
 class Net:
     """A network as a pure function of theta_P: `size` P numbers, of which the first `trainable` are parameters."""
 
-    def __init__(self, config: Any, spec: Spec, plan: Plan) -> None:
+    def __init__(self, config: Any, spec: Spec, plan: NetLayout) -> None:
         self.config, self.spec = config, spec
         self.slots = {**plan.params, **plan.stats}
         self.norm = plan.norm_kind

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rayd.data.images import Spec
 from rayd.errors import refuse
-from rayd.nets.layers import Net, Plan, Scope, Side, Slot
+from rayd.nets.layers import Net, NetLayout, Scope, Side, Slot
 
 SMALLEST = 28
 
@@ -42,7 +42,7 @@ class ResNet(Net):
     def __init__(self, config: Any, spec: Spec) -> None:
         side = _side(spec, config.name)
         width = config.width or 64
-        plan = Plan(config.norm)
+        plan = NetLayout(config.norm)
         self.small, self.padding = side.size <= 64, side.padding
         plan.conv("stem", side.channels, width, 3 if self.small else 7, bias=False)
         plan.norm("stem.norm", width)
@@ -55,7 +55,7 @@ class ResNet(Net):
         plan.linear("head", channels, spec.classes)
         super().__init__(config, spec, plan)
 
-    def _declare(self, plan: Plan, name: str, c_in: int, c: int, stride: int) -> None:
+    def _declare(self, plan: NetLayout, name: str, c_in: int, c: int, stride: int) -> None:
         kernels = self.kernels
         sizes = [c_in, *[c] * (len(kernels) - 1), c * self.expansion]
         for i, k in enumerate(kernels):
@@ -116,7 +116,7 @@ class VGG11(Net):
         side = _side(spec, config.name)
         self.padding = side.padding
         width, channels = config.width or 64, side.channels
-        plan = Plan(config.norm)
+        plan = NetLayout(config.norm)
         for i, (times, _) in enumerate(self.PLAN):
             plan.conv(f"conv{i}", channels, width * times, 3)
             plan.norm(f"norm{i}", width * times)
@@ -149,7 +149,7 @@ class AlexNet(Net):
         side = _side(spec, config.name)
         self.padding = side.padding
         scale, channels = (config.width or 128) / 128, side.channels
-        plan = Plan(config.norm)
+        plan = NetLayout(config.norm)
         for i, (width, k, _) in enumerate(self.PLAN):
             out = max(round(width * scale), 1)
             plan.conv(f"conv{i}", channels, out, k)
@@ -178,7 +178,7 @@ class ViT(Net):
         self.tokens = (size // self.patch) ** 2
         self.width, self.depth = config.width or 192, config.depth or 6
         self.heads = next(h for h in (max(self.width // 64, 1), 1) if self.width % h == 0)
-        plan = Plan("none")
+        plan = NetLayout("none")
         plan.linear("patch", channels * self.patch**2, self.width)
         plan.params["position"] = Slot((self.tokens, self.width), "normal", 0.02)
         for i in range(self.depth):

@@ -17,7 +17,7 @@ from rayd.data.images import Splits
 from rayd.data.load import load as load_data
 from rayd.distill.budget import Ledger, Stored
 from rayd.distill.contract import Codec, Objective, Term
-from rayd.distill.inputs import Resident
+from rayd.distill.inputs import ResidentInputs
 from rayd.distill.loop import Distillation, Reduce
 from rayd.errors import refuse
 from rayd.evaluate.score import evaluate
@@ -35,12 +35,12 @@ CHECKED = 1000
 
 
 @dataclass
-class Setting:
+class Assembled:
     """Everything a distillation is made of."""
 
     run: Run
     splits: Splits
-    world: Resident
+    inputs: ResidentInputs
     codec_config: Any
     codec: Codec
     objective: Objective
@@ -48,7 +48,7 @@ class Setting:
 
     @property
     def device(self) -> torch.device:
-        return self.world.device
+        return self.inputs.device
 
     def distillation(self, share: tuple[int, int], reduce: Reduce) -> Distillation:
         method = self.run.method
@@ -58,7 +58,7 @@ class Setting:
             self.terms,
             steps=method.steps,
             optimiser=method.optimiser,
-            world=self.world,
+            inputs=self.inputs,
             guard=method.guard,
             ema=method.ema,
             share=share,
@@ -73,7 +73,7 @@ class Setting:
         return out
 
     def preview(self, codec: Codec) -> bytes:
-        return write.preview(codec, self.world.transform, self.world.spec)
+        return write.preview(codec, self.inputs.transform, self.inputs.spec)
 
     def validate(self, codec: Codec) -> float:
         """Mean accuracy of two short trainings on the split carved out of training."""
@@ -82,14 +82,14 @@ class Setting:
         seeds = [seed_of(self.run.seed, "validate", i) for i in range(2)]
         scores = evaluate(
             recipe,
-            self.world.net,
+            self.inputs.net,
             codec,
             val,
-            self.world.transform,
+            self.inputs.transform,
             seeds,
             device=self.device,
             step_size=self.step_size(),
-            compile=self.world.compiled,
+            compile=self.inputs.compiled,
         )
         return sum(score.accuracy for score in scores) / len(scores)
 
@@ -99,12 +99,12 @@ class Setting:
 
     def write(self, codec: Codec, store: Store, timing: Mapping[str, Any], claim: Mapping[str, Any]) -> None:
         """The artifact, as stored and no better: its card is written last. Refused if it came out over budget."""
-        run, spec = self.run, self.world.spec
+        run, spec = self.run, self.inputs.spec
         stored = self.stored(codec)
         self._within_budget(Ledger.of(stored))
         made = write.files(
-            write.Birth(
-                codec={"name": run.method.spoken[0], **to_dict(self.codec_config)},
+            write.Provenance(
+                codec={"name": run.method.part_names[0], **to_dict(self.codec_config)},
                 spec=spec,
                 classes=self.splits.train.classes,
                 sentence=run.method.sentence,
@@ -116,7 +116,7 @@ class Setting:
             ),
             codec,
             stored,
-            self.world.transform,
+            self.inputs.transform,
             timing,
         )
         for name, data in made.items():
@@ -124,14 +124,14 @@ class Setting:
 
     def _within_budget(self, ledger: Ledger) -> None:
         budget, codec = self.run.budget.build(), self.codec_config
-        limit = budget.limit(self.world.spec, codec.storage)
+        limit = budget.limit(self.inputs.spec, codec.storage)
         if ledger.floats > limit:
             raise refuse(
                 "budget", budget, f"at least the {ledger.floats} floats that {self.run.method.sentence} stores"
             )
 
 
-def assemble(run: Run, device: torch.device) -> Setting:
+def assemble(run: Run, device: torch.device) -> Assembled:
     """Load, fit, build, start. Everything that can be refused is refused here, before any work."""
     method = run.method
     splits, transform, net = surroundings(run)
@@ -142,7 +142,7 @@ def assemble(run: Run, device: torch.device) -> Setting:
     buffer = None
     if FROM_BUFFER & set(method.needs) or codec_config.labels == "soft" or codec_config.start == "confident":
         buffer = Buffer(Store(run.experts_at), buffer_identity(run, splits, transform, net))
-    world = Resident(
+    inputs = ResidentInputs(
         net,
         transform,
         splits.train,
@@ -156,14 +156,14 @@ def assemble(run: Run, device: torch.device) -> Setting:
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
     codec: Codec = codec_config.build(spec, generator(run.seed, "codec")).to(device)
-    teacher = _teacher(world) if buffer is not None else None
+    teacher = _teacher(inputs) if buffer is not None else None
     right = teacher if codec_config.start == "confident" else None
-    codec.encode(world.taker(run.seed, right), generator(run.seed, "encode"))
+    codec.encode(inputs.start_images(run.seed, right), generator(run.seed, "encode"))
     if codec.learns_labels and teacher is not None:
         codec.teach(teacher)
-    objective = method.objective.build(world)
-    terms = [config.build(world, codec).to(device) for config in method.terms]
-    return Setting(run, splits, world, codec_config, codec, objective.to(device), terms)
+    objective = method.objective.build(inputs)
+    terms = [config.build(inputs, codec).to(device) for config in method.terms]
+    return Assembled(run, splits, inputs, codec_config, codec, objective.to(device), terms)
 
 
 def surroundings(run: Run) -> tuple[Splits, Transform, Net]:
@@ -172,13 +172,13 @@ def surroundings(run: Run) -> tuple[Splits, Transform, Net]:
     return splits, Transform.fit(splits.train, run.transform), run.net.build(splits.train.spec)
 
 
-def _teacher(world: Resident) -> Callable[[Tensor], Tensor]:
+def _teacher(inputs: ResidentInputs) -> Callable[[Tensor], Tensor]:
     """The first expert at its last epoch: starts DATM's images and labels."""
-    theta = world.theta(0, world.last_epoch).float()
+    theta = inputs.theta(0, inputs.last_epoch).float()
 
     @torch.no_grad()
     def predict(images: Tensor) -> Tensor:
-        return world.net(theta, images)
+        return inputs.net(theta, images)
 
     return predict
 

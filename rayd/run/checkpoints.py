@@ -19,7 +19,7 @@ KEPT = 2
 
 
 @dataclass
-class Log:
+class MetricsFile:
     """Metrics of the run so far: results in one file, times in another, both cut back to the checkpoint on a resume."""
 
     store: Store

@@ -17,16 +17,16 @@ import torch
 from rayd.config import Run
 from rayd.distill.loop import Distillation, Reduce, State, Step, identity
 from rayd.errors import Failed, Refused
-from rayd.machine import peak_memory, settle
-from rayd.run.assemble import Setting, assemble
-from rayd.run.checkpoints import Checkpoints, Log
+from rayd.machine import peak_memory, use_threads
+from rayd.run.assemble import Assembled, assemble
+from rayd.run.checkpoints import Checkpoints, MetricsFile
 from rayd.store import Store
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Place:
+class Worker:
     """Which worker this is."""
 
     rank: int = 0
@@ -48,45 +48,52 @@ def finished(run: Run, store: Store) -> bool:
     return True
 
 
-def distil(run: Run, place: Place | None = None) -> Iterator[Step]:
+def distill(run: Run, place: Worker | None = None) -> Iterator[Step]:
     """All of a distillation, from wherever it stands; yields every step and leaves the artifact in `run.out`."""
-    place = place or Place()
+    place = place or Worker()
     store = Store(run.out)
     if finished(run, store):
         return
-    settle(run.scale.threads)
-    setting = assemble(run, place.device or default_device())
-    items = len(setting.objective.plan(0))
+    use_threads(run.scale.threads)
+    assembled = assemble(run, place.device or default_device())
+    items = len(assembled.objective.plan(0))
     if place.size > items:
         raise Refused(
             f"scale.workers={place.size}: allowed is at most the {items} items of a step; raise method.objective.items, "
             "or lower method.objective.classes_per_item, whichever this objective has"
         )
-    work = setting.distillation((place.rank, place.size), place.reduce or identity)
+    work = assembled.distillation((place.rank, place.size), place.reduce or identity)
     checkpoints = Checkpoints(store.sub("checkpoints"), run.fingerprint())
-    keeper = Keeper(run, store, setting, work, checkpoints, writes=place.rank == 0)
-    keeper.resume()
+    recorder = Recorder(run, store, assembled, work, checkpoints, writes=place.rank == 0)
+    recorder.resume()
     try:
         for step in work.run():
-            keeper.after(step)
+            recorder.after(step)
             yield step
     except (RuntimeError, MemoryError) as error:
         told = _out_of_memory(error, run, store)
         if told is None:
             raise
         raise told from error
-    keeper.finish()
+    recorder.finish()
 
 
-class Keeper:
+class Recorder:
     """What is done with the steps: measured, checkpointed, validated, selected, handed over."""
 
     def __init__(
-        self, run: Run, store: Store, setting: Setting, work: Distillation, checkpoints: Checkpoints, *, writes: bool
+        self,
+        run: Run,
+        store: Store,
+        assembled: Assembled,
+        work: Distillation,
+        checkpoints: Checkpoints,
+        *,
+        writes: bool,
     ) -> None:
-        self.run, self.store, self.setting, self.work = run, store, setting, work
+        self.run, self.store, self.assembled, self.work = run, store, assembled, work
         self.checkpoints, self.writes = checkpoints, writes
-        self.log = Log(store)
+        self.log = MetricsFile(store)
         self.best: tuple[float, State] | None = None
         self.began = time.monotonic()
 
@@ -97,7 +104,7 @@ class Keeper:
         best = {k.removeprefix("best/"): v for k, v in state.items() if k.startswith("best/")}
         if best:
             self.best = (float(best.pop("accuracy")), best)
-        self.work.load({k: v.to(self.setting.device) for k, v in state.items() if not k.startswith("best/")})
+        self.work.load({k: v.to(self.assembled.device) for k, v in state.items() if not k.startswith("best/")})
         self.log.load(self.work.number)
         log.info("resumed at step %d of %d", self.work.number, self.run.method.steps)
 
@@ -110,7 +117,7 @@ class Keeper:
         last = step.number == method.steps
         if method.validate and (step.number % method.validate == 0 or last):
             line["val"] = self._validate()
-        line["memory"] = float(peak_memory(self.setting.device.type))
+        line["memory"] = float(peak_memory(self.assembled.device.type))
         self.log.lines.append(line)
         if step.number % method.checkpoint == 0 and not last:
             state = self.work.checkpoint()
@@ -123,7 +130,7 @@ class Keeper:
             state = state | {"best/accuracy": torch.tensor(accuracy)} | {f"best/{k}": v for k, v in codec.items()}
         self.log.save()
         self.checkpoints.save(step, state)
-        preview = self.setting.preview(self.work.averaged())
+        preview = self.assembled.preview(self.work.averaged())
         self.store.write("preview.png", preview)
 
     def _validate(self) -> float:
@@ -131,7 +138,7 @@ class Keeper:
         if not self.writes:
             return float("nan")
         codec = self.work.averaged()
-        accuracy = self.setting.validate(codec)
+        accuracy = self.assembled.validate(codec)
         if self.best is None or accuracy > self.best[0]:
             self.best = (accuracy, codec.state())
         return accuracy
@@ -153,7 +160,7 @@ class Keeper:
         claim: dict[str, Any] = {"select": method.select, "skipped": self.work.skipped, "rollbacks": self.work.rolled}
         if self.best is not None:
             claim["best_val"] = self.best[0]
-        self.setting.write(codec, self.store, timing, claim)
+        self.assembled.write(codec, self.store, timing, claim)
         for name in self.checkpoints._names():
             self.checkpoints.store.delete(f"{name}.json")
             self.checkpoints.store.delete(f"{name}.safetensors")

@@ -20,14 +20,14 @@ from rayd.config import Run
 from rayd.data.load import load as load_data
 from rayd.evaluate import dd_ranking
 from rayd.evaluate.score import Score, check
-from rayd.run.rows import CONTROLS, Ask, Exam, asks_of, inline
+from rayd.run.rows import CONTROLS, RowTask, Scorer, inline, row_tasks
 from rayd.schema import fingerprint, to_dict
 from rayd.stats import difference, summary
 from rayd.store import Store
 
 log = logging.getLogger(__name__)
 
-Answers = Iterable[tuple[Ask, list[Score] | str]]
+Answers = Iterable[tuple[RowTask, list[Score] | str]]
 CORESETS = ("random", "herding", "kcentre")
 
 
@@ -35,15 +35,15 @@ def score(
     run: Run,
     uri: str,
     controls: Sequence[str] = CONTROLS,
-    ask: Callable[[Run, str, Sequence[Ask]], Answers] | None = None,
+    ask: Callable[[Run, str, Sequence[RowTask]], Answers] | None = None,
 ) -> dict[str, Any]:
     """Score the artifact at `uri` and its controls under the run's recipe. `ask`: fleet.score.answers, or here."""
     artifact = rayd.load(uri)
     check(run.recipe, artifact.step_size, _teacher(artifact))
-    asks = asks_of(run, artifact, controls)
+    asks = row_tasks(run, artifact, controls)
     began = time.monotonic()
     given = []
-    for answered, said in ask(run, uri, asks) if ask else inline(Exam.of(run, uri), asks):
+    for answered, said in ask(run, uri, asks) if ask else inline(Scorer.of(run, uri), asks):
         given.append((answered, said))
         if not isinstance(said, str):
             each = fmean(one.seconds for one in said)

@@ -19,12 +19,12 @@ from rayd.data.images import Images
 from rayd.data.load import load as load_data
 from rayd.errors import Failed
 from rayd.experts.buffer import BufferWriter
-from rayd.experts.config import Unit, plan_units
+from rayd.experts.config import ExpertUnit, plan_units
 from rayd.experts.shards import Commit
 from rayd.experts.step import chunk_of
 from rayd.experts.train import Diverged, train
 from rayd.experts.trajectory import Snapshot, Trajectory
-from rayd.machine import peak_memory, settle
+from rayd.machine import peak_memory, use_threads
 from rayd.nets.convnet import Net
 from rayd.readable import size_text
 from rayd.run.assemble import buffer_identity, device_of, last_matched
@@ -37,11 +37,11 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Shop:
+class ExpertPlan:
     """What every unit of a run needs: images, transform, network, and the buffer it goes into."""
 
     run: Run
-    units: list[Unit]
+    units: list[ExpertUnit]
     train: Images
     val: Images
     transform: Transform
@@ -50,7 +50,7 @@ class Shop:
     writer: BufferWriter
 
     @classmethod
-    def open(cls, run: Run, last_epoch: int | None = None) -> Shop:
+    def open(cls, run: Run, last_epoch: int | None = None) -> ExpertPlan:
         """Read the data and name the work. `last_epoch`: what must be matched, where it is not the run's own method."""
         units = plan_units(run.expert, run.seed, last_matched(run) if last_epoch is None else last_epoch)
         splits = load_data(run.data)
@@ -75,11 +75,11 @@ class Shop:
         writer = BufferWriter(Store(run.experts_at), fingerprint, layout)
         return cls(run, units, splits.train, splits.val, transform, net, device_type, writer)
 
-    def images_of(self, unit: Unit) -> int:
+    def images_of(self, unit: ExpertUnit) -> int:
         """Training images that a unit goes through."""
         return len(unit.experts) * unit.epochs[-1] * len(self.train)
 
-    def bytes_of(self, unit: Unit) -> int:
+    def bytes_of(self, unit: ExpertUnit) -> int:
         width = 2 if self.run.expert.storage == "fp16" else 4
         return len(unit.experts) * len(unit.epochs) * self.net.size * width
 
@@ -95,11 +95,11 @@ class Shop:
         whole = total * all_of_them // kept
         return f"{text}: {size_text(total)}" + (f" instead of {size_text(whole)}" if whole > total else "")
 
-    def pending(self) -> tuple[list[Unit], list[Commit], list[str]]:
+    def pending(self) -> tuple[list[ExpertUnit], list[Commit], list[str]]:
         """Units still to do, shards that are done, and the names of units known to diverge. Says what it replaces."""
         self.writer.claim()
         sizes = self.writer.store.sizes("experts-")
-        todo: list[Unit] = []
+        todo: list[ExpertUnit] = []
         done: list[Commit] = []
         failed: list[str] = []
         for unit in self.units:
@@ -122,31 +122,31 @@ class Shop:
                 todo.append(unit)
         return todo, done, failed
 
-    def _same_failure(self, unit: Unit) -> bool:
+    def _same_failure(self, unit: ExpertUnit) -> bool:
         """A failure is only believed if it befell the same numbers on the way to these epochs."""
         told = self.writer.failed(unit.name) or {}
         return told.get("fingerprint") == self.writer.fingerprint and told.get("epoch", 0) <= unit.epochs[-1]
 
 
-def build_unit(shop: Shop, unit: Unit) -> Built:
+def build_unit(plan: ExpertPlan, unit: ExpertUnit) -> Built:
     """Train the experts of one unit and commit their shard; a divergence is recorded, not retried."""
-    run, began = shop.run, time.monotonic()
+    run, began = plan.run, time.monotonic()
     snapshots = train(
         run.expert,
-        shop.net,
-        shop.transform,
-        shop.train,
+        plan.net,
+        plan.transform,
+        plan.train,
         unit.seeds,
         epochs=unit.epochs[-1],
         experts=unit.experts,
-        val=shop.val,
-        device=shop.device_type,
+        val=plan.val,
+        device=plan.device_type,
     )
     kept: dict[int, list[Snapshot]] = {expert: [] for expert in unit.experts}
     accuracies: list[float] = []
     seeds = dict(zip(unit.experts, unit.seeds, strict=True))
     try:
-        with shop.writer.shard(unit.name, run.expert.storage) as shard:
+        with plan.writer.shard(unit.name, run.expert.storage) as shard:
             for snapshot in snapshots:
                 if snapshot.epoch in unit.epochs:
                     kept[snapshot.expert].append(snapshot)
@@ -156,12 +156,12 @@ def build_unit(shop: Shop, unit: Unit) -> Built:
             commit = shard.publish(made_by())
     except Diverged as error:
         log.warning("%s: %s", unit.name, error)
-        numbers = {**error.numbers, "unit": unit.name, "reason": str(error), "fingerprint": shop.writer.fingerprint}
-        shop.writer.fail(unit.name, numbers)
+        numbers = {**error.numbers, "unit": unit.name, "reason": str(error), "fingerprint": plan.writer.fingerprint}
+        plan.writer.fail(unit.name, numbers)
         return Built(unit.name, 0, 0, time.monotonic() - began, failure=error.numbers)
-    seconds, memory = time.monotonic() - began, peak_memory(shop.device_type)
+    seconds, memory = time.monotonic() - began, peak_memory(plan.device_type)
     mean = sum(accuracies) / len(accuracies)
-    return Built(unit.name, commit.bytes, shop.images_of(unit), seconds, accuracy=mean, memory=memory)
+    return Built(unit.name, commit.bytes, plan.images_of(unit), seconds, accuracy=mean, memory=memory)
 
 
 def made_by() -> dict[str, str]:
@@ -169,12 +169,12 @@ def made_by() -> dict[str, str]:
     return {"rayd": VERSION, "torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
 
 
-def start(shop: Shop) -> tuple[list[Unit], Progress]:
+def start(plan: ExpertPlan) -> tuple[list[ExpertUnit], Progress]:
     """What is left to do, and a Progress that knows what was done before."""
-    todo, done, failed = shop.pending()
-    log.info("%s", shop.saving())
+    todo, done, failed = plan.pending()
+    log.info("%s", plan.saving())
     progress = Progress(
-        len(shop.units),
+        len(plan.units),
         len(done),
         planned=sum(len(unit.experts) for unit in todo),
         failed=len(failed),
@@ -183,25 +183,25 @@ def start(shop: Shop) -> tuple[list[Unit], Progress]:
     return todo, progress
 
 
-def build_inline(shop: Shop) -> Iterator[Progress]:
+def build_inline(plan: ExpertPlan) -> Iterator[Progress]:
     """Every unit that is not committed yet, one after another, in this process."""
-    todo, progress = start(shop)
+    todo, progress = start(plan)
     yield progress
-    settle(shop.run.scale.threads)
+    use_threads(plan.run.scale.threads)
     for unit in todo:
-        yield progress.add(build_unit(shop, unit), len(unit.experts))
-    finish(shop, progress)
+        yield progress.add(build_unit(plan, unit), len(unit.experts))
+    finish(plan, progress)
 
 
-def finish(shop: Shop, progress: Progress) -> None:
+def finish(plan: ExpertPlan, progress: Progress) -> None:
     """Write the manifest, and what this cost; too many diverged units end the run as failed."""
-    progress.bytes = shop.writer.finish()
+    progress.bytes = plan.writer.finish()
     if progress.done:
-        account(Store(shop.run.out), progress)
-    limit = shop.run.expert.max_failed
-    if progress.failed / len(shop.units) > limit:
+        account(Store(plan.run.out), progress)
+    limit = plan.run.expert.max_failed
+    if progress.failed / len(plan.units) > limit:
         raise Failed(
-            f"{progress.failed} of {len(shop.units)} units diverged, more than expert.max_failed={limit}; their "
-            f"numbers are in {shop.writer.store.where('experts-*.failed.json')}. What is committed stays; "
+            f"{progress.failed} of {len(plan.units)} units diverged, more than expert.max_failed={limit}; their "
+            f"numbers are in {plan.writer.store.where('experts-*.failed.json')}. What is committed stays; "
             "lower expert.lr"
         )

@@ -32,7 +32,7 @@ from rayd.data.load import load as load_data
 from rayd.data.sources.decode import jpeg, unjpeg
 from rayd.errors import Failed, Refused, refuse
 from rayd.evaluate import coreset
-from rayd.evaluate.batches import Source
+from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.score import Score, evaluate, trained
 from rayd.nets.convnet import Net
 from rayd.run.assemble import assemble
@@ -48,14 +48,14 @@ FEATURE_STEPS = 300
 
 
 @dataclass(frozen=True)
-class Ask:
+class RowTask:
     row: str
     net: int
     """Position in the recipe's networks."""
     seeds: tuple[int, ...]
 
 
-class Exam:
+class Scorer:
     """Everything an ask needs, built once in a process."""
 
     def __init__(self, run: Run, artifact: Artifact, splits: Splits | None = None, device: str = "cpu") -> None:
@@ -68,7 +68,7 @@ class Exam:
         self.transform = artifact.transform
 
     @classmethod
-    def of(cls, run: Run, uri: str) -> Exam:
+    def of(cls, run: Run, uri: str) -> Scorer:
         return cls(run, rayd.load(uri), device="cuda" if torch.cuda.is_available() else "cpu")
 
     @property
@@ -79,11 +79,11 @@ class Exam:
     def nets(self) -> list[Net]:
         return [config.build(self.artifact.spec) for config in self.recipe.nets or (self.run.net,)]
 
-    def answer(self, ask: Ask) -> list[Score]:
+    def answer(self, ask: RowTask) -> list[Score]:
         """Scores on the test set."""
         return self.scores(ask, self.splits.test)
 
-    def scores(self, ask: Ask, test: Images) -> list[Score]:
+    def scores(self, ask: RowTask, test: Images) -> list[Score]:
         name, _, way = ask.row.partition("/")
         recipe = {
             "": self.recipe, "hard": replace(self.recipe, labels="hard"),
@@ -97,19 +97,19 @@ class Exam:
             )  # fmt: skip
         return out
 
-    def source(self, row: str, seed: int) -> Source:
+    def source(self, row: str, seed: int) -> ImageSet:
         codec = self.artifact.codec
         if row == "distilled":
-            return Source.of(codec)
+            return ImageSet.of(codec)
         if row == "distilled-8bit":
             images = self.transform(self.artifact.images("uint8"))
-            return Source.tensors(images, self.artifact.labels, self.artifact.spec, self.artifact.targets)
+            return ImageSet.tensors(images, self.artifact.labels, self.artifact.spec, self.artifact.targets)
         if row == "full":
-            return Source.of(self.train, self.transform)
+            return ImageSet.of(self.train, self.transform)
         if row == "start":
-            return Source.of(assemble(self.run, self.device).codec)
+            return ImageSet.of(assemble(self.run, self.device).codec)
         kind, _, budget = known(row).partition("@")
-        return Source.of(self.real(kind, budget, seed), self.transform)
+        return ImageSet.of(self.real(kind, budget, seed), self.transform)
 
     def real(self, kind: str, budget: str, seed: int) -> Images:
         """The real images of a control."""
@@ -137,7 +137,7 @@ class Exam:
         """Embeddings of the training set by a network trained on it, on the CPU."""
         steps = min(FEATURE_STEPS, self.recipe.steps)
         recipe = replace(self.recipe, steps=steps, labels="hard", learned=False, mixup=0.0, cutmix=0.0)
-        net, source = self.nets[0], Source.of(self.train, self.transform)
+        net, source = self.nets[0], ImageSet.of(self.train, self.transform)
         theta = trained(recipe, net, source, None, seed_of(self.run.seed, "features"))
         with torch.no_grad():
             parts = torch.arange(len(source)).split(500)
@@ -184,21 +184,21 @@ def rows_of(run: Run, artifact: Artifact, controls: Sequence[str]) -> list[str]:
     return ["distilled", "distilled-8bit", *hard, *controls, *bare]
 
 
-def asks_of(run: Run, artifact: Artifact, controls: Sequence[str]) -> list[Ask]:
+def row_tasks(run: Run, artifact: Artifact, controls: Sequence[str]) -> list[RowTask]:
     """Every row under the first network; the set itself and random images of its floats under the others."""
     seeds = [seed_of(run.seed, "score", i) for i in range(run.recipe.seeds)]
     rows, cross = rows_of(run, artifact, controls), ["distilled", *(["random@floats"] if controls else [])]
     plan = [(row, 0) for row in rows] + [(row, n) for n in range(1, len(run.recipe.nets)) for row in cross]
-    return [Ask(row, net, tuple(seeds)) for row, net in plan]
+    return [RowTask(row, net, tuple(seeds)) for row, net in plan]
 
 
-def inline(exam: Exam, asks: Sequence[Ask]) -> Iterator[tuple[Ask, list[Score] | str]]:
+def inline(scorer: Scorer, asks: Sequence[RowTask]) -> Iterator[tuple[RowTask, list[Score] | str]]:
     """Answers one after another; a control that cannot be had here is said, and the others go on."""
     for ask in asks:
-        yield ask, attempt(exam.answer, ask)
+        yield ask, attempt(scorer.answer, ask)
 
 
-def attempt(answer: Callable[[Ask], list[Score]], ask: Ask) -> list[Score] | str:
+def attempt(answer: Callable[[RowTask], list[Score]], ask: RowTask) -> list[Score] | str:
     if ask.row.startswith("distilled"):
         return answer(ask)
     try:

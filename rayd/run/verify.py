@@ -20,7 +20,7 @@ from rayd.distill.budget import Ledger, Stored
 from rayd.errors import Refused
 from rayd.evaluate.recipe import RecipeConfig
 from rayd.nets.convnet import NetConfig
-from rayd.run.rows import Ask, Exam
+from rayd.run.rows import RowTask, Scorer
 from rayd.schema import parse
 from rayd.stats import summary
 from rayd.store import Store
@@ -91,13 +91,13 @@ def _recompute(artifact: Artifact, source: Run, told: Run, scores: bool) -> Iter
         return
     recipe, nets = parse(RecipeConfig, table["recipe"]), table["nets"]
     configs: tuple[NetConfig, ...] = recipe.nets or (told.net,)
-    exam = Exam(replace(told, recipe=recipe), artifact, splits)
+    scorer = Scorer(replace(told, recipe=recipe), artifact, splits)
     for row in table["rows"]:
         if row["net"] != nets[0] or not row["set"].startswith("distilled"):
             continue
         told_row = artifact.card["scores"].get(f"{row['set']}/{row['net']}/{row['recipe']}", {})
         yield Finding(f"card and table agree on {row['set']}", told_row.get("mean") == row["mean"])
-        recomputed = exam.answer(Ask(row["set"], 0, tuple(row["seed_list"])))
+        recomputed = scorer.answer(RowTask(row["set"], 0, tuple(row["seed_list"])))
         found = summary([score.accuracy for score in recomputed])
         gap = abs(found["mean"] - row["mean"])
         near = max(math.hypot(found["ci95"], row["ci95"]), 0.005)

@@ -22,7 +22,7 @@ def make(kind="normalise", ipc=2):
     transform = Transform.fit(images, kind)
     codec = Pixels(Pixels.Config(ipc=ipc), images.spec, torch.Generator().manual_seed(1))
     stored = {**codec.stored(), "step_size": Stored(torch.tensor([0.02]), "step")}
-    about = write.Birth(
+    about = write.Provenance(
         codec={"name": "pixel", "ipc": ipc},
         spec=images.spec,
         classes=images.classes,

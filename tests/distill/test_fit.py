@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rayd.distill.budget import STORAGE, Budget, Ledger, Stored
-from rayd.distill.fit import Options
+from rayd.distill.fit import CodecOptions
 from rayd.errors import Refused
 from rayd.methods.haba import Haba
 from rayd.methods.idc import Formation
@@ -97,7 +97,7 @@ def test_refused_with_the_nearest_that_works(config, budget, told):
 def test_refused_when_written():
     for wrong in ({"rank": 0}, {"lr_labels": 0.0}, {"sharing": -1}):
         with pytest.raises(Refused):
-            Options(**wrong)
+            CodecOptions(**wrong)
     with pytest.raises(Refused, match="dials"):
         Pixel.Config(rank=2)
     with pytest.raises(Refused, match="sharing"):

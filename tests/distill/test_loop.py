@@ -64,23 +64,23 @@ def make(
     reduce: Reduce = identity,
     *,
     steps: int = 6,
-    world: Walks | None = None,
+    inputs: Walks | None = None,
     guard: GuardConfig | None = None,
     ema: float = 0.0,
     **objective: object,
 ) -> Distillation:
-    world = world or Walks()
-    codec = Pixel.Config(labels="soft").fit(Budget(ipc=2.1), world.spec).build(world.spec, generator(0, "codec"))
+    inputs = inputs or Walks()
+    codec = Pixel.Config(labels="soft").fit(Budget(ipc=2.1), inputs.spec).build(inputs.spec, generator(0, "codec"))
     config = Mtt.Config(
         **({"inner_steps": 2, "batch": 4, "last": 2, "items": 4, "augment": AugmentConfig(ops=("flip",))} | objective)
     )  # type: ignore[arg-type]
     return Distillation(
         codec,
-        config.build(world),
+        config.build(inputs),
         [],
         steps=steps,
         optimiser=OptimiserConfig(lr=0.05),
-        world=world,
+        inputs=inputs,
         guard=guard,
         ema=ema,
         share=share,
@@ -124,7 +124,7 @@ def test_resumed_equals_uninterrupted(optimiser: str) -> None:
             distillation.objective,
             [],
             steps=6,
-            world=distillation.world,
+            inputs=distillation.inputs,
             ema=0.9,
             optimiser=OptimiserConfig(name=optimiser, lr=0.05, decay="cosine"),
         )
@@ -156,7 +156,7 @@ def test_an_exploding_step_size_ends_with_a_diagnosis_and_the_last_good_state() 
 
 def test_a_row_that_is_not_finite_is_named() -> None:
     with pytest.raises(Failed, match="verify=true"):
-        list(make(world=Walks(spoiled=True)).run())
+        list(make(inputs=Walks(spoiled=True)).run())
 
 
 def test_items_above_the_threshold_are_left_out() -> None:
@@ -168,7 +168,7 @@ def test_items_above_the_threshold_are_left_out() -> None:
 
 
 def test_datm_window_grows() -> None:
-    objective = make(last=4, grow_from=1, grow_steps=6, world=Walks(last_epoch=8)).objective
+    objective = make(last=4, grow_from=1, grow_steps=6, inputs=Walks(last_epoch=8)).objective
     assert isinstance(objective, Mtt)
     assert [objective.ceiling(step) for step in (0, 2, 4, 6, 100)] == [1, 2, 3, 4, 4]
     starts = {item.what["first"] for step in range(40) for item in objective.plan(step)}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from rayd.data.augment import AugmentConfig, Transform
 from rayd.errors import Refused
-from rayd.evaluate.batches import Source, batches
+from rayd.evaluate.batches import ImageSet, batches
 from rayd.evaluate.recipe import RECIPES, RecipeConfig, named
 from rayd.evaluate.score import evaluate, factor
 from rayd.nets.convnet import NetConfig
@@ -43,14 +43,14 @@ def test_the_recipe_is_what_torch_does():
             optimiser = torch.optim.SGD([theta], recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
         else:
             optimiser = torch.optim.AdamW([theta], recipe.lr, weight_decay=recipe.weight_decay)
-        for step, (x, y) in enumerate(batches(recipe, Source.of(IMAGES, TRANSFORM), 3, CPU, None)):
+        for step, (x, y) in enumerate(batches(recipe, ImageSet.of(IMAGES, TRANSFORM), 3, CPU, None)):
             optimiser.param_groups[0]["lr"] = recipe.lr * factor(recipe.schedule, step, recipe.steps)
             optimiser.zero_grad()
             F.cross_entropy(NET(theta, x), y).backward()
             optimiser.step()
-        exam = Source.of(tiny(90, seed=1), TRANSFORM)
+        scorer = ImageSet.of(tiny(90, seed=1), TRANSFORM)
         with torch.no_grad():
-            right = NET(theta, exam.decode(torch.arange(90))[0]).argmax(1) == exam.classes_N
+            right = NET(theta, scorer.decode(torch.arange(90))[0]).argmax(1) == scorer.classes_N
         assert score(recipe, seeds=(3,))[0].accuracy == pytest.approx(right.float().mean().item(), abs=0.012)
 
 
@@ -61,7 +61,7 @@ def test_together_is_the_same_as_one_after_another():
 
 
 def test_chunks_change_nothing(monkeypatch):
-    source = Source.of(IMAGES, TRANSFORM)
+    source = ImageSet.of(IMAGES, TRANSFORM)
     whole = list(batches(SHORT, source, 5, CPU, None))
     monkeypatch.setattr("rayd.evaluate.batches.CHUNK", 20 * 64 * 4 * 7)
     for (x, y), (a, b) in zip(whole, batches(SHORT, source, 5, CPU, None), strict=True):
@@ -70,7 +70,7 @@ def test_chunks_change_nothing(monkeypatch):
 
 def test_augmentation_is_grouped_but_each_image_has_its_own_numbers():
     recipe = replace(SHORT, augment=AugmentConfig(ops=("scale", "flip", "crop")))
-    rows = torch.stack([x for x, _ in batches(recipe, Source.of(IMAGES, TRANSFORM), 0, CPU, None)])
+    rows = torch.stack([x for x, _ in batches(recipe, ImageSet.of(IMAGES, TRANSFORM), 0, CPU, None)])
     assert rows.shape == (30, 20, 1, 8, 8)
     augment, draws, orders = recipe.augment.build(), generator(0, "augment"), generator(0, "batch")
     order = torch.cat([torch.randperm(60, generator=orders) for _ in range(10)])
@@ -81,7 +81,7 @@ def test_augmentation_is_grouped_but_each_image_has_its_own_numbers():
 
 
 def test_label_regimes_and_mixing():
-    soft = Source.tensors(torch.randn(6, 1, 8, 8), torch.arange(3).repeat(2), IMAGES.spec, torch.full((6, 3), 1 / 3))
+    soft = ImageSet.tensors(torch.randn(6, 1, 8, 8), torch.arange(3).repeat(2), IMAGES.spec, torch.full((6, 3), 1 / 3))
     recipe = replace(SHORT, steps=4, augment=None)
     assert next(batches(recipe, soft, 0, CPU, None))[1].unique().tolist() == [pytest.approx(1 / 3)]
     assert next(batches(replace(recipe, labels="hard"), soft, 0, CPU, None))[1].unique().tolist() == [0.0, 1.0]
@@ -135,7 +135,7 @@ def test_recipes_on_file_are_the_recipes_in_code():
 
 
 def test_the_compiled_step_is_the_eager_one():
-    recipe, net, exam = replace(SHORT, steps=8), NetConfig(width=4, depth=1).build(IMAGES.spec), tiny(90, seed=1)
-    fast = evaluate(recipe, net, IMAGES, exam, TRANSFORM, [0], compile=True)
-    slow = evaluate(recipe, net, IMAGES, exam, TRANSFORM, [0], compile=False)
+    recipe, net, scorer = replace(SHORT, steps=8), NetConfig(width=4, depth=1).build(IMAGES.spec), tiny(90, seed=1)
+    fast = evaluate(recipe, net, IMAGES, scorer, TRANSFORM, [0], compile=True)
+    slow = evaluate(recipe, net, IMAGES, scorer, TRANSFORM, [0], compile=False)
     assert fast[0].accuracy == pytest.approx(slow[0].accuracy, abs=0.012)

@@ -12,7 +12,7 @@ from rayd.data.images import Images, Splits
 from rayd.data.load import load as load_data
 from rayd.errors import Refused
 from rayd.experts.config import ExpertConfig, plan_units
-from rayd.experts.step import Ground, chunk_of, loss_gradient
+from rayd.experts.step import ExpertStep, chunk_of, loss_gradient
 from rayd.experts.train import Diverged, train
 from rayd.experts.trajectory import Snapshot
 from rayd.nets.convnet import Net, NetConfig
@@ -113,14 +113,14 @@ def test_the_sharpness_aware_gradient(digits: Splits, few: Images) -> None:
     """The adaptive ascent step has length rho in the norm ||e / theta||, and alpha removes what is orthogonal."""
     net = net_of(digits)
     config = ExpertConfig(**{**PLAIN, "sam": 0.1, "sam_alpha": 0.0})
-    ground = Ground(config, net, Transform.fit(few, "normalise"), few, None, torch.device("cpu"), False)
+    step = ExpertStep(config, net, Transform.fit(few, "normalise"), few, None, torch.device("cpu"), False)
     theta = net.init(generator(1, "init"))[None]
-    x, y = next(ground.batches([1], 1))
-    plain = ground.gradient(theta, x, y)[0]
+    x, y = next(step.batches([1], 1))
+    plain = step.gradient(theta, x, y)[0]
     ascent = theta.square() * plain * (0.1 / (theta * plain).norm())
     assert math.isclose(float((ascent / theta).nan_to_num().norm()), 0.1, rel_tol=1e-4)
-    expected = ground.gradient(theta + ascent, x, y)[0]
-    torch.testing.assert_close(ground._sharpness(theta, plain, x, y), expected, rtol=1e-3, atol=1e-6)
+    expected = step.gradient(theta + ascent, x, y)[0]
+    torch.testing.assert_close(step._sharpness(theta, plain, x, y), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_bf16_follows_fp32(digits: Splits) -> None:

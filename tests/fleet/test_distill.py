@@ -17,7 +17,7 @@ import pytest
 
 from rayd.artifact import tensors
 from rayd.config import Run
-from rayd.run.experts import Shop, build_inline
+from rayd.run.experts import ExpertPlan, build_inline
 from rayd.schema import parse
 from tests.support.expert_runs import digits_run
 from tests.support.grounds import descendants
@@ -36,7 +36,7 @@ WORDS = (
 def buffer(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Tiny experts, made once."""
     run = digits_run(tmp_path_factory.mktemp("experts"))
-    for _ in build_inline(Shop.open(run)):
+    for _ in build_inline(ExpertPlan.open(run)):
         pass
     return run.experts_at
 
@@ -160,8 +160,8 @@ def test_a_row_that_is_not_a_number(buffer: str, tmp_path: Path) -> None:
     """A buffer whose rows are whole but hold NaN: found on reading, named, and nothing is written."""
     spoiled = tmp_path / "spoiled"
     config = digits_run(spoiled, experts=1)
-    shop = Shop.open(config)
-    for _ in build_inline(shop):
+    plan = ExpertPlan.open(config)
+    for _ in build_inline(plan):
         pass
     spoil(spoiled / "experts")
     code, text = end(start(tmp_path / "out", str(spoiled / "experts")))
@@ -180,10 +180,10 @@ def test_memory_that_runs_out(buffer: str, tmp_path: Path) -> None:
 def test_more_workers_than_items_is_refused(buffer: str, tmp_path: Path) -> None:
     config = parse(Run, _plain(buffer, tmp_path))
     from rayd.errors import Refused
-    from rayd.run.distill import Place, distil
+    from rayd.run.distill import Worker, distill
 
     with pytest.raises(Refused, match=r"objective\.items"):
-        next(iter(distil(config, Place(0, 3))))
+        next(iter(distill(config, Worker(0, 3))))
 
 
 def _plain(buffer: str, out: Path) -> dict[str, object]:

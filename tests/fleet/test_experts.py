@@ -15,7 +15,7 @@ import pytest
 from rayd.errors import Failed, Refused
 from rayd.experts.buffer import verify
 from rayd.fleet.policy import Loss, after_loss, capacity, copies, pool_size, shortfall
-from rayd.run.experts import Shop, build_inline
+from rayd.run.experts import ExpertPlan, build_inline
 from tests.support.expert_runs import digits_run, hashes
 from tests.support.loopback import s3_server
 
@@ -67,7 +67,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The bytes of the same run made inline."""
     out = tmp_path_factory.mktemp("inline")
     run = digits_run(out, experts=EXPERTS)
-    list(build_inline(Shop.open(run)))
+    list(build_inline(ExpertPlan.open(run)))
     return hashes(run.experts_at)
 
 
@@ -83,10 +83,10 @@ def test_any_number_of_actors_leaves_the_same_bytes(
     from rayd.fleet.experts import build
 
     run = digits_run(tmp_path, experts=EXPERTS, scale=laptop(actors=actors))
-    *_, progress = build(Shop.open(run))
+    *_, progress = build(ExpertPlan.open(run))
     assert progress.done == EXPERTS and progress.retried == 0
     assert hashes(run.experts_at) == undisturbed
-    *_, again = build(Shop.open(run))
+    *_, again = build(ExpertPlan.open(run))
     assert (again.done, again.skipped) == (0, EXPERTS)
 
 
@@ -97,7 +97,7 @@ def test_what_cannot_be_placed_is_refused_at_once(ray_local: None, tmp_path: Pat
     began = time.monotonic()
     run = digits_run(tmp_path, scale=laptop(gpus=1.0))
     with pytest.raises(Refused, match=r"one expert actor needs CPU 1, GPU 1.*no node has enough GPU.*or add nodes"):
-        list(build(Shop.open(run)))
+        list(build(ExpertPlan.open(run)))
     assert time.monotonic() - began < 12
 
 
@@ -107,16 +107,16 @@ def test_divergence_is_recorded_by_the_fleet_too(ray_local: None, tmp_path: Path
 
     run = digits_run(tmp_path, experts=2, norm="none", lr=1e30, scale=laptop(actors=1))
     with pytest.raises(Failed, match="2 of 2 units diverged"):
-        list(build(Shop.open(run)))
+        list(build(ExpertPlan.open(run)))
     assert (tmp_path / "experts" / "experts-00000.failed.json").exists()
 
 
 @pytest.mark.ray
 def test_a_full_disk_ends_the_run_with_its_message(ray_local: None, tmp_path: Path) -> None:
     """Met in an actor, told by the driver: not tried again."""
-    from rayd.fleet.experts import Fleet, Smith, build
+    from rayd.fleet.experts import Dispatcher, ExpertActor, build
 
-    class Full(Smith):
+    class Full(ExpertActor):
         def build(self, number: int) -> Any:
             import resource
 
@@ -125,12 +125,12 @@ def test_a_full_disk_ends_the_run_with_its_message(ray_local: None, tmp_path: Pa
             return super().build(number)
 
     run = digits_run(tmp_path, experts=2, scale=laptop(actors=1))
-    Fleet.actor_class = Full
+    Dispatcher.actor_class = Full
     try:
         with pytest.raises(Failed, match=r"experts-00000\.tar: no room left.*run the same command again"):
-            list(build(Shop.open(run)))
+            list(build(ExpertPlan.open(run)))
     finally:
-        Fleet.actor_class = Smith
+        Dispatcher.actor_class = ExpertActor
     assert verify(run.experts_at) == []
 
 

@@ -121,7 +121,7 @@ def test_an_artifact_is_the_codec(name, storage):
     stored = codec.stored() | {"step_size": Stored(torch.tensor([0.01]), "step")}
     written = {"name": name.split("-")[0], **to_dict(codec.config)}
     transform = Transform("normalise", torch.zeros(3), torch.ones(3))
-    about = write.Birth(codec=written, spec=SPEC, classes=("a", "b", "c", "d"))
+    about = write.Provenance(codec=written, spec=SPEC, classes=("a", "b", "c", "d"))
     made = write.files(about, codec, stored, transform)
     artifact = rayd.load(made.__getitem__)
     ledger = json.loads(made["ledger.json"])

@@ -55,9 +55,9 @@ def test_gradient_matching_of_vectors() -> None:
 
 
 def test_the_known_derivative_is_autograds() -> None:
-    world = TinyWorld()
-    codec = TinyPixels(world)
-    objective = Gradient.Config(batch_real=12, augment=QUIET).build(world)
+    inputs = TinyWorld()
+    codec = TinyPixels(inputs)
+    objective = Gradient.Config(batch_real=12, augment=QUIET).build(inputs)
     (item,) = objective.plan(0)
     data = objective.fetch(item)
     match = objective(codec, item, data)
@@ -65,14 +65,14 @@ def test_the_known_derivative_is_autograds() -> None:
     theta_P = objective.theta_P.detach().requires_grad_()
 
     def gradient(images: Tensor, targets: Tensor) -> Tensor:
-        loss = -(targets * world.net(theta_P, images).log_softmax(1)).sum(1).mean()
+        loss = -(targets * inputs.net(theta_P, images).log_softmax(1)).sum(1).mean()
         return torch.autograd.grad(loss, theta_P, create_graph=True)[0]
 
     total = torch.zeros(())
-    for c in range(world.classes):
+    for c in range(inputs.classes):
         images, targets = codec.decode(codec.of_class(c))
         real_P = gradient(data.real_GnCHW[c], data.targets_GnK[c]).detach()
-        total = total + distance(real_P, gradient(images, targets), world.net.flat)
+        total = total + distance(real_P, gradient(images, targets), inputs.net.flat)
     torch.testing.assert_close(match.value, total)
     torch.testing.assert_close(found, torch.autograd.grad(total, [codec.pixels])[0], rtol=1e-3, atol=1e-5)
 
@@ -81,15 +81,15 @@ def test_an_episode_trains_its_network_and_then_starts_another() -> None:
     work = distillation(Gradient.Config(batch_real=12, outer=3, inner=2, lr_net=0.1), steps=3)
     objective = work.objective
     assert isinstance(objective, Gradient)
-    codec, world = work.codec, work.world
+    codec, inputs = work.codec, work.inputs
 
     def loss() -> float:
         images, targets = codec.decode(torch.arange(len(codec)))
-        return float(F.cross_entropy(world.net(objective.theta_P, images), targets))
+        return float(F.cross_entropy(inputs.net(objective.theta_P, images), targets))
 
     first, steps = objective.theta_P.clone(), work.run()
     untrained = loss()
     next(steps)
     assert not torch.equal(objective.theta_P, first) and loss() < untrained
     list(steps)
-    torch.testing.assert_close(objective.theta_P, world.net.init(generator(0, "net", 1)))
+    torch.testing.assert_close(objective.theta_P, inputs.net.init(generator(0, "net", 1)))

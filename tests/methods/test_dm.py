@@ -28,11 +28,11 @@ class LinearNet:
 
 
 def test_gradient_of_dm_in_closed_form_for_a_linear_net() -> None:
-    world = TinyWorld()
-    net: Any = LinearNet(world.spec.floats, 7)
-    world.net = net
-    codec = TinyPixels(world)
-    objective = Distribution.Config(batch_real=12, augment=QUIET).build(world)
+    inputs = TinyWorld()
+    net: Any = LinearNet(inputs.spec.floats, 7)
+    inputs.net = net
+    codec = TinyPixels(inputs)
+    objective = Distribution.Config(batch_real=12, augment=QUIET).build(inputs)
     (item,) = objective.plan(0)
     data = objective.fetch(item)
     (found,) = torch.autograd.grad(objective(codec, item, data).value, [codec.pixels])
@@ -43,10 +43,10 @@ def test_gradient_of_dm_in_closed_form_for_a_linear_net() -> None:
 
 
 def test_siamese_augmentation_keeps_equal_sets_equal() -> None:
-    world = TinyWorld(per_class=6)
-    codec = TinyPixels(world, ipc=6, start=world.take)
+    inputs = TinyWorld(per_class=6)
+    codec = TinyPixels(inputs, ipc=6, start=inputs.take)
     for step in range(6):
-        objective = Distribution.Config(batch_real=6).build(world)
+        objective = Distribution.Config(batch_real=6).build(inputs)
         (item,) = objective.plan(step)
         assert float(objective(codec, item, objective.fetch(item)).value) < 1e-8
 
@@ -59,8 +59,8 @@ def test_real_images_are_drawn_from_the_whole_class() -> None:
 
 
 def test_a_small_class_is_repeated() -> None:
-    world = TinyWorld(per_class=4)
-    world.labels_N = torch.tensor([0] * 1 + [1] * 7 + [2] * 4 + [3] * 4)
-    objective = Distribution.Config(batch_real=6).build(world)
+    inputs = TinyWorld(per_class=4)
+    inputs.labels_N = torch.tensor([0] * 1 + [1] * 7 + [2] * 4 + [3] * 4)
+    objective = Distribution.Config(batch_real=6).build(inputs)
     (item,) = objective.plan(0)
     assert objective.fetch(item).real_GnCHW.shape[:2] == (4, 6)

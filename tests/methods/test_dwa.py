@@ -28,16 +28,18 @@ from tests.support.worlds import TinyPixels, TinyWorld
 STEPS = 4
 
 
-def world(norm: Any = "batch") -> TinyWorld:
+def inputs(norm: Any = "batch") -> TinyWorld:
     return TinyWorld(config=NetConfig(depth=2, width=8, norm=norm))
 
 
 def run(share: tuple[int, int] = (0, 1), reduce: Any = identity, **config: Any) -> Distillation:
-    place = world()
+    place = inputs()
     codec = TinyPixels(place, 2, lambda c, n: place.take(c, n))
     objective = Dwa.Config(**{"blocks": 2, "rho": 0.5, **config}).build(place)
     optimiser = OptimiserConfig(name="adam", lr=0.1, decay="cosine")
-    return Distillation(codec, objective, [], steps=STEPS, optimiser=optimiser, world=place, share=share, reduce=reduce)
+    return Distillation(
+        codec, objective, [], steps=STEPS, optimiser=optimiser, inputs=place, share=share, reduce=reduce
+    )
 
 
 def pixels(work: Distillation) -> Tensor:
@@ -51,8 +53,8 @@ def test_the_teacher_is_moved_within_rho_raises_the_loss_and_stays_itself() -> N
     for _ in work.run():
         pass
     assert torch.equal(objective.teacher_P, before), "the squeezed teacher is bit-identical"
-    assert torch.equal(before, objective.world.theta(0, objective.world.last_epoch))
-    net, moved = objective.world.net, objective._moved
+    assert torch.equal(before, objective.inputs.theta(0, objective.inputs.last_epoch))
+    net, moved = objective.inputs.net, objective._moved
     assert set(moved) == {0, 1}
     assert not torch.equal(moved[0], moved[1])
     for number, theta in moved.items():
@@ -68,11 +70,11 @@ def test_the_teacher_is_moved_within_rho_raises_the_loss_and_stays_itself() -> N
 def test_the_loss_is_the_published_one() -> None:
     """Against a plain computation from the network's own moments."""
     objective: Dwa = run(jitter=0, ascents=0).objective  # type: ignore[assignment]
-    codec = TinyPixels(objective.world, 2)  # type: ignore[arg-type]
+    codec = TinyPixels(objective.inputs, 2)  # type: ignore[arg-type]
     item = objective.plan(0)[1]
     value = objective(codec, item, None).value
     images = codec.decode(objective.index(codec, item))[0]
-    logits, seen = objective.world.net.moments(objective.teacher_P, images)
+    logits, seen = objective.inputs.net.moments(objective.teacher_P, images)
     expected = F.cross_entropy(logits, torch.arange(4))
     for i, one in enumerate(seen):
         gap = 11 * (one.var_C - one.running_var_C).norm() + (one.mean_C - one.running_mean_C).norm()
@@ -116,16 +118,16 @@ def test_a_resumed_run_is_the_uninterrupted_one() -> None:
 
 def test_images_follow_the_teacher() -> None:
     """The statistics of noise come closer to what the teacher remembers."""
-    place = world()
+    place = inputs()
     objective = Dwa.Config(blocks=2, ascents=0).build(place)
     codec = TinyPixels(place, 2)
-    work = Distillation(codec, objective, [], steps=25, optimiser=OptimiserConfig(lr=0.1), world=place)
+    work = Distillation(codec, objective, [], steps=25, optimiser=OptimiserConfig(lr=0.1), inputs=place)
     values = [step.metrics["bn"] for step in work.run()]
     assert values[-1] < 0.7 * values[0]
 
 
 def test_labels_are_asked_of_the_teacher_or_kept() -> None:
-    place = world()
+    place = inputs()
     spec = Spec(place.shape, place.classes)
     config = Pixel.Config(labels="soft").fit(Budget(floats=2 * 4 * (spec.floats + 4) + 1), spec)
     codec = config.build(spec, torch.Generator().manual_seed(0))
@@ -134,7 +136,7 @@ def test_labels_are_asked_of_the_teacher_or_kept() -> None:
     kept = Dwa.Config(blocks=2, relabel=2).build(place)
     asked = Dwa.Config(blocks=2).build(place)
     assert kept.stored() == {} and asked.stored()["teacher"].role == "teacher"
-    work = Distillation(codec, kept, [], steps=2, optimiser=OptimiserConfig(lr=0.1), world=place)
+    work = Distillation(codec, kept, [], steps=2, optimiser=OptimiserConfig(lr=0.1), inputs=place)
     steps = work.run()
     next(steps)
     assert torch.equal(codec.labels.detach(), before), "labels get no gradient"
@@ -170,37 +172,37 @@ def asked(tmp_path: Path, name: str, **method: Any) -> Any:
 def test_blocks_over_the_fleet_are_one_run(tmp_path: Path, ray_local: None) -> None:
     """Independent tasks, one of them interrupted before, against all blocks in this process: the same files' pixels."""
     from rayd import load
-    from rayd.fleet.distill_blocks import count, distil_blocks, of_block
-    from rayd.run.distill import distil
-    from rayd.run.experts import Shop, build_inline
+    from rayd.fleet.distill_blocks import count, distill_blocks, of_block
+    from rayd.run.distill import distill
+    from rayd.run.experts import ExpertPlan, build_inline
 
     one, many = asked(tmp_path, "one"), asked(tmp_path, "many")
-    list(build_inline(Shop.open(one)))
-    list(distil(one))
+    list(build_inline(ExpertPlan.open(one)))
+    list(distill(one))
     assert count(many) == 2
-    walk = distil(of_block(many, 1))
+    walk = distill(of_block(many, 1))
     for _ in range(3):
         next(walk)
     walk.close()
-    distil_blocks(many)
+    distill_blocks(many)
     a, b = (load(tmp_path / name / "artifact") for name in ("one", "many"))
     assert torch.equal(a.codec.pixels, b.codec.pixels)
     assert a.card["fingerprint"] == b.card["fingerprint"]
     assert torch.equal(a.stored["teacher"].tensor, b.stored["teacher"].tensor)
     with pytest.raises(Refused, match="pixel, whose blocks share nothing"):
-        distil_blocks(asked(tmp_path, "no", codec={"name": "lodc"}))
+        distill_blocks(asked(tmp_path, "no", codec={"name": "lodc"}))
 
 
 @pytest.mark.ray
 def test_a_killed_worker_costs_no_image(tmp_path: Path, ray_local: None) -> None:
     from rayd import load
-    from rayd.fleet.distill_blocks import distil_blocks
-    from rayd.run.distill import distil
-    from rayd.run.experts import Shop, build_inline
+    from rayd.fleet.distill_blocks import distill_blocks
+    from rayd.run.distill import distill
+    from rayd.run.experts import ExpertPlan, build_inline
 
     one, many = (asked(tmp_path, name, steps=300, checkpoint=20) for name in ("one", "many"))
-    list(build_inline(Shop.open(one)))
-    list(distil(one))
+    list(build_inline(ExpertPlan.open(one)))
+    list(distill(one))
     killed: list[int] = []
 
     def kill() -> None:
@@ -210,7 +212,7 @@ def test_a_killed_worker_costs_no_image(tmp_path: Path, ray_local: None) -> None
 
     killer = threading.Thread(target=kill)
     killer.start()
-    distil_blocks(many)
+    distill_blocks(many)
     killer.join()
     a, b = (load(tmp_path / name / "artifact").codec.pixels for name in ("one", "many"))
     assert killed and torch.equal(a, b)
@@ -223,14 +225,14 @@ def test_class_runs_cover_all() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(Refused, match=r"net\.norm=instance"):
-        Dwa.Config().build(world("instance"))
+        Dwa.Config().build(inputs("instance"))
     with pytest.raises(Refused, match=r"objective\.expert=9"):
-        Dwa.Config(expert=9).build(world())
+        Dwa.Config(expert=9).build(inputs())
     with pytest.raises(Refused, match=r"objective\.only=7"):
-        Dwa.Config(blocks=2, only=7).build(world())
+        Dwa.Config(blocks=2, only=7).build(inputs())
     with pytest.raises(Refused, match=r"objective\.rho=-1"):
         Dwa.Config(rho=-1)
-    place = world()
+    place = inputs()
     objective = Dwa.Config(blocks=3).build(place)
     with pytest.raises(Refused, match=r"objective\.blocks=3.*here \[2\]"):
         objective(TinyPixels(place, 2), Item(0, 0, 0, {"block": 0, "first": 0, "last": 4}), None)

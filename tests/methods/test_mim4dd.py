@@ -47,28 +47,28 @@ def test_bound_of_separated_classes_is_the_log_of_their_number() -> None:
     assert float(bound(torch.zeros(40, 15), positive_RS)) == pytest.approx(0.0, abs=1e-5)
 
 
-def trace(world: TinyWorld, term: Mim4dd.Config, steps: int, lr: float) -> list[float]:
+def trace(inputs: TinyWorld, term: Mim4dd.Config, steps: int, lr: float) -> list[float]:
     """Information under DM with the term, at every step."""
-    codec = TinyPixels(world)
-    objective = Distribution.Config(batch_real=16).build(world)
+    codec = TinyPixels(inputs)
+    objective = Distribution.Config(batch_real=16).build(inputs)
     rates = OptimiserConfig(lr=lr)
-    work = Distillation(codec, objective, [term.build(world, codec)], steps=steps, optimiser=rates, world=world)
+    work = Distillation(codec, objective, [term.build(inputs, codec)], steps=steps, optimiser=rates, inputs=inputs)
     return [step.metrics["information"] for step in work.run()]
 
 
 def test_the_term_raises_the_information_above_the_plain_objectives() -> None:
-    world = TinyWorld()
-    plain = trace(world, Mim4dd.Config(weight=0.0), 15, 0.05)
-    told = trace(world, Mim4dd.Config(weight=20.0), 15, 0.05)
+    inputs = TinyWorld()
+    plain = trace(inputs, Mim4dd.Config(weight=0.0), 15, 0.05)
+    told = trace(inputs, Mim4dd.Config(weight=20.0), 15, 0.05)
     assert told[-1] > plain[-1] and told[-1] > told[0]
-    assert told[-1] <= math.log(world.classes)
+    assert told[-1] <= math.log(inputs.classes)
 
 
 def test_a_learned_projection_tightens_the_bound_on_frozen_images() -> None:
-    world = TinyWorld()
-    codec = TinyPixels(world, start=world.take)
-    objective = Distribution.Config(batch_real=16).build(world)
-    term = Mim4dd.Config(width=8).build(world, codec)
+    inputs = TinyWorld()
+    codec = TinyPixels(inputs, start=inputs.take)
+    objective = Distribution.Config(batch_real=16).build(inputs)
+    term = Mim4dd.Config(width=8).build(inputs, codec)
     (item,) = objective.plan(0)
     data = objective.fetch(item)
     (player,) = term.players()
@@ -84,11 +84,11 @@ def test_a_learned_projection_tightens_the_bound_on_frozen_images() -> None:
 
 
 def test_a_contrast_needs_classes() -> None:
-    world = TinyWorld()
-    codec = TinyPixels(world)
+    inputs = TinyWorld()
+    codec = TinyPixels(inputs)
     config = Ncfm.Config(batch_real=8, pool=0, frequencies=32, classes_per_item=1)
     assert not config.multiclass and Ncfm.Config().multiclass
-    objective, term = config.build(world), Mim4dd.Config().build(world, codec)
+    objective, term = config.build(inputs), Mim4dd.Config().build(inputs, codec)
     item = objective.plan(0)[0]
     with pytest.raises(Refused, match="classes_per_item=0"):
         term(codec, item, objective(codec, item, objective.fetch(item)))

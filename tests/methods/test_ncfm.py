@@ -34,8 +34,8 @@ def test_equal_sets_are_at_no_distance_with_a_finite_slope() -> None:
 
 
 def test_frequencies_are_a_scale_mixture_of_normals() -> None:
-    world = TinyWorld()
-    objective = Ncfm.Config(batch_real=8, frequencies=4096, pool=3, psi=PsiConfig(per_component=512)).build(world)
+    inputs = TinyWorld()
+    objective = Ncfm.Config(batch_real=8, frequencies=4096, pool=3, psi=PsiConfig(per_component=512)).build(inputs)
     source = objective.source(0)
     t_TD = objective.frequencies(source)
     assert len(t_TD.unique(dim=0)) == 4096
@@ -46,9 +46,9 @@ def test_frequencies_are_a_scale_mixture_of_normals() -> None:
 
 def test_psi_climbs_on_frozen_images() -> None:
     """Its gradient is not zero and its loss rises: what the public release fails."""
-    world = TinyWorld()
-    codec = TinyPixels(world)
-    objective = Ncfm.Config(batch_real=12, frequencies=64, pool=3, psi=PSI).build(world)
+    inputs = TinyWorld()
+    codec = TinyPixels(inputs)
+    objective = Ncfm.Config(batch_real=12, frequencies=64, pool=3, psi=PSI).build(inputs)
     (item,) = objective.plan(0)
     data = objective.fetch(item)
     (player,) = objective.players()
@@ -79,13 +79,13 @@ def test_the_engine_moves_psi_upwards() -> None:
 
 
 def test_pool_networks_lie_between_start_and_end() -> None:
-    world = TinyWorld()
-    objective = Ncfm.Config(batch_real=8, frequencies=32, pool=3).build(world)
+    inputs = TinyWorld()
+    objective = Ncfm.Config(batch_real=8, frequencies=32, pool=3).build(inputs)
     seen = set()
     for step in range(12):
         source = objective.source(step)
-        expert = next(e for e in range(3) if torch.equal(world.theta(e, world.last_epoch), source.teacher_P))
-        start_P, end_P = world.theta(expert, 0), source.teacher_P
+        expert = next(e for e in range(3) if torch.equal(inputs.theta(e, inputs.last_epoch), source.teacher_P))
+        start_P, end_P = inputs.theta(expert, 0), source.teacher_P
         at = ((source.theta_P - end_P) @ (start_P - end_P)) / (start_P - end_P).square().sum()
         torch.testing.assert_close(source.theta_P, torch.lerp(end_P, start_P, at), rtol=1e-4, atol=1e-5)
         assert 0 <= float(at) <= 1

@@ -107,9 +107,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str) -> None:
 
 
 def test_synthetic_subsets_stay_within_their_class() -> None:
-    world = TinyWorld()
-    codec = TinyPixels(world, ipc=5)
-    objective = Distribution.Config(batch_real=8, batch_syn=2, classes_per_item=2).build(world)
+    inputs = TinyWorld()
+    codec = TinyPixels(inputs, ipc=5)
+    objective = Distribution.Config(batch_real=8, batch_syn=2, classes_per_item=2).build(inputs)
     for item in objective.plan(3):
         syn = objective.synthetic(codec, item)
         assert syn.counts == (2, 2)
@@ -121,9 +121,9 @@ def test_compiled_and_in_half_precision_as_eager() -> None:
     """One compiled objective end to end, in bf16: within what its eight bits allow."""
     found = []
     for precision, fast in (("fp32", False), ("bf16", True)):
-        world = TinyWorld(precision=precision, compiled=fast)
-        codec = TinyPixels(world)
-        objective = Distribution.Config(batch_real=12).build(world)
+        inputs = TinyWorld(precision=precision, compiled=fast)
+        codec = TinyPixels(inputs)
+        objective = Distribution.Config(batch_real=12).build(inputs)
         (item,) = objective.plan(0)
         value = objective(codec, item, objective.fetch(item)).value
         found.append((value.detach(), torch.autograd.grad(value, [codec.pixels])[0]))
@@ -161,14 +161,14 @@ def test_calibration_needs_a_trained_network() -> None:
 
 
 def test_calibration_is_the_mean_loss_of_each_class() -> None:
-    world = TinyWorld()
-    codec = TinyPixels(world)
-    objective = Ncfm.Config(batch_real=8, frequencies=32, pool=3).build(world)
-    term = Calibrate.Config(weight=2.0, augment=QUIET).build(world, codec)
+    inputs = TinyWorld()
+    codec = TinyPixels(inputs)
+    objective = Ncfm.Config(batch_real=8, frequencies=32, pool=3).build(inputs)
+    term = Calibrate.Config(weight=2.0, augment=QUIET).build(inputs, codec)
     (item,) = objective.plan(0)
     match = objective(codec, item, objective.fetch(item))
     images, targets = codec.decode(torch.arange(len(codec)))
-    loss = F.cross_entropy(world.net(match.scene["teacher"], images), targets) * world.classes
+    loss = F.cross_entropy(inputs.net(match.scene["teacher"], images), targets) * inputs.classes
     torch.testing.assert_close(term(codec, item, match).value, match.value + 2 * loss)
 
 
@@ -197,9 +197,9 @@ def test_every_meaningful_pair_steps_and_every_other_is_refused(
             MethodConfig.from_plain(sentence)
         return
     method = MethodConfig.from_plain(sentence)
-    world = TinyWorld(per_class=64)
-    codec = method.codec.fit(Budget(ipc=2), world.spec).build(world.spec, generator(0, "codec"))
-    codec.encode(world.take, generator(0, "encode"))
+    inputs = TinyWorld(per_class=64)
+    codec = method.codec.fit(Budget(ipc=2), inputs.spec).build(inputs.spec, generator(0, "codec"))
+    codec.encode(inputs.take, generator(0, "encode"))
     rates = OptimiserConfig(name="adam", lr=0.01)
-    work = Distillation(codec, method.objective.build(world), [], steps=1, optimiser=rates, world=world)
+    work = Distillation(codec, method.objective.build(inputs), [], steps=1, optimiser=rates, inputs=inputs)
     lower_own_loss(codec, work.objective, work.optimisers[: len(codec.players())])

@@ -57,29 +57,29 @@ class Nothing(Objective):
 
     gives = frozenset({"net", "theta"})
 
-    def __init__(self, world: Small) -> None:
+    def __init__(self, inputs: Small) -> None:
         super().__init__()
-        self.world = world
+        self.inputs = inputs
 
     def plan(self, step: int) -> list[Item]:
         return [Item(step, i, seed_of(3, "item", step, i)) for i in range(2)]
 
     def forward(self, codec, item, data) -> Match:
-        theta = self.world.net.init(torch.Generator().manual_seed(item.seed % 1000))
+        theta = self.inputs.net.init(torch.Generator().manual_seed(item.seed % 1000))
         value = sum(p.sum() for p in codec.parameters()) * 0
-        return Match(value, scene={"net": self.world.net, "theta": theta})
+        return Match(value, scene={"net": self.inputs.net, "theta": theta})
 
 
 def moved(codec, terms, steps=40, lr=0.02):
-    world = terms[0].world
-    work = Distillation(codec, Nothing(world), terms, steps=steps, optimiser=OptimiserConfig(lr=lr), world=world)
+    inputs = terms[0].inputs
+    work = Distillation(codec, Nothing(inputs), terms, steps=steps, optimiser=OptimiserConfig(lr=lr), inputs=inputs)
     return list(work.run())
 
 
 def test_guidance_draws_features_towards_real_ones():
-    world = Small()
+    inputs = Small()
     codec = Pixel.Config(start="noise").fit(Budget(ipc=2), SPEC).build(SPEC, torch.Generator().manual_seed(0))
-    term = Guidance.Config(weight=1.0, augment=NONE).build(world, codec)
+    term = Guidance.Config(weight=1.0, augment=NONE).build(inputs, codec)
     steps = moved(codec, [term])
     first, last = (sum(s.value for s in part) / 5 for part in (steps[:5], steps[-5:]))
     assert last < 0.7 * first
@@ -87,29 +87,29 @@ def test_guidance_draws_features_towards_real_ones():
 
 
 def test_guidance_is_zero_for_the_real_images_themselves():
-    world = Small()
+    inputs = Small()
     codec = Pixel.Config().fit(Budget(ipc=10), SPEC).build(SPEC, torch.Generator().manual_seed(0))
-    codec.encode(world.take, torch.Generator())
-    item = Nothing(world).plan(0)[0]
-    match = Nothing(world)(codec, item, None)
-    assert float(Guidance.Config(augment=NONE).build(world, codec)(codec, item, match).value.detach()) < 1e-6
-    off = Guidance.Config(weight=0.0).build(world, codec)(codec, item, match)
+    codec.encode(inputs.take, torch.Generator())
+    item = Nothing(inputs).plan(0)[0]
+    match = Nothing(inputs)(codec, item, None)
+    assert float(Guidance.Config(augment=NONE).build(inputs, codec)(codec, item, match).value.detach()) < 1e-6
+    off = Guidance.Config(weight=0.0).build(inputs, codec)(codec, item, match)
     assert off is match, "weight 0 costs nothing"
 
 
 def test_guidance_repeats_itself():
-    world = Small()
+    inputs = Small()
     codec = Pixel.Config().fit(Budget(ipc=2), SPEC).build(SPEC, torch.Generator().manual_seed(0))
-    term, item = Guidance.Config(classes=2).build(world, codec), Nothing(world).plan(4)[1]
-    one, two = (float(term(codec, item, Nothing(world)(codec, item, None)).value.detach()) for _ in range(2))
+    term, item = Guidance.Config(classes=2).build(inputs, codec), Nothing(inputs).plan(4)[1]
+    one, two = (float(term(codec, item, Nothing(inputs)(codec, item, None)).value.detach()) for _ in range(2))
     assert one == two > 0
 
 
 @pytest.mark.parametrize("config", [Haba.Config(), Nsd.Config(rank=4)])
 def test_contrast_pairs_are_one_image_under_two_alternatives(config):
-    world = Small()
+    inputs = Small()
     codec = config.fit(Budget(ipc=4), SPEC).build(SPEC, torch.Generator().manual_seed(0))
-    term = Contrast.Config(batch=16).build(world, codec)
+    term = Contrast.Config(batch=16).build(inputs, codec)
     first, second = term.pair(codec, torch.Generator().manual_seed(1))
     axes = list(codec.axes.values())
     for place, axis in enumerate(codec.axes):
@@ -121,12 +121,12 @@ def test_contrast_pairs_are_one_image_under_two_alternatives(config):
 
 def test_the_rival_moves_by_its_own_loss_alone():
     """What the codec's players get is the gradient of the value; what the rival gets, that of its loss."""
-    world = Small()
+    inputs = Small()
     codec = Haba.Config().fit(Budget(ipc=6), SPEC).build(SPEC, torch.Generator().manual_seed(0))
-    codec.encode(world.take, torch.Generator().manual_seed(1))
-    term = Contrast.Config(lr=0.1).build(world, codec)
-    item = Nothing(world).plan(0)[0]
-    match = term(codec, item, Nothing(world)(codec, item, None))
+    codec.encode(inputs.take, torch.Generator().manual_seed(1))
+    term = Contrast.Config(lr=0.1).build(inputs, codec)
+    item = Nothing(inputs).plan(0)[0]
+    match = term(codec, item, Nothing(inputs)(codec, item, None))
     assert torch.autograd.grad(match.value, [term.rival], allow_unused=True, retain_graph=True) == (None,)
     leaves = [p for p in codec.parameters()]
     assert all(
@@ -140,21 +140,21 @@ def test_the_rival_moves_by_its_own_loss_alone():
 
 
 def test_contrast_pushes_hallucinators_apart():
-    world = Small()
+    inputs = Small()
     codec = Haba.Config().fit(Budget(ipc=6), SPEC).build(SPEC, torch.Generator().manual_seed(0))
-    codec.encode(world.take, torch.Generator().manual_seed(1))
-    term = Contrast.Config(weight=10.0, augment=NONE).build(world, codec)
+    codec.encode(inputs.take, torch.Generator().manual_seed(1))
+    term = Contrast.Config(weight=10.0, augment=NONE).build(inputs, codec)
     steps = moved(codec, [term], steps=60)
     alike = [s.metrics["contrast"] for s in steps]
     assert sum(alike[-5:]) / 5 < sum(alike[:5]) / 5 - 0.1
 
 
 def test_contrast_resumes_with_its_rival():
-    world = Small()
+    inputs = Small()
     codec = Haba.Config().fit(Budget(ipc=6), SPEC).build(SPEC, torch.Generator().manual_seed(0))
-    term = Contrast.Config().build(world, codec)
+    term = Contrast.Config().build(inputs, codec)
     state = term.state()
-    other = Contrast.Config().build(world, codec)
+    other = Contrast.Config().build(inputs, codec)
     with torch.no_grad():
         other.rival.zero_()
     other.load(state)
@@ -176,10 +176,10 @@ def test_supervised_contrast_by_hand():
 
 
 def test_refusals():
-    world = Small()
+    inputs = Small()
     pixel = Pixel.Config().fit(Budget(ipc=1), SPEC).build(SPEC, torch.Generator().manual_seed(0))
     with pytest.raises(Refused, match="codec=haba"):
-        Contrast.Config().build(world, pixel)
+        Contrast.Config().build(inputs, pixel)
     with pytest.raises(Refused, match="weight"):
         Guidance.Config(weight=-1.0)
     with pytest.raises(Refused, match="batch"):

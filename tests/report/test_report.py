@@ -15,7 +15,7 @@ from rayd.errors import Refused
 from rayd.evaluate.score import Score
 from rayd.report import report
 from rayd.run import evaluate
-from rayd.run.rows import CONTROLS, asks_of
+from rayd.run.rows import CONTROLS, row_tasks
 from rayd.store import Store
 from tests.support.fakes import a_run, an_artifact
 
@@ -133,5 +133,5 @@ def test_a_browser_shows_it_without_scrolling_sideways(run_folder, tmp_path, wid
 def test_asks_cover_every_network(run_folder):
     artifact = rayd.load(run_folder / "artifact")
     run = a_run(recipe={"nets": [{"name": "convnet"}, {"name": "vit"}]})
-    asks = asks_of(run, artifact, CONTROLS)
+    asks = row_tasks(run, artifact, CONTROLS)
     assert [ask.row for ask in asks if ask.net == 1] == ["distilled", "random@floats"]

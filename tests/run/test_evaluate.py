@@ -12,7 +12,7 @@ from rayd.artifact.load import reader, self_hash
 from rayd.errors import Refused
 from rayd.evaluate import coreset, dd_ranking
 from rayd.run import evaluate
-from rayd.run.rows import Ask, Exam
+from rayd.run.rows import RowTask, Scorer
 from rayd.run.verify import verify
 from rayd.store import Store
 from tests.support.fakes import a_run, an_artifact
@@ -44,15 +44,15 @@ def test_herding_follows_the_mean_and_k_centre_spreads():
 
 def test_controls_hold_no_more_than_the_artifact(tmp_path, cache):
     run = a_run()
-    exam = Exam(run, rayd.load(an_artifact(tmp_path / "a", run)))
-    size = exam.artifact.ledger
-    assert len(exam.real("random", "floats", 0)) == round(size["floats"] / 64) == 3
-    raw = exam.real("herding", "raw", 0)
+    scorer = Scorer(run, rayd.load(an_artifact(tmp_path / "a", run)))
+    size = scorer.artifact.ledger
+    assert len(scorer.real("random", "floats", 0)) == round(size["floats"] / 64) == 3
+    raw = scorer.real("herding", "raw", 0)
     assert len(raw) * 65 <= size["bytes"] < (len(raw) + 1) * 65
-    few = exam.real("random", "jpeg", 0)
-    assert few.spec == exam.train.spec and len(few) >= 3
-    assert not torch.equal(exam.real("random", "floats", 0).labels_N.sort()[0], torch.zeros(3))
-    assert sorted(exam.real("random", "floats", 1).labels_N.tolist()) == [0, 1, 2]
+    few = scorer.real("random", "jpeg", 0)
+    assert few.spec == scorer.train.spec and len(few) >= 3
+    assert not torch.equal(scorer.real("random", "floats", 0).labels_N.sort()[0], torch.zeros(3))
+    assert sorted(scorer.real("random", "floats", 1).labels_N.tolist()) == [0, 1, 2]
 
 
 def test_the_table_the_card_and_the_verdict_when_distillation_loses(tmp_path, cache):
@@ -167,8 +167,8 @@ def test_a_full_set_as_its_own_synthetic_set(tmp_path, cache):
     """Its images are the real ones: nothing is lost to hard labels, and a random subset gains nothing over itself."""
     run = a_run(recipe={"steps": 30, "seeds": 2}, budget={"floats": 81 * 64 + 1})
     folder = an_artifact(tmp_path / "a", run)
-    exam = Exam(run, rayd.load(folder))
-    assert len(exam.artifact) == len(exam.train) == 81
+    scorer = Scorer(run, rayd.load(folder))
+    assert len(scorer.artifact) == len(scorer.train) == 81
     made = evaluate.score(run, str(folder), ["random@floats", "full"])
     means = {row["set"]: row["mean"] for row in made["rows"]}
     assert made["robust"]["hlr"] == pytest.approx(means["full"] - means["distilled"])
@@ -178,20 +178,20 @@ def test_a_full_set_as_its_own_synthetic_set(tmp_path, cache):
 
 def test_an_ask_is_answered_alike_alone_and_in_company(tmp_path, cache):
     run = a_run()
-    exam = Exam(run, rayd.load(an_artifact(tmp_path / "a", run)))
-    both = exam.answer(Ask("random@floats", 0, (1, 2)))
-    assert both[1].accuracy == exam.answer(Ask("random@floats", 0, (2,)))[0].accuracy
+    scorer = Scorer(run, rayd.load(an_artifact(tmp_path / "a", run)))
+    both = scorer.answer(RowTask("random@floats", 0, (1, 2)))
+    assert both[1].accuracy == scorer.answer(RowTask("random@floats", 0, (2,)))[0].accuracy
 
 
 @pytest.mark.ray
 def test_tasks_answer_as_this_process_does(tmp_path, cache, ray_local):
     from rayd.fleet.evaluate import answers
-    from rayd.run.rows import asks_of, inline
+    from rayd.run.rows import inline, row_tasks
 
     run = a_run(scale={"name": "laptop"})
     folder = str(an_artifact(tmp_path / "a", run))
-    asks = asks_of(run, rayd.load(folder), ["random@floats", "nonsense@floats"])
-    here = list(inline(Exam.of(run, folder), asks))
+    asks = row_tasks(run, rayd.load(folder), ["random@floats", "nonsense@floats"])
+    here = list(inline(Scorer.of(run, folder), asks))
     there = list(answers(run, folder, asks))
     assert [ask for ask, _ in there] == asks
     for (_, a), (_, b) in zip(here, there, strict=True):

@@ -12,13 +12,13 @@ from rayd.data.load import load as load_data
 from rayd.errors import Failed, Refused
 from rayd.experts.buffer import Buffer
 from rayd.run.assemble import buffer_identity
-from rayd.run.experts import Shop, build_inline
+from rayd.run.experts import ExpertPlan, build_inline
 from rayd.run.progress import Progress
 from tests.support.expert_runs import digits_run, hashes
 
 
 def made(run: Run) -> Progress:
-    *_, progress = build_inline(Shop.open(run))
+    *_, progress = build_inline(ExpertPlan.open(run))
     return progress
 
 
@@ -27,14 +27,14 @@ def cost_of(out: Path) -> dict[str, float]:
 
 
 def identity(run: Run) -> dict[str, Any]:
-    shop = Shop.open(run)
-    return buffer_identity(run, load_data(run.data), shop.transform, shop.net)
+    plan = ExpertPlan.open(run)
+    return buffer_identity(run, load_data(run.data), plan.transform, plan.net)
 
 
 def test_a_buffer_holds_what_the_recipe_matches_and_says_what_that_saves(tmp_path: Path) -> None:
     run = digits_run(tmp_path, experts=3, per_shard=2)
     assert (
-        Shop.open(run)
+        ExpertPlan.open(run)
         .saving()
         .startswith(
             "3 experts in 2 shards, 4 of 51 snapshots kept, 3 of 50 epochs trained, "

@@ -21,7 +21,7 @@ from rayd.studies.search.outcome import conclude, front, grouped, importance, te
 from rayd.studies.search.page import html
 from rayd.studies.search.points import plan
 from rayd.studies.search.space import Dial, SearchConfig, experts_for
-from rayd.studies.search.trials import Book, Record, Size, curve_of, search_inline
+from rayd.studies.search.trials import Size, TrialRow, TrialTable, curve_of, search_inline
 from rayd.studies.search.winner import yaml_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +84,7 @@ def test_families_have_dials_of_their_own_and_a_budget_may_be_one(tmp_path: Path
     }
     asked = config(space={"ipc": [1, 2]}, families=families, trials=8, searcher="grid")
     made = plan(base(tmp_path), asked, SPEC).trials
-    assert {t.run.method.spoken[0] for t in made} == {"lodc", "lss"}
+    assert {t.run.method.part_names[0] for t in made} == {"lodc", "lss"}
     assert {t.budget for t in made} == {"1 ipc", "2 ipc"}
     assert all("method.codec.sharing" in t.point for t in made if t.point["family"] == "lss")
 
@@ -174,9 +174,9 @@ def test_our_halving_is_rays() -> None:
 # ---- what comes out ------------------------------------------------------------------------------------------------
 
 
-def record(number: int, accuracy: float, size: int = 100, end: str = "finished", **point: Any) -> Record:
+def record(number: int, accuracy: float, size: int = 100, end: str = "finished", **point: Any) -> TrialRow:
     known = Size({"rank": 1}, 10, size, size, 1.0)
-    return Record(number, point, known, "1 ipc", end, "", ((2, accuracy),), accuracy, 0.01, 2, 1.0)
+    return TrialRow(number, point, known, "1 ipc", end, "", ((2, accuracy),), accuracy, 0.01, 2, 1.0)
 
 
 def test_the_front_is_what_nobody_beats() -> None:
@@ -216,14 +216,14 @@ def test_yaml_is_read_back() -> None:
 def test_an_inline_search_stops_some_goes_on_and_reports(tmp_path: Path) -> None:
     run, asked = base(tmp_path), config()
     trials = {t.number: t for t in plan(run, asked, SPEC).trials}
-    book = Book(run, asked, SPEC)
+    book = TrialTable(run, asked, SPEC)
     walk = search_inline(book, trials)
     first = next(walk)
     walk.close()
     assert first.end == "finished" and first.std is not None and first.n == 2
     marker = (tmp_path / "search/results/00000.json").stat().st_mtime_ns
 
-    again = Book(run, asked, SPEC)
+    again = TrialTable(run, asked, SPEC)
     rest = list(search_inline(again, trials))
     assert [one.number for one in rest] == [1, 2, 3]
     assert (tmp_path / "search/results/00000.json").stat().st_mtime_ns == marker
@@ -242,7 +242,7 @@ def test_an_inline_search_stops_some_goes_on_and_reports(tmp_path: Path) -> None
     again_run = parse(Run, {**PLAIN, "method": winner})
     assert again_run.method.steps == 30
     with pytest.raises(Refused, match=r"search\.grace"):
-        Book(run, config(grace=4), SPEC)
+        TrialTable(run, config(grace=4), SPEC)
 
 
 def test_an_interrupted_trial_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_trials_do_not_depend_on_how_many_run_at_once(tmp_path: Path, ray_local:
     results = []
     for name, at_once in (("one", 1), ("two", 2)):
         run = base(tmp_path / name, scale={"name": "laptop"})
-        book = Book(run, replace(asked, concurrent=at_once), SPEC)
+        book = TrialTable(run, replace(asked, concurrent=at_once), SPEC)
         search(book, {t.number: t for t in plan(run, asked, SPEC).trials})
         results.append([(r.number, r.end, r.curve, r.accuracy, r.std) for r in book.records()])
     assert len(results[0]) == 3
@@ -285,21 +285,21 @@ def test_more_than_the_cluster_has_is_refused_soon(tmp_path: Path, ray_local: No
     run = base(tmp_path, scale={"name": "laptop", "cpus": 99})
     began = time.monotonic()
     with pytest.raises(Refused, match=r"one trial needs CPU 99.*have CPU 4"):
-        search(Book(run, config(), SPEC), {t.number: t for t in plan(run, config(), SPEC).trials})
+        search(TrialTable(run, config(), SPEC), {t.number: t for t in plan(run, config(), SPEC).trials})
     assert time.monotonic() - began < 10
 
 
 @pytest.mark.ray
 def test_tpe_is_told_by_the_book(tmp_path: Path, ray_local: None) -> None:
     pytest.importorskip("optuna")
-    from rayd.fleet.search import Tpe, search
+    from rayd.fleet.search import OptunaSearcher, search
 
     asked = config(trials=2, steps=2, grace=2, searcher="tpe")
     run = base(tmp_path, scale={"name": "laptop"})
-    search(Book(run, asked, SPEC), {})
-    assert [one.number for one in Book(run, asked, SPEC).records()] == [0, 1]
-    longer = Book(run, replace(asked, trials=3), SPEC)
-    replayed = Tpe(longer, 3)
+    search(TrialTable(run, asked, SPEC), {})
+    assert [one.number for one in TrialTable(run, asked, SPEC).records()] == [0, 1]
+    longer = TrialTable(run, replace(asked, trials=3), SPEC)
+    replayed = OptunaSearcher(longer, 3)
     assert len(replayed.optuna._ot_study.trials) == 2
     search(longer, {})
     assert [one.number for one in longer.records()] == [0, 1, 2]

@@ -8,7 +8,6 @@ import torch
 from rayd.errors import Refused
 from rayd.methods.dc import parameter_gradient
 from rayd.studies.theory import (
-    Ground,
     OneStep,
     Pairs,
     Point,
@@ -16,6 +15,7 @@ from rayd.studies.theory import (
     Student,
     Task,
     TheoryConfig,
+    TheoryInputs,
     angle,
     energy,
     measure,
@@ -52,8 +52,8 @@ def test_one_step_matching_is_zero_on_the_training_set_itself() -> None:
     """The same objective as images': its gradient reaches vectors and labels."""
     task, student = Task.draw(6, 1, 2), Student(6, 8)
     x, y = task.examples(64, "train")
-    ground = Ground.lay(task, student, x, y, 2)
-    codec, objective = Pairs(64, 6, 0), OneStep(ground)
+    inputs = TheoryInputs.lay(task, student, x, y, 2)
+    codec, objective = Pairs(64, 6, 0), OneStep(inputs)
     with torch.no_grad():
         codec.x_Md.copy_(x)
         codec.y_M.copy_(y)

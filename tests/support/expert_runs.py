@@ -61,9 +61,9 @@ def hashes(uri: str) -> dict[str, str]:
 
 def main(out: str, keys: str) -> None:
     from rayd.fleet.experts import build
-    from rayd.run.experts import Shop
+    from rayd.run.experts import ExpertPlan
 
-    for progress in build(Shop.open(digits_run(out, **json.loads(keys)))):
+    for progress in build(ExpertPlan.open(digits_run(out, **json.loads(keys)))):
         print(progress.line(), progress.pids, flush=True)
 
 

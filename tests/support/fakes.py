@@ -99,8 +99,8 @@ def an_artifact(folder, run, images=None, step_size: float | None = 0.02):  # ty
     stored = codec.stored()
     if step_size is not None:
         stored["step_size"] = Stored(torch.tensor([step_size]), "step")
-    word = run.method.spoken[0]
-    about = write.Birth(
+    word = run.method.part_names[0]
+    about = write.Provenance(
         codec={"name": word, **to_dict(config)},
         spec=spec,
         classes=splits.train.classes,

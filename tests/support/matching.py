@@ -24,12 +24,12 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 def distillation(
     config: Any, terms: tuple[Any, ...] = (), steps: int = 5, share: tuple[int, int] = (0, 1), reduce: Reduce = identity
 ) -> Distillation:
-    world = TinyWorld()
-    codec = TinyPixels(world)
+    inputs = TinyWorld()
+    codec = TinyPixels(inputs)
     rates = OptimiserConfig(name="sgd", lr=0.05)
-    built = [term.build(world, codec) for term in terms]
+    built = [term.build(inputs, codec) for term in terms]
     return Distillation(
-        codec, config.build(world), built, steps=steps, optimiser=rates, world=world, share=share, reduce=reduce
+        codec, config.build(inputs), built, steps=steps, optimiser=rates, inputs=inputs, share=share, reduce=reduce
     )
 
 

@@ -68,14 +68,14 @@ class TinyWorld:
 class TinyPixels(Codec):
     """`ipc` images of each class, one parameter, hard labels."""
 
-    def __init__(self, world: TinyWorld, ipc: int = 2, start: Callable[[int, int], Tensor] | None = None) -> None:
+    def __init__(self, inputs: TinyWorld, ipc: int = 2, start: Callable[[int, int], Tensor] | None = None) -> None:
         super().__init__()
-        self.spec = world.spec
-        self.axes = {"class": world.classes, "image": ipc}
-        rng = generator(world.seed, "pixels")
-        blank = torch.randn(world.classes * ipc, *world.shape, generator=rng)
-        taken = torch.cat([start(c, ipc) for c in range(world.classes)]) if start else blank
-        self.pixels = nn.Parameter(taken.clone().to(world.device))
+        self.spec = inputs.spec
+        self.axes = {"class": inputs.classes, "image": ipc}
+        rng = generator(inputs.seed, "pixels")
+        blank = torch.randn(inputs.classes * ipc, *inputs.shape, generator=rng)
+        taken = torch.cat([start(c, ipc) for c in range(inputs.classes)]) if start else blank
+        self.pixels = nn.Parameter(taken.clone().to(inputs.device))
 
     def __len__(self) -> int:
         return len(self.pixels)

@@ -39,7 +39,7 @@ def fill(uri: str, experts: int, snapshots: int, parameters: int, per_shard: int
 
 
 def held() -> int:
-    """Resident bytes now, not at their peak, behind which an import could hide an index; the peak where unknown."""
+    """ResidentInputs bytes now, not at their peak, behind which an import could hide an index; the peak where unknown."""
     pages = Path("/proc/self/statm")
     return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else resident()
 

@@ -21,7 +21,7 @@ from rayd.data.config import DataConfig
 from rayd.data.images import Spec
 from rayd.data.load import load as load_data
 from rayd.data.transform import Transform
-from rayd.evaluate.batches import Source, batches
+from rayd.evaluate.batches import ImageSet, batches
 from rayd.evaluate.recipe import RecipeConfig, named
 from rayd.evaluate.score import Score, evaluate
 from rayd.nets.convnet import Net, NetConfig
@@ -34,7 +34,7 @@ SPEC = Spec((3, 32, 32), 10)
 CPU = torch.device("cpu")
 
 
-def plainly(recipe: RecipeConfig, net: Net, train: Source, test: Source, seeds: list[int]) -> list[Score]:
+def plainly(recipe: RecipeConfig, net: Net, train: ImageSet, test: ImageSet, seeds: list[int]) -> list[Score]:
     """torch.optim, eager fp32, one network after another."""
     scores = []
     for seed in seeds:
@@ -73,8 +73,8 @@ def rows(size: str = "default") -> Iterator[Row]:
     yield from _agreement(seeds)
 
 
-def _noise(n: int) -> Source:
-    return Source.tensors(torch.randn(n, *SPEC.shape, generator=generator(n, "noise")), torch.arange(n) % 10, SPEC)
+def _noise(n: int) -> ImageSet:
+    return ImageSet.tensors(torch.randn(n, *SPEC.shape, generator=generator(n, "noise")), torch.arange(n) % 10, SPEC)
 
 
 def _best(fn: Callable[[], object], times: int = 2) -> float:
@@ -91,7 +91,7 @@ def _agreement(seeds: list[int]) -> Iterator[Row]:
     transform = Transform.fit(splits.train, "normalise")
     net = NetConfig(width=16, depth=2).build(splits.train.spec)
     recipe = replace(named("cpu"), steps=60, lr=0.02)
-    train, test = (Source.of(part, transform).resident(CPU) for part in (splits.train, splits.test))
+    train, test = (ImageSet.of(part, transform).resident(CPU) for part in (splits.train, splits.test))
     slow = summary([s.accuracy for s in plainly(replace(recipe, schedule="constant"), net, train, test, seeds)])
     for precision in ("fp32", "bf16"):
         same = replace(recipe, precision=precision, schedule="constant")

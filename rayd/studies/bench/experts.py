@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from rayd.data.augment import AugmentConfig, Transform
 from rayd.data.images import Images, Spec
 from rayd.experts.config import ExpertConfig
-from rayd.experts.step import Ground
-from rayd.machine import settle
+from rayd.experts.step import ExpertStep
+from rayd.machine import use_threads
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
 from rayd.studies.bench import Row, isolated
@@ -75,21 +75,21 @@ def plain_epoch(
 
 def turns(width: int, turns: int = 3, plain: int = 4, ours: int = 16, threads: int = 1) -> dict[str, float]:
     """Images per second both ways. `plain` and `ours`: batches in one turn of each."""
-    settle(threads)
+    use_threads(threads)
     images = pictures(BATCH * max(plain, ours))
     transform = Transform("normalise", torch.full((3,), 0.5), torch.full((3,), 0.25))
     config = ExpertConfig(batch=BATCH, augment=AugmentConfig())
     spec = Spec((3, SIDE, SIDE), CLASSES)
     net = NetConfig(width=width).build(spec)
-    ground = Ground(config, net, transform, images, None, torch.device("cpu"), stacked=False)
+    expert_step = ExpertStep(config, net, transform, images, None, torch.device("cpu"), stacked=False)
     theta_KP = net.init(generator(0, "init"))[None]
     module, theta_P = convnet(width), theta_KP[0].clone().requires_grad_()
 
     def fast(epoch: int, steps: int) -> None:
-        for step, (x, y) in enumerate(ground.batches([0], epoch)):
-            if step == steps:
+        for number, (x, y) in enumerate(expert_step.batches([0], epoch)):
+            if number == steps:
                 return
-            ground.step(theta_KP, None, x, y, config.lr)
+            expert_step.step(theta_KP, None, x, y, config.lr)
 
     def slow(epoch: int, steps: int) -> None:
         plain_epoch(lambda x: net(theta_P, x), [theta_P], images, transform, config, 0, epoch, steps)

@@ -18,7 +18,7 @@ from rayd.data.augment import Transform
 from rayd.data.images import Images
 from rayd.distill.classwise import Classwise
 from rayd.distill.contract import Codec, Player
-from rayd.distill.inputs import Resident
+from rayd.distill.inputs import ResidentInputs
 from rayd.distill.loop import Distillation, OptimiserConfig
 from rayd.methods.calibrate import Calibrate
 from rayd.methods.dc import Gradient
@@ -39,7 +39,7 @@ MORE = ("ncfm_calibrate",)
 """With size=full."""
 
 
-class Surroundings(Resident):
+class Surroundings(ResidentInputs):
     """Random images and a pool of networks that nobody trained: neither changes the time of a step."""
 
     @property
@@ -57,12 +57,12 @@ class Surroundings(Resident):
 class Pixels(Codec):
     """Plain images, `IPC` of each class."""
 
-    def __init__(self, world: Surroundings) -> None:
+    def __init__(self, inputs: Surroundings) -> None:
         super().__init__()
-        self.spec = world.spec
+        self.spec = inputs.spec
         self.axes = {"class": CLASSES, "image": IPC}
-        index = torch.cat([world.members(c)[:IPC] for c in range(CLASSES)])
-        self.pixels = nn.Parameter(world.real(index).clone())
+        index = torch.cat([inputs.members(c)[:IPC] for c in range(CLASSES)])
+        self.pixels = nn.Parameter(inputs.real(index).clone())
 
     def __len__(self) -> int:
         return CLASSES * IPC
@@ -88,17 +88,17 @@ def surroundings(width: int, precision: str, real: int) -> Surroundings:
     return Surroundings(NetConfig(width=width).build(images.spec), transform, images, device, 0, precision=precision)
 
 
-def timed(step: Callable[[], Any], world: Surroundings, repeats: int) -> dict[str, float]:
+def timed(step: Callable[[], Any], inputs: Surroundings, repeats: int) -> dict[str, float]:
     """The first step (which compiles) and the fastest of the others; bytes of real images held."""
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
         step()
-        if world.device.type == "cuda":
+        if inputs.device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    result = {"seconds": min(times[1:]), "first": times[0], "resident": float(world.resident_bytes)}
-    if world.device.type == "cuda":
+    result = {"seconds": min(times[1:]), "first": times[0], "resident": float(inputs.resident_bytes)}
+    if inputs.device.type == "cuda":
         result["gpu_peak"] = float(torch.cuda.max_memory_allocated())
     return result
 
@@ -106,34 +106,34 @@ def timed(step: Callable[[], Any], world: Surroundings, repeats: int) -> dict[st
 def ours(
     part: str, width: int, real: int, frequencies: int, precision: str = "bf16", repeats: int = 2
 ) -> dict[str, float]:
-    world = surroundings(width, precision, 2 * real)
-    codec = Pixels(world)
+    inputs = surroundings(width, precision, 2 * real)
+    codec = Pixels(inputs)
     objective: Classwise
     if part == "dsa":
-        objective = Gradient.Config(batch_real=real, outer=10, inner=1).build(world)
+        objective = Gradient.Config(batch_real=real, outer=10, inner=1).build(inputs)
     elif part.startswith("ncfm"):
         psi = PsiConfig() if part == "ncfm_psi" else None
-        objective = Ncfm.Config(batch_real=real, frequencies=frequencies, psi=psi).build(world)
+        objective = Ncfm.Config(batch_real=real, frequencies=frequencies, psi=psi).build(inputs)
     else:
-        objective = Distribution.Config(batch_real=real).build(world)
+        objective = Distribution.Config(batch_real=real).build(inputs)
     added: dict[str, Any] = {"ncfm_calibrate": Calibrate.Config(), "dm_mim4dd": Mim4dd.Config()}
-    terms = [added[part].build(world, codec)] if part in added else []
+    terms = [added[part].build(inputs, codec)] if part in added else []
     rates = OptimiserConfig(name="sgd", lr=0.1)
-    work = Distillation(codec, objective, terms, steps=repeats + 1, optimiser=rates, world=world)
+    work = Distillation(codec, objective, terms, steps=repeats + 1, optimiser=rates, inputs=inputs)
     steps = work.run()
-    return timed(lambda: next(steps), world, repeats)
+    return timed(lambda: next(steps), inputs, repeats)
 
 
 def plain(part: str, width: int, real: int, frequencies: int, repeats: int = 1) -> dict[str, float]:
     """A step as the papers' loops write it: fp32, eager, a class at a time."""
-    world = surroundings(width, "fp32", 2 * real)
-    codec = Pixels(world)
+    inputs = surroundings(width, "fp32", 2 * real)
+    codec = Pixels(inputs)
     augment = Distribution.Config().augment.build() if part == "dm" else Ncfm.Config().augment.build()
     optimiser = torch.optim.SGD([codec.pixels], lr=0.1, momentum=0.5)
     rng = generator(0, "plain")
 
     def features(theta_P: Tensor, images_NCHW: Tensor) -> Tensor:
-        return world.net.features(theta_P, images_NCHW)[-1]
+        return inputs.net.features(theta_P, images_NCHW)[-1]
 
     def phi(features_ND: Tensor, t_TD: Tensor) -> tuple[Tensor, Tensor]:
         z_NT = F.normalize(features_ND, dim=1) @ t_TD.T
@@ -145,24 +145,24 @@ def plain(part: str, width: int, real: int, frequencies: int, repeats: int = 1) 
         syn_ND = features(theta_P, syn_NCHW)
         if part == "dm":
             return (real_ND.mean(0) - syn_ND.mean(0)).square().sum()
-        t_TD = torch.randn(frequencies, real_ND.shape[1], generator=rng).to(world.device)
+        t_TD = torch.randn(frequencies, real_ND.shape[1], generator=rng).to(inputs.device)
         (re_r, im_r), (re_s, im_s) = phi(real_ND, t_TD), phi(syn_ND, t_TD)
         size_r, size_s = (re_r**2 + im_r**2).sqrt(), (re_s**2 + im_s**2).sqrt()
         phase = 2 * (size_r * size_s - re_r * re_s - im_r * im_s)
         return 300 * (0.5 * (size_r - size_s).square() + 0.5 * phase.clamp(min=1e-12)).sqrt().mean()
 
     def step() -> None:
-        theta_P = world.net.init(rng).to(world.device)
+        theta_P = inputs.net.init(rng).to(inputs.device)
         optimiser.zero_grad()
         for c in range(CLASSES):
-            members = world.members(c)
-            real_NCHW = world.real(members[torch.randperm(len(members), generator=rng)[:real]])
-            draw = augment.draw(rng, 1, world.spec.shape).to(world.device)
+            members = inputs.members(c)
+            real_NCHW = inputs.real(members[torch.randperm(len(members), generator=rng)[:real]])
+            draw = augment.draw(rng, 1, inputs.spec.shape).to(inputs.device)
             syn_NCHW = augment(codec.decode(codec.of_class(c))[0], draw)
             apart(theta_P, augment(real_NCHW, draw), syn_NCHW).backward()
         optimiser.step()
 
-    return timed(step, world, repeats)
+    return timed(step, inputs, repeats)
 
 
 def rows(size: str = "default") -> Iterator[Row]:

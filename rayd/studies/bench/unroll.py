@@ -13,7 +13,7 @@ from torch import Tensor
 from rayd.data.augment import AugmentConfig
 from rayd.data.images import Spec
 from rayd.distill.unroll import Inner, cross_entropy, full_graph, unroll
-from rayd.machine import settle
+from rayd.machine import use_threads
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
 from rayd.studies.bench import Row, isolated
@@ -35,7 +35,7 @@ def gradient(
 ) -> dict[str, Any]:
     """One outer gradient of plain pixels by one way: `graph` (all steps at once), `exact` or `compiled`."""
     if way != "graph":
-        settle(torch.get_num_threads())
+        use_threads(torch.get_num_threads())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     spec = Spec((3, 32, 32), 10)
     net = NetConfig(depth=3, width=width).build(spec)

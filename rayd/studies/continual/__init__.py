@@ -16,8 +16,8 @@ from rayd.studies.continual.memory import Kept, remember
 from rayd.studies.continual.protocol import (
     ContinualConfig,
     ContinualKeys,
+    ContinualRun,
     Outcome,
-    Unit,
     class_orders,
     forgetting,
     inline,
@@ -27,6 +27,16 @@ from rayd.studies.continual.protocol import (
 )
 
 __all__ = [
-    "ContinualConfig", "ContinualKeys", "Kept", "Outcome", "Unit", "class_orders", "forgetting", "inline", "live",
-    "remember", "summary", "units",
+    "ContinualConfig",
+    "ContinualKeys",
+    "ContinualRun",
+    "Kept",
+    "Outcome",
+    "class_orders",
+    "forgetting",
+    "inline",
+    "live",
+    "remember",
+    "summary",
+    "units",
 ]  # fmt: skip

@@ -17,11 +17,11 @@ from rayd.data.augment import Transform
 from rayd.data.images import Images, Spec
 from rayd.distill.budget import Budget, Ledger, pack, unpack
 from rayd.distill.contract import Codec
-from rayd.distill.inputs import Resident
+from rayd.distill.inputs import ResidentInputs
 from rayd.distill.loop import Distillation
 from rayd.errors import refuse
 from rayd.evaluate import coreset
-from rayd.evaluate.batches import Source
+from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.recipe import RecipeConfig
 from rayd.evaluate.score import trained
 from rayd.nets.convnet import Net, NetConfig
@@ -74,7 +74,7 @@ def remember(
     """The memory of one task in `room` bytes a class. `images`: the task's own (see `of_task`)."""
     if isinstance(what, str):
         return _real(what, images, classes, whole, room, net.build(images.spec), transform, recipe, seed)
-    codec = distil(what, images, Budget(bytes=room * len(classes)), net, transform, seed)
+    codec = distill(what, images, Budget(bytes=room * len(classes)), net, transform, seed)
     size = as_stored(codec)
     with torch.no_grad():
         decoded = [codec.decode(part) for part in torch.arange(len(codec)).split(512)]
@@ -92,7 +92,7 @@ def _real(
     count = room // whole.floats
     features = None
     if kind == "herding":
-        source = Source.of(images, transform)
+        source = ImageSet.of(images, transform)
         plain = replace(recipe, labels="hard", learned=False, mixup=0.0, cutmix=0.0)
         theta_P = trained(plain, net, source, None, seed_of(seed, "features"))
         with torch.no_grad():
@@ -104,20 +104,20 @@ def _real(
     return Kept(transform(images.pixels_NCHW[picked]), targets_NK, own_N, len(picked) * whole.floats)
 
 
-def distil(
+def distill(
     method: MethodConfig, images: Images, budget: Budget, net: NetConfig, transform: Transform, seed: int
 ) -> Codec:
     """A synthetic set of the task's images, by the engine as it is."""
     spec = images.spec
     config = method.codec.fit(budget, spec)
-    world = Resident(net.build(spec), transform, images, torch.device("cpu"), seed, precision=method.precision,
+    inputs = ResidentInputs(net.build(spec), transform, images, torch.device("cpu"), seed, precision=method.precision,
                      compiled=method.compiled)  # fmt: skip
     codec: Codec = config.build(spec, generator(seed, "codec"))
-    codec.encode(world.taker(seed), generator(seed, "encode"))
-    objective = method.objective.build(world)
-    terms = [term.build(world, codec) for term in method.terms]
+    codec.encode(inputs.start_images(seed), generator(seed, "encode"))
+    objective = method.objective.build(inputs)
+    terms = [term.build(inputs, codec) for term in method.terms]
     work = Distillation(
-        codec, objective, terms, steps=method.steps, optimiser=method.optimiser, world=world, guard=method.guard,
+        codec, objective, terms, steps=method.steps, optimiser=method.optimiser, inputs=inputs, guard=method.guard,
         ema=method.ema,
     )  # fmt: skip
     for step in work.run():

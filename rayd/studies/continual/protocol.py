@@ -15,9 +15,9 @@ from rayd.config import MethodConfig, Run
 from rayd.data.images import Images
 from rayd.data.load import load as load_data
 from rayd.errors import Refused, refuse
-from rayd.evaluate.batches import Source
+from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.score import trained
-from rayd.machine import settle
+from rayd.machine import use_threads
 from rayd.nets.convnet import Net
 from rayd.run.assemble import surroundings
 from rayd.schema import fingerprint, parse, positive, to_dict
@@ -64,7 +64,7 @@ class ContinualKeys:
 
 
 @dataclass(frozen=True)
-class Unit:
+class ContinualRun:
     memory: str
     order: int
 
@@ -101,15 +101,15 @@ def class_orders(config: ContinualConfig, classes: int, seed: int) -> list[list[
     return [[order[a:b] for a, b in pairwise(cuts)] for order in given]
 
 
-def units(config: ContinualConfig) -> list[Unit]:
+def units(config: ContinualConfig) -> list[ContinualRun]:
     """Orders outside, so that the first ones compare all memories."""
     orders = len(config.class_orders) or config.orders
-    return [Unit(name, order) for order in range(orders) for name in config.memories]
+    return [ContinualRun(name, order) for order in range(orders) for name in config.memories]
 
 
-def live(run: Run, config: ContinualConfig, unit: Unit) -> Outcome:
+def live(run: Run, config: ContinualConfig, unit: ContinualRun) -> Outcome:
     """One life: task after task, memory after memory, a fresh network after each."""
-    settle(run.scale.threads)
+    use_threads(run.scale.threads)
     splits, transform, _ = surroundings(run)
     spec = splits.train.spec
     tasks = class_orders(config, spec.classes, run.seed)[unit.order]
@@ -135,10 +135,10 @@ def live(run: Run, config: ContinualConfig, unit: Unit) -> Outcome:
             )
         )
         memory = Kept.together(kept)
-        source = Source.tensors(memory.images_NCHW, memory.classes_N, spec, memory.targets_NK)
+        source = ImageSet.tensors(memory.images_NCHW, memory.classes_N, spec, memory.targets_NK)
         seeds = [seed_of(run.seed, "learner", unit.order, t, i) for i in range(run.recipe.seeds)]
         seen = [c for part in tasks[: t + 1] for c in part]
-        test = Source.of(_of_classes(splits.test, seen), transform)
+        test = ImageSet.of(_of_classes(splits.test, seen), transform)
         rights = [right(net, trained(run.recipe, net, source, None, one), test, seen) for one in seeds]
         hits_N = torch.stack(rights).float().mean(0)
         masks = [torch.isin(test.classes_N, torch.tensor(part)) for part in tasks[: t + 1]]
@@ -154,7 +154,7 @@ def _of_classes(images: Images, classes: Sequence[int]) -> Images:
 
 
 @torch.no_grad()
-def right(net: Net, theta_P: Tensor, test: Source, seen: Sequence[int]) -> Tensor:
+def right(net: Net, theta_P: Tensor, test: ImageSet, seen: Sequence[int]) -> Tensor:
     """Which test images the network takes for their class, among the classes seen."""
     allowed_K = torch.full((net.spec.classes,), -math.inf)
     allowed_K[list(seen)] = 0.0
@@ -172,7 +172,7 @@ def forgetting(table: Sequence[Sequence[float]]) -> float:
 # ---- all of it ---------------------------------------------------------------------------------------------------------
 
 
-def open_store(run: Run, config: ContinualConfig) -> tuple[Store, list[Outcome], list[Unit]]:
+def open_store(run: Run, config: ContinualConfig) -> tuple[Store, list[Outcome], list[ContinualRun]]:
     """Where it is kept, what is done, what is left; everything that can be refused is refused here."""
     spec = load_data(run.data).train.spec
     for tasks in class_orders(config, spec.classes, run.seed):
@@ -188,7 +188,7 @@ def open_store(run: Run, config: ContinualConfig) -> tuple[Store, list[Outcome],
         )
     store.write_json("plan.json", asked)
     done: list[Outcome] = []
-    left: list[Unit] = []
+    left: list[ContinualRun] = []
     for unit in units(config):
         name = name_of(unit, config)
         if store.exists(name):
@@ -198,16 +198,16 @@ def open_store(run: Run, config: ContinualConfig) -> tuple[Store, list[Outcome],
     return store, done, left
 
 
-def name_of(unit: Unit, config: ContinualConfig) -> str:
+def name_of(unit: ContinualRun, config: ContinualConfig) -> str:
     """A memory of the same name and another meaning is another file."""
     return f"units/{unit.memory}-{unit.order}-{fingerprint(config.memories[unit.memory])[:8]}.json"
 
 
 def keep(store: Store, config: ContinualConfig, outcome: Outcome) -> None:
-    store.write_json(name_of(Unit(outcome.memory, outcome.order), config), asdict(outcome))
+    store.write_json(name_of(ContinualRun(outcome.memory, outcome.order), config), asdict(outcome))
 
 
-def inline(run: Run, config: ContinualConfig, left: Sequence[Unit]) -> Iterator[Outcome]:
+def inline(run: Run, config: ContinualConfig, left: Sequence[ContinualRun]) -> Iterator[Outcome]:
     for unit in left:
         yield live(run, config, unit)
 

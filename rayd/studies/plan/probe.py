@@ -25,10 +25,10 @@ from rayd.experts.buffer import Buffer, BufferWriter
 from rayd.experts.config import plan_units
 from rayd.experts.train import train
 from rayd.experts.trajectory import Snapshot, Trajectory
-from rayd.machine import peak_memory, settle
+from rayd.machine import peak_memory, use_threads
 from rayd.run.assemble import assemble, last_matched
 from rayd.run.distill import default_device
-from rayd.run.experts import Shop
+from rayd.run.experts import ExpertPlan
 from rayd.schema import parse, to_dict
 from rayd.seeds import generator
 
@@ -46,7 +46,7 @@ def run_stage(spec: Mapping[str, Any]) -> dict[str, float]:
     """One stage in this process, begun at `asked` (seconds since the epoch): `peak` bytes of the whole process, and
     `process_s` before it was ready for work."""
     run = parse(Run, spec["run"])
-    settle(run.scale.threads)
+    use_threads(run.scale.threads)
     stage = {"experts": experts, "distill": distill, "evaluate": scoring}[spec["stage"]]
     if any((run.expert.compiled, run.method.compiled, run.recipe.steps >= WORTH)):
         import torch._inductor.compile_fx  # noqa: F401  # some seconds, and no part of a first step
@@ -62,15 +62,15 @@ def peak() -> float:
 def experts(run: Run, seconds: float) -> dict[str, float]:
     """`image_s`: seconds an image; `check_s`: a snapshot's look at the validation images; `cold_s`, `warm_s`: what a first
     and a later shard spend before that pace."""
-    shop = Shop.open(run)
+    plan = ExpertPlan.open(run)
     config = replace(run.expert, epochs=10**6)
-    some = shop.train.select(torch.arange(min(len(shop.train), BATCHES * config.batch)))
-    seeds = shop.units[0].seeds if config.stacks(shop.device_type) else shop.units[0].seeds[:1]
+    some = plan.train.select(torch.arange(min(len(plan.train), BATCHES * config.batch)))
+    seeds = plan.units[0].seeds if config.stacks(plan.device_type) else plan.units[0].seeds[:1]
 
     def epochs(val: Images | None) -> list[float]:
         """Seconds of the first epoch and of later ones."""
         began, times = time.perf_counter(), list[float]()
-        for snapshot in train(config, shop.net, shop.transform, some, seeds, val=val, device=shop.device_type):
+        for snapshot in train(config, plan.net, plan.transform, some, seeds, val=val, device=plan.device_type):
             if snapshot.epoch == 0 or snapshot.expert != 0:
                 continue
             now = time.perf_counter()
@@ -79,7 +79,7 @@ def experts(run: Run, seconds: float) -> dict[str, float]:
                 break
         return times
 
-    cold, warm, bare = epochs(shop.val), epochs(shop.val), epochs(None)
+    cold, warm, bare = epochs(plan.val), epochs(plan.val), epochs(None)
     later = median(bare[1:])
     with tempfile.TemporaryDirectory(prefix="rayd-plan-") as folder:
         pretend(run, folder).finish()  # for the memory that writing takes
@@ -99,9 +99,9 @@ def distill(run: Run, seconds: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="rayd-plan-") as folder:
         run = supplied(run, folder)
         began = time.perf_counter()
-        setting = assemble(run, default_device())
+        assembled = assemble(run, default_device())
         start = time.perf_counter() - began
-        for _ in setting.distillation((0, 1), identity).run():
+        for _ in assembled.distillation((0, 1), identity).run():
             break
         torch.compiler.reset()
         work = assemble(run, default_device()).distillation((0, 1), identity)
@@ -116,7 +116,7 @@ def distill(run: Run, seconds: float) -> dict[str, float]:
         "start_s": start,
         "first_s": max(0.0, times[0] - later),
         "step_s": later,
-        "items": len(setting.objective.plan(0)),
+        "items": len(assembled.objective.plan(0)),
         "reduced": 8.0 * (3 + moved),
     }
 
@@ -125,7 +125,7 @@ def scoring(run: Run, seconds: float) -> dict[str, float]:
     """`net_s`: seconds to train and test one network of the run's own architecture on the set; `real_s` and
     `real_peak`: on real images; `cold_s`: before the first."""
     with tempfile.TemporaryDirectory(prefix="rayd-plan-") as folder:
-        setting = assemble(supplied(run, folder), default_device())
+        assembled = assemble(supplied(run, folder), default_device())
         recipe, compiles = run.recipe, run.recipe.steps >= WORTH
         if recipe.labels == "teacher":  # it is not there yet; its forward pass is left out
             recipe = replace(recipe, labels="hard")
@@ -133,8 +133,8 @@ def scoring(run: Run, seconds: float) -> dict[str, float]:
         def took(source: Codec | Images, steps: int) -> float:
             began = time.perf_counter()
             evaluate(
-                replace(recipe, steps=steps), setting.world.net, source, setting.splits.test,
-                setting.world.transform, [0], device=setting.device, step_size=setting.step_size(), compile=compiles,
+                replace(recipe, steps=steps), assembled.inputs.net, source, assembled.splits.test,
+                assembled.inputs.transform, [0], device=assembled.device, step_size=assembled.step_size(), compile=compiles,
             )  # fmt: skip
             return time.perf_counter() - began
 
@@ -146,9 +146,9 @@ def scoring(run: Run, seconds: float) -> dict[str, float]:
             step = max(0.0, long - short) / (more - few)
             return short + step * (recipe.steps - few), max(0.0, first - short)
 
-        net, cold = network(setting.codec)
+        net, cold = network(assembled.codec)
         told = {"net_s": net, "cold_s": cold, "peak": peak()}
-        return {**told, "real_s": network(setting.splits.train)[0], "real_peak": peak()}
+        return {**told, "real_s": network(assembled.splits.train)[0], "real_peak": peak()}
 
 
 def supplied(run: Run, folder: str) -> Run:
@@ -164,16 +164,16 @@ def supplied(run: Run, folder: str) -> Run:
 
 def pretend(run: Run, folder: str) -> BufferWriter:
     """A buffer of one expert that wanders: real format, real size of a row."""
-    shop = Shop.open(replace(run, buffer=f"{folder}/experts"))
-    shop.writer.claim()
+    plan = ExpertPlan.open(replace(run, buffer=f"{folder}/experts"))
+    plan.writer.claim()
     unit = plan_units(replace(run.expert, experts=1), run.seed, last_matched(run))[0]
     rng = generator(run.seed, "pretend")
-    theta = shop.net.init(rng)
+    theta = plan.net.init(rng)
     snapshots = []
     for epoch in unit.epochs:
         snapshots.append(Snapshot(0, epoch, theta.clone(), {}))
         theta = theta + 0.01 * torch.randn(theta.shape, generator=rng) * theta.abs().mean()
-    with shop.writer.shard(unit.name, run.expert.storage) as shard:
+    with plan.writer.shard(unit.name, run.expert.storage) as shard:
         shard.add(Trajectory.of(snapshots), seed=unit.seeds[0])
         shard.publish({})
-    return shop.writer
+    return plan.writer

@@ -19,7 +19,7 @@ import torch
 from rayd.config import MethodConfig, Run, words
 from rayd.data.images import Spec
 from rayd.distill.budget import STEP, Budget, Shape, file_bytes, pack_shape
-from rayd.experts.config import ExpertConfig, Unit
+from rayd.experts.config import ExpertConfig, ExpertUnit
 from rayd.experts.shards import DTYPES
 
 BLOCK, RECORD = 512, 10240
@@ -63,7 +63,7 @@ def facts_bytes(expert: int, seed: int, epochs: tuple[int, ...], checked: int, l
     return len(json.dumps(facts, sort_keys=True).encode()) + more
 
 
-def shard_bytes(config: ExpertConfig, unit: Unit, parameters: int, checked: int) -> tuple[int, int]:
+def shard_bytes(config: ExpertConfig, unit: ExpertUnit, parameters: int, checked: int) -> tuple[int, int]:
     """The least and most bytes of one shard; equal but for rare cases."""
     npy = padded(npy_bytes((len(unit.epochs), parameters), config.storage), BLOCK) + BLOCK
     sizes = []
@@ -110,4 +110,4 @@ def weigh(run: Run, spec: Spec, budget: Budget | None = None) -> Weight:
 
 def learns_step(method: MethodConfig, folder: str | None) -> bool:
     """Whether the artifact carries a step size of the inner loop."""
-    return hasattr(words(folder).objectives[method.spoken[1]], "step_size")
+    return hasattr(words(folder).objectives[method.part_names[1]], "step_size")

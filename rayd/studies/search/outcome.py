@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rayd.studies.search.trials import ENDS, Book, Record
+from rayd.studies.search.trials import ENDS, TrialRow, TrialTable
 from rayd.studies.search.winner import method_text, name_of
 
 GROUPS = 4
 """Classes that the values of a numeric dial are sorted into, by rank."""
 
 
-def front(records: Sequence[Record]) -> list[Record]:
+def front(records: Sequence[TrialRow]) -> list[TrialRow]:
     """Finished trials that no other beats in bytes without losing accuracy; by bytes. Ties: the earlier trial."""
     done = [one for one in records if one.whole and one.size is not None and one.accuracy is not None]
     best, kept = -math.inf, []
@@ -30,9 +30,9 @@ def front(records: Sequence[Record]) -> list[Record]:
     return kept
 
 
-def winners(records: Sequence[Record]) -> dict[str, Record]:
+def winners(records: Sequence[TrialRow]) -> dict[str, TrialRow]:
     """The best finished trial of each budget."""
-    best: dict[str, Record] = {}
+    best: dict[str, TrialRow] = {}
     for one in sorted((r for r in records if r.whole and r.accuracy is not None), key=lambda r: r.number):
         if one.budget not in best or (one.accuracy or 0) > (best[one.budget].accuracy or 0):
             best[one.budget] = one
@@ -50,7 +50,7 @@ class Importance:
     groups: int
 
 
-def importance(records: Sequence[Record]) -> list[Importance]:
+def importance(records: Sequence[TrialRow]) -> list[Importance]:
     """Of every dial, at the first milestone, which all trials reach: no effect of early stopping in it.
 
     Main effects only: what two dials do together is in nobody's share. Trials of several budgets are compared within
@@ -99,14 +99,14 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / max(len(values), 1)
 
 
-def counts(records: Sequence[Record]) -> dict[str, int]:
+def counts(records: Sequence[TrialRow]) -> dict[str, int]:
     return {end: sum(one.end == end for one in records) for end in ENDS}
 
 
 # ---- written down --------------------------------------------------------------------------------------------------
 
 
-def conclude(book: Book) -> dict[str, Any]:
+def conclude(book: TrialTable) -> dict[str, Any]:
     """Tables, front, importance and winners into `search/`; returns what a page needs."""
     records = book.records()
     book.write_table()

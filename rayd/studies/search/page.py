@@ -10,7 +10,7 @@ from typing import Any
 from rayd.report.draw import BLUE, GREEN, GREY, ORANGE, Figure
 from rayd.report.style import CSS
 from rayd.studies.search.outcome import text
-from rayd.studies.search.trials import FINISHED, Record
+from rayd.studies.search.trials import FINISHED, TrialRow
 
 DARK, BRIGHT = (0.16, 0.14, 0.42), (0.98, 0.80, 0.25)
 
@@ -21,7 +21,7 @@ def shade(share: float) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def html(told: Mapping[str, Any], records: Sequence[Record]) -> str:
+def html(told: Mapping[str, Any], records: Sequence[TrialRow]) -> str:
     scored = [one for one in records if one.accuracy is not None and one.size is not None]
     figures = [bytes_front(told, scored), shares(told), curves(scored), coordinates(scored), *heats(scored)]
     body = "".join(f"<figure>{one}</figure>" for one in figures if one)
@@ -38,7 +38,7 @@ def html(told: Mapping[str, Any], records: Sequence[Record]) -> str:
     )
 
 
-def bytes_front(told: Mapping[str, Any], records: Sequence[Record]) -> str:
+def bytes_front(told: Mapping[str, Any], records: Sequence[TrialRow]) -> str:
     """Finished trials and the front through them; those that were stopped, pale, at their last validation."""
     figure = Figure()
     with figure as axes:
@@ -67,7 +67,7 @@ def shares(told: Mapping[str, Any]) -> str:
     return figure.svg
 
 
-def curves(records: Sequence[Record]) -> str:
+def curves(records: Sequence[TrialRow]) -> str:
     figure = Figure()
     with figure as axes:
         for one in records:
@@ -108,7 +108,7 @@ def tiles(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     return [spots[v] for v in values], [(spots[v], named[v]) for v in distinct]
 
 
-def coordinates(records: Sequence[Record]) -> str:
+def coordinates(records: Sequence[TrialRow]) -> str:
     """Parallel coordinates: one line a trial over its dials, coloured by accuracy. Dials of other families are left out."""
     paths = [
         p for p in dict.fromkeys(p for one in records for p in one.point) if all(p in one.point for one in records)
@@ -133,7 +133,7 @@ def coordinates(records: Sequence[Record]) -> str:
     return figure.svg
 
 
-def heats(records: Sequence[Record]) -> list[str]:
+def heats(records: Sequence[TrialRow]) -> list[str]:
     """The best accuracy over (rank, sharing), or the first two dials, for each family."""
     made = []
     for family in dict.fromkeys(one.point.get("family", "") for one in records):
@@ -145,7 +145,7 @@ def heats(records: Sequence[Record]) -> list[str]:
     return made
 
 
-def heat(records: Sequence[Record], across: str, up: str, family: str) -> str:
+def heat(records: Sequence[TrialRow], across: str, up: str, family: str) -> str:
     low, high = (f(one.accuracy or 0.0 for one in records) for f in (min, max))
     figure = Figure()
     with figure as axes:
@@ -167,7 +167,7 @@ def heat(records: Sequence[Record], across: str, up: str, family: str) -> str:
     return figure.svg
 
 
-def table(records: Sequence[Record]) -> str:
+def table(records: Sequence[TrialRow]) -> str:
     """Every trial, whatever came of it."""
     rows = [one.row() for one in records]
     paths = dict.fromkeys(path for one in records for path in one.point)

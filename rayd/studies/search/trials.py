@@ -18,11 +18,11 @@ from rayd import load
 from rayd.config import Run
 from rayd.data.images import Spec
 from rayd.errors import Failed, Refused
-from rayd.evaluate.batches import Source
+from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.score import evaluate
-from rayd.machine import settle
+from rayd.machine import use_threads
 from rayd.run.assemble import surroundings
-from rayd.run.distill import default_device, distil
+from rayd.run.distill import default_device, distill
 from rayd.schema import fingerprint
 from rayd.seeds import seed_of
 from rayd.stats import summary
@@ -66,7 +66,7 @@ def seconds_of(run: Run, config: SearchConfig) -> float:
 
 def advance(run: Run, config: SearchConfig) -> Iterator[tuple[int, float]]:
     """Distil all seeds of a trial in this process, side by side; yields each new milestone and the accuracy there."""
-    walks = [distil(one) for one in seeded(run, config)]
+    walks = [distill(one) for one in seeded(run, config)]
     told = 0
     for milestone in config.milestones:
         curve = dict(curve_of(run, config))
@@ -91,7 +91,7 @@ def score(run: Run, config: SearchConfig) -> dict[str, Any]:
     for one in seeded(run, config):
         artifact = load(Store(one.out).sub("artifact").read)
         seeds = [seed_of(one.seed, "trial score", i) for i in range(run.recipe.seeds)]
-        source = Source.of(artifact.codec)
+        source = ImageSet.of(artifact.codec)
         scores += evaluate(run.recipe, net, source, splits.val, transform, seeds, device=default_device(),
                            step_size=artifact.step_size, compile=run.method.compiled)  # fmt: skip
     told = summary([score.accuracy for score in scores])
@@ -104,7 +104,7 @@ def score(run: Run, config: SearchConfig) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Record:
+class TrialRow:
     """One line of the table of trials."""
 
     number: int
@@ -129,7 +129,7 @@ class Record:
         return {**asdict(self), "curve": [list(one) for one in self.curve]}
 
     @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> Record:
+    def of(cls, plain: Mapping[str, Any]) -> TrialRow:
         size = Size(**plain["size"]) if plain["size"] else None
         return cls(**{**plain, "size": size, "curve": tuple((int(s), float(v)) for s, v in plain["curve"])})
 
@@ -148,7 +148,7 @@ class Record:
                 "end": self.end, "reason": self.reason}  # fmt: skip
 
 
-class Book:
+class TrialTable:
     """`search/` under the run: plan.json (what is searched), planned/ (points proposed later), results/, trials/."""
 
     def __init__(self, base: Run, config: SearchConfig, spec: Spec) -> None:
@@ -193,41 +193,41 @@ class Book:
 
     # ---- ends ----------------------------------------------------------------------------------------------------
 
-    def records(self) -> list[Record]:
-        return [Record.of(self.store.read_json(name)) for name in self.store.list("results/")]
+    def records(self) -> list[TrialRow]:
+        return [TrialRow.of(self.store.read_json(name)) for name in self.store.list("results/")]
 
     def ended(self) -> set[int]:
         return {int(Path(name).stem) for name in self.store.list("results/")}
 
-    def write(self, record: Record) -> Record:
+    def write(self, record: TrialRow) -> TrialRow:
         """An end is written once and never again."""
         name = f"results/{record.number:05d}.json"
         if not self.store.exists(name):
             self.store.write_json(name, record.plain())
-        return Record.of(self.store.read_json(name))
+        return TrialRow.of(self.store.read_json(name))
 
-    def finish(self, trial: Trial) -> Record:
+    def finish(self, trial: Trial) -> TrialRow:
         told = score(trial.run, self.config)
         return self._end(trial, FINISHED, "all steps", **told)
 
-    def stop(self, trial: Trial) -> Record:
+    def stop(self, trial: Trial) -> TrialRow:
         curve = curve_of(trial.run, self.config)
         step = curve[-1][0] if curve else 0
         return self._end(trial, STOPPED, f"not among the best one in {self.config.reduction:g} at step {step}")
 
-    def fail(self, trial: Trial, reason: str) -> Record:
+    def fail(self, trial: Trial, reason: str) -> TrialRow:
         return self._end(trial, FAILED, reason)
 
-    def refuse(self, number: int, point: Point, reason: str) -> Record:
-        return self.write(Record(number, point, None, "", INFEASIBLE, reason))
+    def refuse(self, number: int, point: Point, reason: str) -> TrialRow:
+        return self.write(TrialRow(number, point, None, "", INFEASIBLE, reason))
 
-    def _end(self, trial: Trial, end: str, reason: str, **told: Any) -> Record:
+    def _end(self, trial: Trial, end: str, reason: str, **told: Any) -> TrialRow:
         curve = tuple(curve_of(trial.run, self.config))
         if not told and curve:
             told = {"accuracy": curve[-1][1], "n": 2 * self.config.seeds}
         spent = seconds_of(trial.run, self.config)
         return self.write(
-            Record(trial.number, trial.point, trial.size, trial.budget, end, reason, curve, seconds=spent, **told)
+            TrialRow(trial.number, trial.point, trial.size, trial.budget, end, reason, curve, seconds=spent, **told)
         )
 
     # ---- the table -----------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def _texts(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]
     return out
 
 
-def line(record: Record) -> str:
+def line(record: TrialRow) -> str:
     reached = f"{record.accuracy:.4f}" if record.accuracy is not None else "no accuracy"
     dials = ", ".join(f"{path.split('.')[-1]} {value}" for path, value in record.point.items())
     return f"trial {record.number} ({dials}): {record.end}, {reached}, {record.seconds:.0f} s; {record.reason}"
@@ -276,15 +276,15 @@ def line(record: Record) -> str:
 # ---- without Ray ---------------------------------------------------------------------------------------------------
 
 
-def search_inline(book: Book, trials: Mapping[int, Trial]) -> Iterator[Record]:
+def search_inline(book: TrialTable, trials: Mapping[int, Trial]) -> Iterator[TrialRow]:
     """Every trial that has not ended, one after another, in this process."""
-    settle(book.base.scale.threads)
+    use_threads(book.base.scale.threads)
     halving, ended = book.halving(trials), book.ended()
     for number in sorted(set(trials) - ended):
         yield follow(book, trials[number], halving)
 
 
-def follow(book: Book, trial: Trial, halving: Halving) -> Record:
+def follow(book: TrialTable, trial: Trial, halving: Halving) -> TrialRow:
     """One trial to its end."""
     try:
         for step, value in advance(trial.run, book.config):

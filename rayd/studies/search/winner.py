@@ -9,7 +9,7 @@ from typing import Any
 
 from rayd import load
 from rayd.config import Run
-from rayd.evaluate.batches import Source
+from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.score import Score, evaluate
 from rayd.run.assemble import surroundings
 from rayd.run.distill import default_device
@@ -18,17 +18,17 @@ from rayd.seeds import seed_of
 from rayd.stats import summary
 from rayd.store import Store
 from rayd.studies.search.space import SearchConfig, run_of
-from rayd.studies.search.trials import Book, Record
+from rayd.studies.search.trials import TrialRow, TrialTable
 
 
-def method_of(base: Run, config: SearchConfig, record: Record) -> dict[str, Any]:
+def method_of(base: Run, config: SearchConfig, record: TrialRow) -> dict[str, Any]:
     """The winner's sentence, to be run for the base method's own steps and validated as it is."""
     plain = dict(to_dict(run_of(base, config, record.point).method))
     own = base.method
     return {**plain, "steps": own.steps, "validate": own.validate, "checkpoint": own.checkpoint, "select": own.select}
 
 
-def method_text(base: Run, config: SearchConfig, record: Record, tried: int) -> str:
+def method_text(base: Run, config: SearchConfig, record: TrialRow, tried: int) -> str:
     """A file for configs/method/."""
     value = "unscored" if record.accuracy is None else f"{record.accuracy:.4f}"
     told = f"{value} on the validation split (n={record.n}, {config.steps} steps)"
@@ -58,7 +58,7 @@ def name_of(budget: str) -> str:
     return f"winner-{budget.replace(' ', '-')}"
 
 
-def fresh(book: Book, record: Record) -> list[Run]:
+def fresh(book: TrialTable, record: TrialRow) -> list[Run]:
     """The winner under seeds that no trial had, for the base method's own steps."""
     base, config = book.base, book.config
     chosen = run_of(base, config, record.point)
@@ -68,7 +68,7 @@ def fresh(book: Book, record: Record) -> list[Run]:
     return [replace(run, seed=seed_of(base.seed, "winner", i), out=f"{place}/seed-{i}") for i in range(config.winner)]
 
 
-def tested(book: Book, record: Record) -> dict[str, Any]:
+def tested(book: TrialTable, record: TrialRow) -> dict[str, Any]:
     """The fresh artifacts on the test set: looked at once, and kept."""
     name = f"winners/{name_of(record.budget)}/test.json"
     if book.store.exists(name):
@@ -79,7 +79,7 @@ def tested(book: Book, record: Record) -> dict[str, Any]:
     for run in fresh(book, record):
         artifact = load(Store(run.out).sub("artifact").read)
         seeds = [seed_of(run.seed, "test", i) for i in range(recipe.seeds)]
-        own = evaluate(recipe, net, Source.of(artifact.codec), splits.test, transform, seeds, device=default_device(),
+        own = evaluate(recipe, net, ImageSet.of(artifact.codec), splits.test, transform, seeds, device=default_device(),
                        step_size=artifact.step_size, compile=run.method.compiled)  # fmt: skip
         means.append(summary([score.accuracy for score in own])["mean"])
         scores += own

@@ -20,7 +20,7 @@ Shapes: N examples, M pairs, L neurons, d inputs, r directions.
 
 from __future__ import annotations
 
-from rayd.studies.theory.match import Ground, OneStep, Pairs
+from rayd.studies.theory.match import OneStep, Pairs, TheoryInputs
 from rayd.studies.theory.sweep import (
     Point,
     Slope,
@@ -36,6 +36,6 @@ from rayd.studies.theory.sweep import (
 from rayd.studies.theory.task import Second, Student, Task
 
 __all__ = [
-    "Ground", "OneStep", "Pairs", "Point", "Second", "Slope", "Student", "Task", "TheoryConfig", "TheoryKeys", "angle",
+    "OneStep", "Pairs", "Point", "Second", "Slope", "Student", "Task", "TheoryConfig", "TheoryInputs", "TheoryKeys", "angle",
     "energy", "measure", "slope", "sweep", "verdict",
 ]  # fmt: skip

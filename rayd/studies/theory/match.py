@@ -23,7 +23,7 @@ START = 0.4
 
 
 @dataclass
-class Ground:
+class TheoryInputs:
     """A world without images: a student, and the gradients of the training set on a pool of its starts."""
 
     task: Task
@@ -37,7 +37,7 @@ class Ground:
         self.transform = Transform("none", torch.zeros(1), torch.ones(1))
 
     @classmethod
-    def lay(cls, task: Task, student: Student, x_Nd: Tensor, y_N: Tensor, pool: int) -> Ground:
+    def lay(cls, task: Task, student: Student, x_Nd: Tensor, y_N: Tensor, pool: int) -> TheoryInputs:
         starts = [student.init(generator(task.seed, "student", q)) for q in range(pool)]
         gradients = [parameter_gradient(student.loss, theta_P, x_Nd, y_N) for theta_P in starts]
         return cls(task, student, torch.stack(starts), torch.stack(gradients), task.seed)
@@ -75,27 +75,27 @@ class OneStep(Objective):
 
     uses_labels: ClassVar[bool] = True
 
-    def __init__(self, ground: Ground) -> None:
+    def __init__(self, inputs: TheoryInputs) -> None:
         super().__init__()
-        self.ground = ground
+        self.inputs = inputs
 
     def plan(self, step: int) -> list[Item]:
-        start = step % len(self.ground.starts_QP)
-        return [Item(step, 0, seed_of(self.ground.seed, "item", step, 0), {"start": start})]
+        start = step % len(self.inputs.starts_QP)
+        return [Item(step, 0, seed_of(self.inputs.seed, "item", step, 0), {"start": start})]
 
     def forward(self, codec: Codec, item: Item, data: Any) -> Match:
-        student, q = self.ground.student, item.what["start"]
+        student, q = self.inputs.student, item.what["start"]
         x_Md, y_M = codec.decode(torch.arange(len(codec)))
-        real_P = self.ground.gradients_QP[q]
-        ours_P = parameter_gradient(student.loss, self.ground.starts_QP[q], x_Md, y_M)
+        real_P = self.inputs.gradients_QP[q]
+        ours_P = parameter_gradient(student.loss, self.inputs.starts_QP[q], x_Md, y_M)
         return Match(distance(real_P, ours_P, student.flat, "squared") / real_P.square().sum())
 
 
-def distilled(ground: Ground, pairs: int, steps: int, lr: float) -> tuple[Pairs, float]:
+def distilled(inputs: TheoryInputs, pairs: int, steps: int, lr: float) -> tuple[Pairs, float]:
     """The pairs after all steps, and the last value of the loss averaged over the pool."""
-    codec = Pairs(pairs, ground.student.d, ground.seed)
-    optimiser = OptimiserConfig(name="adam", lr=lr / math.sqrt(ground.student.d), momentum=0.9, decay="cosine")
-    run = Distillation(codec, OneStep(ground), [], steps=steps, optimiser=optimiser, world=ground)  # type: ignore[arg-type]
+    codec = Pairs(pairs, inputs.student.d, inputs.seed)
+    optimiser = OptimiserConfig(name="adam", lr=lr / math.sqrt(inputs.student.d), momentum=0.9, decay="cosine")
+    run = Distillation(codec, OneStep(inputs), [], steps=steps, optimiser=optimiser, inputs=inputs)  # type: ignore[arg-type]
     values = [step.value for step in run.run()]
-    tail = values[-len(ground.starts_QP) :]
+    tail = values[-len(inputs.starts_QP) :]
     return codec, math.fsum(tail) / len(tail)

@@ -16,7 +16,7 @@ from rayd.methods.dc import parameter_gradient
 from rayd.schema import positive
 from rayd.seeds import generator, seed_of
 from rayd.stats import quantile
-from rayd.studies.theory.match import Ground, Pairs, distilled
+from rayd.studies.theory.match import Pairs, TheoryInputs, distilled
 from rayd.studies.theory.task import Second, Student, Task
 
 TEST = 4000
@@ -109,7 +109,7 @@ def measure(config: TheoryConfig, d: int, r: int, width: int, seed: int) -> Poin
     task, student = Task.draw(d, r, seed_of(seed, "theory", d, r)), Student(d, width, config.activation)
     x_Nd, y_N = task.examples(max(2000, config.examples * d * d // r), "train")
     test_Nd, truth_N = task.examples(TEST, "test", noise=0.0)
-    ground = Ground.lay(task, student, x_Nd, y_N, config.pool)
+    inputs = TheoryInputs.lay(task, student, x_Nd, y_N, config.pool)
     start_P = student.init(generator(task.seed, "fresh"))
 
     def reached(gradient_P: Tensor, x: Tensor, y: Tensor, probes: bool) -> float:
@@ -125,7 +125,7 @@ def measure(config: TheoryConfig, d: int, r: int, width: int, seed: int) -> Poin
     tried: list[tuple[int, float]] = []
     codec, loss, found = Pairs(1, d, seed), math.inf, None
     for pairs in config.pairs:
-        codec, loss = distilled(ground, pairs, config.steps, config.lr)
+        codec, loss = distilled(inputs, pairs, config.steps, config.lr)
         x_Md, y_M = (p.detach() for p in codec.decode(torch.arange(pairs)))
         tried.append((pairs, reached(parameter_gradient(student.loss, start_P, x_Md, y_M), x_Nd, y_N, True)))
         if 1 - tried[-1][1] >= config.share * (1 - full):
