@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from rayd.distill.contract import Codec, Objective, Term
-from rayd.methods.calibrate import Calibrate
-from rayd.methods.contrast import Contrast
 from rayd.methods.dc import Gradient
 from rayd.methods.dm import Distribution
 from rayd.methods.dwa import Dwa
-from rayd.methods.guidance import Guidance
-from rayd.methods.haba import Haba
+from rayd.methods.haba import Contrast, Haba
 from rayd.methods.idc import Formation
 from rayd.methods.lodc import Lodc
 from rayd.methods.lss import Lss
 from rayd.methods.mim4dd import Mim4dd
 from rayd.methods.mtt import Mtt
-from rayd.methods.ncfm import Ncfm
-from rayd.methods.nsd import Nsd
+from rayd.methods.ncfm import Calibrate, Ncfm
+from rayd.methods.nsd import Guidance, Nsd
 from rayd.methods.pixel import Pixel
 
 CODECS: dict[str, type[Codec]] = {

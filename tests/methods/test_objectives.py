@@ -18,11 +18,10 @@ from rayd.distill.loop import Distillation, OptimiserConfig, Reduce
 from rayd.errors import Refused
 from rayd.methods import CODECS
 from rayd.methods import OBJECTIVES as OBJECTIVE_CLASSES
-from rayd.methods.calibrate import Calibrate
 from rayd.methods.dc import Gradient
 from rayd.methods.dm import Distribution
 from rayd.methods.mim4dd import Mim4dd
-from rayd.methods.ncfm import Ncfm, PsiConfig
+from rayd.methods.ncfm import Calibrate, Ncfm, PsiConfig
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
 from tests.support.matching import PSI, QUIET, distillation, pixels

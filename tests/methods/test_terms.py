@@ -13,10 +13,8 @@ from rayd.distill.budget import Budget
 from rayd.distill.contract import Item, Match, Objective
 from rayd.distill.loop import Distillation, OptimiserConfig
 from rayd.errors import Refused
-from rayd.methods.contrast import Contrast, supervised_contrast
-from rayd.methods.guidance import Guidance
-from rayd.methods.haba import Haba
-from rayd.methods.nsd import Nsd
+from rayd.methods.haba import Contrast, Haba, supervised_contrast
+from rayd.methods.nsd import Guidance, Nsd
 from rayd.methods.pixel import Pixel
 from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import seed_of

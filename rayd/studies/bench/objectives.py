@@ -20,11 +20,10 @@ from rayd.distill.classwise import Classwise
 from rayd.distill.contract import Codec, Player
 from rayd.distill.inputs import ResidentInputs
 from rayd.distill.loop import Distillation, OptimiserConfig
-from rayd.methods.calibrate import Calibrate
 from rayd.methods.dc import Gradient
 from rayd.methods.dm import Distribution
 from rayd.methods.mim4dd import Mim4dd
-from rayd.methods.ncfm import Ncfm, PsiConfig
+from rayd.methods.ncfm import Calibrate, Ncfm, PsiConfig
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
 from rayd.studies.bench import Row, isolated
