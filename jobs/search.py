@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.compose import Asked, command
-from rayd.data.load import load as load_data
 
 if TYPE_CHECKING:
     from rayd.studies.search.trials import TrialRow, TrialTable
@@ -24,12 +23,13 @@ def own() -> type[Any]:
 
 
 def act(asked: Asked) -> int:
+    from rayd.data.load import load
     from rayd.studies.search.outcome import conclude, text, winners
     from rayd.studies.search.page import html
     from rayd.studies.search.trials import TrialTable
 
     run, config = asked.run, asked.own.search
-    book = TrialTable(run, config, load_data(run.data).train.spec)
+    book = TrialTable(run, config, load(run.data).train.spec)
     searched(asked, book)
     told = conclude(book)
     book.store.write("index.html", html(told, book.records()).encode())
