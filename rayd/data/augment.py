@@ -16,10 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.data.transform import Transform
 from rayd.errors import refuse
-
-__all__ = ["Augment", "AugmentConfig", "Draw", "Transform"]
 
 COLUMNS = {"color": 3, "crop": 2, "cutout": 2, "flip": 1, "scale": 2, "rotate": 1}
 """The operations and how many numbers each draws."""

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from rayd.data.augment import Augment, Draw, Transform
+from rayd.data.augment import Augment, Draw
 from rayd.data.images import Images
+from rayd.data.transform import Transform
 from rayd.machine import compiled
 from rayd.nets.convnet import Net
 from rayd.nets.layers import MOMENTUM

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from rayd.data.augment import Transform
 from rayd.data.images import Images
+from rayd.data.transform import Transform
 from rayd.errors import Failed
 from rayd.experts.config import ExpertConfig
 from rayd.experts.step import ExpertStep

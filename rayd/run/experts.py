@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from rayd.config import Run
-from rayd.data.augment import Transform
 from rayd.data.images import Images
 from rayd.data.load import load as load_data
+from rayd.data.transform import Transform
 from rayd.errors import Failed
 from rayd.experts.buffer import BufferWriter
 from rayd.experts.config import ExpertUnit, plan_units

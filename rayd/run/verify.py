@@ -14,8 +14,8 @@ import rayd
 from rayd.artifact.load import Artifact, reader
 from rayd.artifact.write import preview
 from rayd.config import Run
-from rayd.data.augment import Transform
 from rayd.data.load import load as load_data
+from rayd.data.transform import Transform
 from rayd.distill.budget import Ledger, Stored
 from rayd.errors import Refused
 from rayd.evaluate.recipe import RecipeConfig

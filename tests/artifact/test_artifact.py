@@ -9,7 +9,7 @@ import torch
 
 import rayd
 from rayd.artifact import load, tensors, write
-from rayd.data.augment import Transform
+from rayd.data.transform import Transform
 from rayd.distill.budget import Stored
 from rayd.errors import Refused
 from rayd.methods import CODECS

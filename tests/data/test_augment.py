@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rayd.data.augment import COLUMNS, AugmentConfig, Draw, Transform
+from rayd.data.augment import COLUMNS, AugmentConfig, Draw
 from rayd.data.config import DataConfig
 from rayd.data.load import load as load_data
+from rayd.data.transform import Transform
 from rayd.errors import Refused
 from rayd.seeds import generator
 

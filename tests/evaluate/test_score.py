@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rayd.data.augment import AugmentConfig, Transform
+from rayd.data.augment import AugmentConfig
+from rayd.data.transform import Transform
 from rayd.errors import Refused
 from rayd.evaluate.batches import ImageSet, batches
 from rayd.evaluate.recipe import RECIPES, RecipeConfig, named

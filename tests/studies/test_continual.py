@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rayd.config import Run
-from rayd.data.augment import Transform
 from rayd.data.images import Spec
+from rayd.data.transform import Transform
 from rayd.errors import Refused
 from rayd.evaluate.recipe import RecipeConfig
 from rayd.nets.convnet import NetConfig
