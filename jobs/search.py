@@ -16,10 +16,7 @@ if TYPE_CHECKING:
     from rayd.search.trials import Book, Record
 
 
-def own() -> type[Any]:
-    from rayd.search.space import SearchKeys
-
-    return SearchKeys
+KEYS = "rayd.search.space:SearchKeys"
 
 
 def act(asked: Asked) -> int:
@@ -91,4 +88,4 @@ def again(asked: Asked, book: Book, record: Record) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command("search", __doc__, act, own))
+    sys.exit(command("search", __doc__, act, KEYS))

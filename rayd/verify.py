@@ -15,7 +15,7 @@ from rayd.artifact import Artifact, reader
 from rayd.augment import Transform
 from rayd.birth import preview
 from rayd.budget import Ledger, Stored
-from rayd.config import Run
+from rayd.config import Run, run_of_card
 from rayd.errors import Refused
 from rayd.evaluate import summary
 from rayd.exam import Ask, Exam
@@ -48,7 +48,7 @@ def verify(uri: str | Path | Store, run: Run | None = None, scores: bool = True)
     yield Finding("files are as they were written", True, f"{len(artifact.contents)} files")
     yield from _ledger(artifact)
     yield from _inside(artifact)
-    card_run = parse(Run, artifact.card["config"]) if artifact.card["config"] else None
+    card_run = run_of_card(artifact.card["config"]) if artifact.card["config"] else None
     source = run or card_run
     if source is None:
         yield Finding("data", False, "the card holds no resolved config, and no run was given")

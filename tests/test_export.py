@@ -13,7 +13,7 @@ import rayd
 from rayd import controls
 from rayd.errors import Refused
 from rayd.export import export, rendered
-from rayd.recipes import RECIPES
+from rayd.recipes import RecipeConfig
 from rayd.strict import to_dict
 
 
@@ -101,7 +101,8 @@ def test_a_stranger_with_datasets_and_torch_gets_the_cards_number(tmp_path, monk
     pytest.importorskip("datasets")
     pytest.importorskip("sklearn")
     monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
-    plain = to_dict(RECIPES["plain"])
+    sgd = {"lr": 0.05, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
+    plain = to_dict(RecipeConfig(name="plain", steps=300, augment=None, **sgd))
     run = a_run(data={"name": "digits"}, net={"name": "convnet", "width": 16}, recipe=plain, budget={"ipc": 5})
     folder = an_artifact(tmp_path / "artifact", run)
     controls.score(run, str(folder), [])

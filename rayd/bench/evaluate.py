@@ -22,7 +22,7 @@ from rayd.data import DataConfig, Spec
 from rayd.evaluate import Score, evaluate, summary
 from rayd.feed import Source, batches
 from rayd.nets import Net, NetConfig
-from rayd.recipes import RecipeConfig, named
+from rayd.recipes import RecipeConfig
 from rayd.seeds import generator
 from rayd.transform import Transform
 
@@ -57,7 +57,7 @@ def rows(size: str = "default") -> Iterator[Row]:
         train, test = _noise(10 * ipc), _noise(10)
         plain = 0.0
         for precision in ("fp32", "bf16") if width == 32 or size == "full" else ("bf16",):
-            recipe = replace(named("cpu"), steps=steps, precision=precision, schedule="constant")
+            recipe = RecipeConfig(steps=steps, precision=precision, schedule="constant")
             began = time.perf_counter()
             evaluate(recipe, net, train, test, None, seeds[:1], compile=True)
             warm = time.perf_counter() - began
@@ -87,7 +87,7 @@ def _agreement(seeds: list[int]) -> Iterator[Row]:
     splits = DataConfig(name="generated", size=16, channels=1, count=200).load()
     transform = Transform.fit(splits.train, "normalise")
     net = NetConfig(width=16, depth=2).build(splits.train.spec)
-    recipe = replace(named("cpu"), steps=60, lr=0.02)
+    recipe = RecipeConfig(steps=60, lr=0.02)
     train, test = (Source.of(part, transform).resident(CPU) for part in (splits.train, splits.test))
     slow = summary(plainly(replace(recipe, schedule="constant"), net, train, test, seeds))
     for precision in ("fp32", "bf16"):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,6 @@ class Mtt(Objective):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        name: str = "mtt"
         inner_steps: int = 20
         """N: steps of the student."""
         expert_epochs: int = 2
@@ -57,16 +56,19 @@ class Mtt(Objective):
         step_size: float = 0.01
         """beta_0."""
         learn_step: bool = True
+        """Whether beta is learned; where not, it stays beta_0."""
         lr_step: float = 0.01
         """Learning rate of log(beta), under `step_optimiser`."""
-        step_optimiser: str = "adam"
+        step_optimiser: Literal["adam", "adamw", "sgd"] = "adam"
+        """Of log(beta)."""
         items: int = 1
         """Segments per step; at least as many as workers."""
-        gradient: str = "exact"
-        """exact | tesla"""
+        gradient: Literal["exact", "tesla"] = "exact"
+        """tesla drops the Hessian terms of the exact one."""
         micro: int = 1
         """Parts that an inner batch is split into, exactly; divides memory."""
         augment: AugmentConfig = field(default_factory=AugmentConfig)
+        """Of the synthetic images at every inner step."""
 
         def __post_init__(self) -> None:
             for name in ("inner_steps", "expert_epochs", "items", "micro"):
@@ -78,8 +80,6 @@ class Mtt(Objective):
                 raise refuse(
                     "objective.grow_from", self.grow_from, f"above first={self.first}, at most last={self.last}"
                 )
-            if self.gradient not in ("exact", "tesla"):
-                raise refuse("objective.gradient", self.gradient, "exact or tesla")
             if not self.step_size > 0:
                 raise refuse("objective.step_size", self.step_size, "a positive number")
             if self.batch is not None and (self.batch < 1 or self.batch % self.micro):
