@@ -22,6 +22,7 @@ ROOT = CONFIGS.parent
 WIDTH, COLUMN = 118, 36
 WORDS = {"codec": "CODECS", "objective": "OBJECTIVES", "terms": "TERMS"}
 """Parts of a method, and the dict of rayd.methods that names their classes."""
+PLAIN = {"None": "null", "True": "true", "False": "false"}
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,13 @@ def presets() -> str:
     for family in sorted({name.split("/")[0] for name in names if "/" in name}):
         piece = next(iter(sorted((CONFIGS / "preset" / family).glob("_*.yaml"))), None)
         lines += ["", *textwrap.wrap(f"{family}/: {_comment(piece) if piece else ''}", WIDTH)]
-        lines.append(_wrapped("  ", [name.split("/")[1] for name in names if name.startswith(f"{family}/")]))
+        lines.append(_wrapped("  ", sorted((n.split("/")[1] for n in names if n.startswith(f"{family}/")), key=_natural)))
     return "\n".join(lines)
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """cifar10 before cifar100, ipc1 before ipc10 before ipc50."""
+    return [(word, int(number or 0)) for word, number in re.findall(r"(\D+)(\d*)", name)]
 
 
 def part(path: str, keys: str) -> str:
@@ -207,7 +213,7 @@ def _class(kind: str) -> str:
 def _listing(fields: Mapping[str, Key], where: str, values: Mapping[str, str]) -> str:
     lines = []
     for name, key in fields.items():
-        default = values.get(name, key.default.strip("'\""))
+        default = values.get(name, PLAIN.get(key.default, key.default.strip("'\"")))
         words = re.findall(r"Literal\[([^]]*)\]", key.kind)
         choices = " | ".join(word.strip(" '\"") for word in words[0].split(",")) if words else ""
         text = f"{choices}. {key.doc}" if choices and key.doc else choices or key.doc
@@ -275,7 +281,7 @@ def _docs(part: Any, where: str) -> Iterator[tuple[str, str]]:
             yield from _docs(value, f"{where}{i}.")
     elif dataclasses.is_dataclass(part):
         kind: Any = type(part)
-        classes = [cls for cls in kind.__mro__ if dataclasses.is_dataclass(cls) and cls.__module__ in sys.modules]
+        classes = [cls for cls in kind.__mro__ if "__dataclass_fields__" in vars(cls) and cls.__module__ in sys.modules]
         files = {cls: source(Path(str(sys.modules[cls.__module__].__file__))) for cls in classes}
         if where.startswith("method.") and classes:
             yield f"{where}name", _sentence(files[classes[0]].doc)

@@ -67,16 +67,17 @@ def run_folder(tmp_path, monkeypatch):
 
 
 def test_every_section_is_there_and_nothing_leads_outside(run_folder):
-    where = report(str(run_folder))
+    where = report(str(run_folder), published=("12.3 ± 0.4 (a paper, table 1; soft labels)",))
     text = (run_folder / "report" / "index.html").read_text()
     page = Page(text)
+    assert "published: 12.3 ± 0.4 (a paper, table 1; soft labels)" in text
     assert page.ids == SECTIONS and where.endswith("index.html")
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links), page.links
     assert not re.search(r"https?://|@import|<script|url\((?!#)", text)
     assert "Beats the coreset" in text and "matched" not in page.links
     assert text.count("<svg") >= 7 and text.count('class="empty"') == 1, "only the plan is missing"
     assert "python -m jobs.plan" in text and "LRS" in text and "ARS" in text
-    report(str(run_folder), to=str(run_folder / "again"))
+    report(str(run_folder), to=str(run_folder / "again"), published=("12.3 ± 0.4 (a paper, table 1; soft labels)",))
     assert (run_folder / "again" / "index.html").read_text() == text, "the same run gives the same page"
 
 

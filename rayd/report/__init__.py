@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import rayd
@@ -40,11 +40,13 @@ class Facts:
     timing: Mapping[str, float] = field(default_factory=dict)
     plan: list[tuple[str, float, float]] = field(default_factory=list)
     """what, planned, actual"""
+    published: tuple[str, ...] = ()
+    """Figures of the literature for this method, dataset and size, each with its source and regime."""
 
 
-def report(uri: str, buffer: str | None = None, to: str | None = None) -> str:
+def report(uri: str, buffer: str | None = None, to: str | None = None, published: tuple[str, ...] = ()) -> str:
     """Draw the page of the run (or artifact) at `uri`; where it is. Default: its folder `report`."""
-    facts = gather(Store(uri), Store(buffer) if buffer else None)
+    facts = replace(gather(Store(uri), Store(buffer) if buffer else None), published=published)
     out = Store(to) if to else Store(uri).sub("report")
     out.write("index.html", page.html(facts).encode())
     for name, text in tables.texts(facts).items():
