@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,40 @@ def test_presets_of_a_method_stay_within_their_family() -> None:
     with pytest.raises(Refused) as refusal:
         ask("distill", ("preset=mtt/cifar10_ipc2",))
     assert "datm" not in str(refusal.value) and str(refusal.value).count("mtt/") >= 11
+
+
+TEXTS = ("README.md", "RESULTS.md", "infra/README.md", "rayd/methods/README.md")
+
+
+def lines_of(text: str) -> Iterator[str]:
+    """Every command of a text, and every row of a table joined to the command that its paragraph gives."""
+    text = text.replace("\\\n", " ")
+    shared = (re.findall(r'^W="([^"]*)"', text, flags=re.M) or [""])[-1]
+    text = re.sub(r"^```.*?^```", lambda block: re.sub(r"\n(?=\S)", ";", block[0]), text, flags=re.M | re.S)
+    base = ""
+    for piece in re.split(r"(?<=\n)(?=\|)|\n\n", text):
+        row = next((cell for cell in piece.split(" | ") if cell.startswith("`method=")), "")
+        if piece.startswith("|") and base and row:
+            yield f"{base} {row.split('`')[1]}"
+            continue
+        for found in re.findall(r"python -m (jobs\.[a-z]+[^`;|#]*)", piece):
+            line = " ".join(found.replace("$W", shared).split())
+            base = line if "very row" in piece else ""
+            yield line
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_command_of_the_texts_is_understood(text: str) -> None:
+    import shlex
+
+    count = 0
+    for line in lines_of((ROOT / text).read_text()):
+        job, *words = shlex.split(line)
+        verb = job.removeprefix("jobs.")
+        if verb in VERBS:
+            ask(verb, tuple(word for word in words if "=" in word), keys(verb))
+            count += 1
+    assert count >= {"README.md": 8, "RESULTS.md": 33, "rayd/methods/README.md": 9}.get(text, 2), count
 
 
 def helped(capsys: pytest.CaptureFixture[str], verb: str, *words: str) -> str:

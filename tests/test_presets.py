@@ -91,6 +91,18 @@ def test_published_figures_are_of_methods_and_datasets_that_are_here() -> None:
     assert len(set(keys)) == len(keys)
 
 
+def test_the_figures_of_the_full_scale_table_are_those_on_file() -> None:
+    text = (CONFIGS.parent / "RESULTS.md").read_text().split("## Full scale")[1].split("\n## ")[0]
+    lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if "preset=" in line]
+    assert len(lines) >= 8
+    for _, method, _, _, figure, source, line, _ in lines:
+        words = [word for word in line.strip("`").split() if "=" in word]
+        asked = ask("pipeline", tuple(words))
+        found = [row for row in rows(asked.published, asked.run.data.name) if row.source == source]
+        assert any(str(row).startswith(figure.split(" (")[0] + " (") for row in found), (line, figure)
+        assert method == asked.published.method
+
+
 @pytest.mark.parametrize("recipe", options("recipe"))
 def test_a_recipe_says_what_differs_and_nothing_else(recipe: str) -> None:
     said = OmegaConf.to_container(OmegaConf.load(CONFIGS / "recipe" / f"{recipe}.yaml"))
