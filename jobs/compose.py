@@ -186,7 +186,8 @@ def _check_method(verb: str, words: Sequence[str]) -> None:
     """A preset of one method says nothing about another: FAMILY/CELL is refused beside the method of another family."""
     from rayd.errors import refuse
 
-    chosen = {key: value for key, _, value in (word.partition("=") for word in words) if key in ("preset", "method")}
+    pairs = (word.lstrip("+").partition("=") for word in words)
+    chosen = {key: value for key, _, value in pairs if key in ("preset", "method")}
     if len(chosen) < 2 or "/" not in chosen["preset"]:
         return
     _, choices = _joined(verb, [f"+preset={chosen['preset']}"], words)

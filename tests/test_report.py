@@ -136,3 +136,18 @@ def test_asks_cover_every_network(run_folder):
     run = a_run(recipe={"nets": [{"name": "convnet"}, {"name": "vit"}]})
     asks = asks_of(run, artifact, CONTROLS)
     assert [ask.row for ask in asks if ask.net == 1] == ["distilled", "random@floats"]
+
+
+def test_the_job_shows_the_published_rows_of_what_the_preset_names(run_folder, monkeypatch):
+    from jobs import published
+    from jobs.compose import ask
+    from jobs.report import reported
+
+    data = json.loads((run_folder / "artifact" / "card.json").read_text())["data"]["name"]
+    figures = [published.Row(m, data, 1.0, "12.3", "0.4", "a paper", "soft labels") for m in ("lss", "mtt")]
+    monkeypatch.setattr(published, "table", lambda: figures)
+    asked = ask("report", (f"out={run_folder}", "published={method: lss, ipc: 1}"))
+    page = run_folder / "report" / "index.html"
+    assert reported(asked) and page.read_text().count("published: 12.3 ± 0.4 (a paper; soft labels)") == 1
+    assert not reported(asked), "nothing new to draw"
+    assert reported(ask("report", (f"out={run_folder}",))) and "published:" not in page.read_text()
