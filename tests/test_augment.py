@@ -12,6 +12,7 @@ from rayd.augment import COLUMNS, AugmentConfig, Draw, Transform
 from rayd.data import DataConfig
 from rayd.errors import Refused
 from rayd.seeds import generator
+from rayd.strict import parse
 
 OPS = tuple(COLUMNS)
 
@@ -110,7 +111,7 @@ def test_scale_is_bilinear_sampling() -> None:
 @pytest.mark.parametrize("wrong", [{"ops": ("blur",)}, {"ops": ("flip", "flip")}, {"policy": "some"}, {"share": "all"}])
 def test_illegal_configs_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(Refused, match=r"augment\."):
-        AugmentConfig(**wrong)  # type: ignore[arg-type]
+        parse(AugmentConfig, wrong, "augment")
 
 
 @pytest.mark.parametrize("kind", ["normalise", "zca", "none"])

@@ -12,6 +12,7 @@ from rayd.data import Spec
 from rayd.errors import Refused
 from rayd.nets import Net, NetConfig
 from rayd.seeds import generator
+from rayd.strict import parse
 
 ALL = ("convnet", "resnet18", "resnet50", "vgg11", "alexnet", "vit")
 
@@ -82,7 +83,7 @@ def test_digits_and_depths() -> None:
 )
 def test_illegal_configs_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(Refused, match=r"net\."):
-        NetConfig(**wrong)  # type: ignore[arg-type]
+        parse(NetConfig, wrong, "net")
 
 
 def test_init_is_torchs_own_and_explicit() -> None:

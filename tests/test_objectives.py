@@ -25,6 +25,7 @@ from rayd.methods.mim4dd import Mim4dd
 from rayd.methods.ncfm import Ncfm, PsiConfig
 from rayd.nets import NetConfig
 from rayd.seeds import generator
+from rayd.strict import parse
 from tests.matching import PSI, QUIET, distillation, pixels
 from tests.workers import run_workers
 from tests.worlds import TinyPixels, TinyWorld
@@ -134,7 +135,7 @@ def test_compiled_and_in_half_precision_as_eager() -> None:
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "own draws": (lambda: Distribution.Config(augment=AugmentConfig()), "share"),
     "no images": (lambda: Distribution.Config(batch_real=0), "batch_real"),
-    "unknown distance": (lambda: Gradient.Config(distance="l1"), "distance"),
+    "unknown distance": (lambda: parse(Gradient.Config, {"distance": "l1"}), "distance=l1: allowed is rows"),
     "a psi without a mixture": (lambda: Ncfm.Config(frequencies=100, psi=PsiConfig()), "frequencies"),
     "no weights": (lambda: Ncfm.Config(alpha=0.0, beta=0.0), "alpha"),
     "more of a pool than there is": (lambda: Ncfm.Config().build(TinyWorld()), "pool"),
