@@ -12,10 +12,13 @@ from typing import Any
 
 from jobs.compose import Asked, command
 
+KEYS = "jobs.experts:Keys"
+
 
 @dataclass(frozen=True)
-class Own:
+class Keys:
     verify: bool = False
+    """Check every row of an existing buffer instead of building one."""
 
 
 def act(asked: Asked) -> int:
@@ -64,4 +67,4 @@ def _building(asked: Asked) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(command("experts", __doc__, act, lambda: Own))
+    sys.exit(command("experts", __doc__, act, KEYS))

@@ -16,10 +16,7 @@ if TYPE_CHECKING:
     from rayd.studies.search.trials import TrialRow, TrialTable
 
 
-def own() -> type[Any]:
-    from rayd.studies.search.space import SearchKeys
-
-    return SearchKeys
+KEYS = "rayd.studies.search.space:SearchKeys"
 
 
 def act(asked: Asked) -> int:
@@ -92,4 +89,4 @@ def again(asked: Asked, book: TrialTable, record: TrialRow) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command("search", __doc__, act, own))
+    sys.exit(command("search", __doc__, act, KEYS))
