@@ -11,6 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rayd.readable import size_text
+from rayd.report.shell import Html
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -25,7 +28,7 @@ STYLE = {
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": RULE, "grid.linewidth": 0.6, "xtick.color": SOFT, "ytick.color": SOFT, "text.color": INK,
     "xtick.major.size": 0, "ytick.major.size": 0, "xtick.minor.size": 0, "ytick.minor.size": 0, "lines.linewidth": 1.5,
-    "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 7.8, "axes.titlepad": 8,
+    "axes.axisbelow": True, "text.parse_math": False, "legend.frameon": False, "legend.fontsize": 7.8, "axes.titlepad": 8,
 }  # fmt: skip
 
 
@@ -33,7 +36,7 @@ class Figure:
     """`with Figure() as axes: ...`, then `.svg`."""
 
     def __init__(self, size: tuple[float, float] = (SIZE, 2.15)) -> None:
-        self.size, self.svg = size, ""
+        self.size, self.svg = size, Html()
 
     def __enter__(self) -> Axes:
         import matplotlib
@@ -55,16 +58,16 @@ class Figure:
         self._style.__exit__(None, None, None)
 
 
-def _inline(text: str) -> str:
+def _inline(text: str) -> Html:
     """Without what only a file of its own needs: header, name spaces, fixed size."""
     text = text[text.index("<svg") :]
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    return re.sub(r'(<svg[^>]*?) width="[^"]*"| height="[\d.]+pt"', r"\1", text, count=2)
+    return Html(re.sub(r'(<svg[^>]*?) width="[^"]*"| height="[\d.]+pt"', r"\1", text, count=2))
 
 
 def line(xs: Sequence[float], ys: Sequence[float], title: str, xlabel: str, log: bool = False, dots: bool = False,
-         colour: str = BLUE, percent: bool = False) -> str:  # fmt: skip
+         colour: str = BLUE, percent: bool = False) -> Html:  # fmt: skip
     """One curve; long ones get a running mean over the raw trace."""
     figure = Figure()
     with figure as axes:
@@ -75,7 +78,7 @@ def line(xs: Sequence[float], ys: Sequence[float], title: str, xlabel: str, log:
             axes.plot(xs, smooth(ys), color=colour)
         if log and min(ys) > 0 and max(ys) / min(ys) > 20:
             axes.set_yscale("log")
-        _finish(axes, title, xlabel, percent)
+        finish(axes, title, xlabel, percent)
     return figure.svg
 
 
@@ -87,7 +90,7 @@ def smooth(ys: Sequence[float]) -> list[float]:
     return out
 
 
-def experts(rows: Sequence[Mapping[str, Any]], window: tuple[int, int] | None, width: float = WIDE) -> str:
+def experts(rows: Sequence[Mapping[str, Any]], window: tuple[int, int] | None, width: float = WIDE) -> Html:
     """Accuracy of every expert by epoch; what a match may start from and reach is shaded."""
     figure = Figure((width, 2 + width / 5))
     with figure as axes:
@@ -100,12 +103,12 @@ def experts(rows: Sequence[Mapping[str, Any]], window: tuple[int, int] | None, w
         means = [sum(row["val_accuracy"][i] for row in rows) / len(rows) for i in range(shared)]
         axes.plot(rows[0]["epochs"][:shared], means, color=ORANGE, lw=2, label=f"mean of {len(rows)}")
         axes.legend(loc="upper left")
-        _finish(axes, "Validation accuracy of the experts", "epoch", True)
+        finish(axes, "Validation accuracy of the experts", "epoch", True)
     return figure.svg
 
 
-def against_bytes(points: Sequence[Mapping[str, Any]], width: float = WIDE) -> str:
-    """points: label, bytes, mean, ci95, group (own | control | start | full)."""
+def against_bytes(points: Sequence[Mapping[str, Any]], width: float = WIDE) -> Html:
+    """`points`: label, bytes, mean, ci95, group (own | control | start | full)."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     looks = {"own": (BLUE, "o", 7), "control": (ORANGE, "s", 5), "start": (VIOLET, "D", 4.5), "full": (GREEN, "^", 6)}
@@ -125,7 +128,7 @@ def against_bytes(points: Sequence[Mapping[str, Any]], width: float = WIDE) -> s
             axes.axhline(full["mean"], color=GREEN, lw=0.9, ls=(0, (4, 3)))
         axes.margins(y=0.12)
         axes.set_ylim(max(0.0, axes.get_ylim()[0]), min(1.0, axes.get_ylim()[1]))
-        _finish(axes, "Test accuracy against bytes", "bytes", True)
+        finish(axes, "Test accuracy against bytes", "bytes", True)
         _label(axes, points, {name: look[0] for name, look in looks.items()}, 1.45 / width)
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high - low < 1.5 else (1.0,)))
         axes.xaxis.set_major_formatter(lambda value, _: size_text(value))
@@ -142,7 +145,7 @@ def _label(axes: Axes, points: Sequence[Mapping[str, Any]], colours: Mapping[str
     step, wide = (high - low) * 0.064, right / left
     crowds: list[list[Mapping[str, Any]]] = []
     for point in sorted(points, key=lambda point: float(point["bytes"])):
-        if crowds and point["bytes"] < max(one["bytes"] for one in crowds[-1]) * wide**share:
+        if crowds and point["bytes"] < max(neighbour["bytes"] for neighbour in crowds[-1]) * wide**share:
             crowds[-1].append(point)
         else:
             crowds.append([point])
@@ -174,7 +177,7 @@ def apart(places: list[float], step: float, low: float, high: float) -> list[flo
     return [place + shift for place in out]
 
 
-def bars(rows: Sequence[tuple[str, float, str, str]], title: str, width: float = WIDE) -> str:
+def bars(rows: Sequence[tuple[str, float, str, str]], title: str, width: float = WIDE) -> Html:
     """(name, value, text, colour), one bar each, the value written behind it."""
     figure = Figure((width, 0.55 + 0.3 * len(rows)))
     with figure as axes:
@@ -193,7 +196,7 @@ def bars(rows: Sequence[tuple[str, float, str, str]], title: str, width: float =
     return figure.svg
 
 
-def spectra(lines: Mapping[str, Sequence[float]], title: str) -> str:
+def spectra(lines: Mapping[str, Sequence[float]], title: str) -> Html:
     """Singular values, largest first, on a log scale."""
     figure = Figure()
     with figure as axes:
@@ -203,19 +206,12 @@ def spectra(lines: Mapping[str, Sequence[float]], title: str) -> str:
         axes.set_yscale("log")
         if len(lines) > 1:
             axes.legend()
-        _finish(axes, title, "number", False)
+        finish(axes, title, "number", False)
     return figure.svg
 
 
-def _finish(axes: Axes, title: str, xlabel: str, percent: bool) -> None:
+def finish(axes: Axes, title: str, xlabel: str, percent: bool) -> None:
     axes.set_title(title)
     axes.set_xlabel(xlabel)
     if percent:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
-
-
-def size_text(value: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f} B"
