@@ -16,6 +16,7 @@ from rayd.report.shell import Html
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 INK, SOFT, RULE = "#22262b", "#6a727c", "#dfe2e6"
 BLUE, ORANGE, GREEN, GREY, RED, VIOLET = "#2b5fd9", "#dd7a32", "#2a9169", "#9aa3ad", "#c8443c", "#8460c4"
@@ -78,7 +79,7 @@ def line(xs: Sequence[float], ys: Sequence[float], title: str, xlabel: str, log:
             axes.plot(xs, smooth(ys), color=colour)
         if log and min(ys) > 0 and max(ys) / min(ys) > 20:
             axes.set_yscale("log")
-        finish(axes, title, xlabel, percent)
+        _finish(axes, title, xlabel, percent)
     return figure.svg
 
 
@@ -103,7 +104,7 @@ def experts(rows: Sequence[Mapping[str, Any]], window: tuple[int, int] | None, w
         means = [sum(row["val_accuracy"][i] for row in rows) / len(rows) for i in range(shared)]
         axes.plot(rows[0]["epochs"][:shared], means, color=ORANGE, lw=2, label=f"mean of {len(rows)}")
         axes.legend(loc="upper left")
-        finish(axes, "Validation accuracy of the experts", "epoch", True)
+        _finish(axes, "Validation accuracy of the experts", "epoch", True)
     return figure.svg
 
 
@@ -128,7 +129,7 @@ def against_bytes(points: Sequence[Mapping[str, Any]], width: float = WIDE) -> H
             axes.axhline(full["mean"], color=GREEN, lw=0.9, ls=(0, (4, 3)))
         axes.margins(y=0.12)
         axes.set_ylim(max(0.0, axes.get_ylim()[0]), min(1.0, axes.get_ylim()[1]))
-        finish(axes, "Test accuracy against bytes", "bytes", True)
+        _finish(axes, "Test accuracy against bytes", "bytes", True)
         _label(axes, points, {name: look[0] for name, look in looks.items()}, 1.45 / width)
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high - low < 1.5 else (1.0,)))
         axes.xaxis.set_major_formatter(lambda value, _: size_text(value))
@@ -206,12 +207,16 @@ def spectra(lines: Mapping[str, Sequence[float]], title: str) -> Html:
         axes.set_yscale("log")
         if len(lines) > 1:
             axes.legend()
-        finish(axes, title, "number", False)
+        _finish(axes, title, "number", False)
     return figure.svg
 
 
-def finish(axes: Axes, title: str, xlabel: str, percent: bool) -> None:
+def _finish(axes: Axes, title: str, xlabel: str, percent: bool) -> None:
     axes.set_title(title)
     axes.set_xlabel(xlabel)
     if percent:
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+        percent_axis(axes.yaxis)
+
+
+def percent_axis(axis: Axis) -> None:
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
