@@ -61,9 +61,10 @@ def hero(facts: Facts) -> Html:
         "images per class, in floats": f"{ledger['ipc']:.2f}",
         "test set read": f"{card['reads']}x",
     }
-    claim = (
-        [*_accuracy(facts), *_verdict(facts.table.get("verdict", {}))] if _row(facts, "distilled") else [_unscored()]
-    )
+    scored = _row(facts, "distilled") is not None
+    claim = _accuracy(facts) if scored else [_unscored()]
+    claim += [tag("p", f"published: {figure}", class_="under") for figure in facts.published]
+    claim += _verdict(facts.table.get("verdict", {})) if scored else []
     return tag(
         "header",
         tag("p", card["sentence"] or card["codec"].get("name", ""), class_="kicker"),

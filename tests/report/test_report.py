@@ -71,7 +71,8 @@ def run_folder(tmp_path, monkeypatch):
 
 
 def test_every_section_is_there_and_nothing_leads_outside(run_folder):
-    where = report(str(run_folder))
+    figures = ("12.3 ± 0.4 (a paper, table 1; soft labels)",)
+    where = report(str(run_folder), published=figures)
     text = (run_folder / "report" / "index.html").read_text()
     seen = Page(text)
     assert seen.ids == SECTIONS and where.endswith("index.html")
@@ -80,7 +81,8 @@ def test_every_section_is_there_and_nothing_leads_outside(run_folder):
     assert "Beats the coreset" in text
     assert text.count("<svg") >= 7 and text.count('class="empty"') == 1, "only the plan is missing"
     assert "python -m jobs.plan" in text and "LRS" in text and "ARS" in text
-    report(str(run_folder), to=str(run_folder / "again"))
+    assert "published: 12.3 ± 0.4 (a paper, table 1; soft labels)" in text
+    report(str(run_folder), to=str(run_folder / "again"), published=figures)
     assert (run_folder / "again" / "index.html").read_text() == text, "the same run gives the same page"
 
 
@@ -130,7 +132,7 @@ def test_markup_in_a_text_stays_text(run_folder):
     words = {"sentence": HOSTILE, "fingerprint": HOSTILE, "reads": HOSTILE, "claim": {"selection": HOSTILE}}
     card = {**card, **words, "data": spoiled(card["data"]), "classes": spoiled(card["classes"])}
     planned = [(HOSTILE, 1.0, 2.0)]
-    hostile = replace(facts, artifact=replace(facts.artifact, card=card), table=scores, plan=planned,
+    hostile = replace(facts, artifact=replace(facts.artifact, card=card), table=scores, plan=planned, published=(HOSTILE,),
                       timing={**facts.timing, f"{HOSTILE}_s": 5.0})  # fmt: skip
     text = page.html(hostile)
     seen = Page(text).elements
