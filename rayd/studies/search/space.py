@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from rayd.config import Run
 from rayd.errors import refuse
-from rayd.run.assemble import FROM_BUFFER
 from rayd.schema import parse, positive, read, to_dict
 
 Point = dict[str, Any]
@@ -215,6 +214,4 @@ def experts_for(base: Run, config: SearchConfig) -> Run | None:
 
 
 def needs_experts(run: Run) -> bool:
-    codec = run.method.codec
-    labelled = getattr(codec, "labels", "hard") == "soft" or getattr(codec, "start", "real") == "confident"
-    return bool(FROM_BUFFER & set(run.method.needs)) or labelled
+    return run.method.reads_experts

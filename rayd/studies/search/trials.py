@@ -89,7 +89,7 @@ def score(run: Run, config: SearchConfig) -> dict[str, Any]:
     splits, transform, net = surroundings(run)
     scores = []
     for one in seeded(run, config):
-        artifact = load(Store(one.out).sub("artifact").read)
+        artifact = load(one.at("artifact"))
         seeds = [seed_of(one.seed, "trial score", i) for i in range(run.recipe.seeds)]
         source = ImageSet.of(artifact.codec)
         scores += evaluate(run.recipe, net, source, splits.val, transform, seeds, device=default_device(),

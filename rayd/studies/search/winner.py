@@ -16,7 +16,6 @@ from rayd.run.distill import default_device
 from rayd.schema import parse, to_dict
 from rayd.seeds import seed_of
 from rayd.stats import summary
-from rayd.store import Store
 from rayd.studies.search.space import SearchConfig, run_of
 from rayd.studies.search.trials import TrialRow, TrialTable
 
@@ -77,7 +76,7 @@ def tested(book: TrialTable, record: TrialRow) -> dict[str, Any]:
     recipe, scores = book.base.recipe, list[Score]()
     means = []
     for run in fresh(book, record):
-        artifact = load(Store(run.out).sub("artifact").read)
+        artifact = load(run.at("artifact"))
         seeds = [seed_of(run.seed, "test", i) for i in range(recipe.seeds)]
         own = evaluate(recipe, net, ImageSet.of(artifact.codec), splits.test, transform, seeds, device=default_device(),
                        step_size=artifact.step_size, compile=run.method.compiled)  # fmt: skip
