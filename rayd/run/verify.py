@@ -14,9 +14,9 @@ from rayd.artifact.load import Artifact, load, quantise
 from rayd.artifact.png import unpng
 from rayd.artifact.write import preview_grid
 from rayd.config import Run
-from rayd.data.transform import Transform
 from rayd.data.images import Splits
 from rayd.data.load import load as load_data
+from rayd.data.transform import Transform
 from rayd.distill.budget import Ledger, Stored
 from rayd.errors import Refused
 from rayd.evaluate.recipe import RecipeConfig

@@ -4,11 +4,12 @@ import json
 import subprocess
 import sys
 
+import numpy
 import pytest
 import torch
 
 import rayd
-from rayd.artifact import load, tensors, write
+from rayd.artifact import load, png, tensors, write
 from rayd.data.transform import Transform
 from rayd.distill.budget import Stored
 from rayd.errors import Refused
@@ -113,9 +114,17 @@ def test_scores_are_amended_and_the_card_stays_whole(tmp_path):
 
 def test_preview_is_a_png_others_can_read(tmp_path):
     image = pytest.importorskip("PIL.Image")
-    write.save(tmp_path, make()[1])
+    contents = make()[1]
+    write.save(tmp_path, contents)
     with image.open(tmp_path / "preview.png") as picture:
         assert picture.size == (2 * 8 + 2, 3 * 8 + 2 * 2)
+        pixels = torch.from_numpy(numpy.array(picture))[None]
+    assert torch.equal(png.unpng(contents["preview.png"], (1, 28, 18)), pixels)
+    for bad in (contents["preview.png"][:-40], contents["preview.png"].replace(b"IDAT", b"IDAX"), b""):
+        with pytest.raises(Refused, match=r"preview\.png"):
+            png.unpng(bad, (1, 28, 18))
+    with pytest.raises(Refused, match="image of 18 x 27"):
+        png.unpng(contents["preview.png"], (1, 27, 18))
 
 
 def test_loading_needs_torch_and_safetensors_alone():
