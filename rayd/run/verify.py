@@ -13,7 +13,7 @@ import torch
 from rayd.artifact.load import Artifact, load, quantise
 from rayd.artifact.png import unpng
 from rayd.artifact.write import preview_grid
-from rayd.config import Run
+from rayd.config import Run, run_of_card
 from rayd.data.images import Splits
 from rayd.data.load import load as load_data
 from rayd.data.transform import Transform
@@ -52,7 +52,7 @@ def verify(uri: str | Path | Store, run: Run | None = None, scores: bool = True)
     yield Finding("files are as they were written", True, f"{len(artifact.contents)} files")
     yield from _ledger(artifact)
     yield from _stored(artifact)
-    card_run = parse(Run, artifact.card["config"]) if artifact.card["config"] else None
+    card_run = run_of_card(artifact.card["config"]) if artifact.card["config"] else None
     source = run or card_run
     if source is None:
         yield Finding("data", False, "the card holds no resolved config, and no run was given")
