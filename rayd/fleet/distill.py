@@ -24,7 +24,7 @@ from ray.util.metrics import Gauge
 from torch import Tensor
 
 from rayd.config import Run
-from rayd.distill.loop import Step
+from rayd.distill.loop import Step, identity
 from rayd.errors import Failed, Refused
 from rayd.fleet import cluster
 from rayd.machine import ONE_ARENA
@@ -72,7 +72,7 @@ def worker(config: Mapping[str, Any]) -> None:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     reduce = AllReduce()
-    place = Worker(rank, size, reduce if size > 1 else None, get_device())
+    place = Worker(rank, size, reduce if size > 1 else identity, get_device())
     try:
         said = 0.0
         for step in distill(run, place):

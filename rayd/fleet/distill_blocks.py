@@ -20,6 +20,7 @@ from rayd.fleet.tasks import each
 from rayd.methods.pixel import Pixel
 from rayd.run.assemble import assemble
 from rayd.run.distill import default_device, distill, finished
+from rayd.run.recorder import write_artifact
 from rayd.store import Store
 
 log = logging.getLogger(__name__)
@@ -67,9 +68,9 @@ def join(run: Run, blocks: int) -> None:
     assert isinstance(codec, Pixel)
     items = assembled.objective.plan(0)
     for number in range(blocks):
-        theirs = load(Store(of_block(run, number).out).sub("artifact").read).codec
+        theirs = load(of_block(run, number).at("artifact")).codec
         assert isinstance(theirs, Pixel)
         index = assembled.objective.index(codec, items[number])
         codec.pixels[index] = theirs.pixels[index].to(codec.pixels)
     timing = {"blocks": blocks, "steps": run.method.steps}
-    assembled.write(codec, Store(run.out), timing, {"select": "last", "blocks": blocks})
+    write_artifact(assembled, codec, timing, {"select": "last", "blocks": blocks})

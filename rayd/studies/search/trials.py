@@ -96,7 +96,7 @@ def scored(runs: Sequence[Run], split: Literal["val", "test"], purpose: str) -> 
     splits, transform, net = surroundings(runs[0])
     means, scores = list[float](), list[Score]()
     for run in runs:
-        artifact = load(Store(run.out).sub("artifact").read)
+        artifact = load(run.at("artifact"))
         seeds = [seed_of(run.seed, purpose, i) for i in range(run.recipe.seeds)]
         networks = evaluate(
             run.recipe, net, ImageSet.of(artifact.codec), getattr(splits, split), transform, seeds, device=default_device(),
