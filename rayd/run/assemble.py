@@ -94,8 +94,7 @@ class Assembled:
         return sum(score.accuracy for score in scores) / len(scores)
 
     def step_size(self) -> float | None:
-        rate = getattr(self.objective, "step_size", None)
-        return float(rate()) if callable(rate) else None
+        return self.objective.step_size()
 
     def write(self, codec: Codec, store: Store, timing: Mapping[str, Any], claim: Mapping[str, Any]) -> None:
         """The artifact, as stored and no better: its card is written last. Refused if it came out over budget."""

@@ -156,8 +156,8 @@ class Recorder:
             "distill_peak": max((line["memory"] for line in lines), default=0.0),
             "steps": self.work.number,
         }
-        method = self.run.method
-        claim: dict[str, Any] = {"select": method.select, "skipped": self.work.skipped, "rollbacks": self.work.rolled}
+        method, record = self.run.method, self.work.record
+        claim: dict[str, Any] = {"select": method.select, "skipped": record.skipped, "rollbacks": record.rolled}
         if self.best is not None:
             claim["best_val"] = self.best[0]
         self.assembled.write(codec, self.store, timing, claim)
