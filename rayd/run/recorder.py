@@ -18,7 +18,7 @@ from rayd.distill.loop import Distillation, State, Step
 from rayd.errors import refuse
 from rayd.evaluate.score import evaluate
 from rayd.machine import peak_memory
-from rayd.run.assemble import Assembled, step_size
+from rayd.run.assemble import Assembled
 from rayd.run.checkpoints import Checkpoints, MetricsFile
 from rayd.schema import to_dict
 from rayd.seeds import seed_of
@@ -106,7 +106,8 @@ class Recorder:
             "distill_peak": max((line["memory"] for line in lines), default=0.0),
             "steps": self.work.number,
         }
-        claim: dict[str, Any] = {"select": method.select, "skipped": self.work.skipped, "rollbacks": self.work.rolled}
+        record = self.work.record
+        claim: dict[str, Any] = {"select": method.select, "skipped": record.skipped, "rollbacks": record.rolled}
         if self.best is not None:
             claim["best_val"] = self.best[0]
         write_artifact(self.assembled, codec, timing, claim)
@@ -124,7 +125,7 @@ def validate(assembled: Assembled, codec: Codec) -> float:
         assembled.inputs.transform,
         [seed_of(run.seed, "validate", i) for i in range(VALIDATION_NETS)],
         device=assembled.device,
-        step_size=step_size(assembled.objective),
+        step_size=assembled.objective.step_size(),
         compile=assembled.inputs.compiled,
     )
     return fmean(score.accuracy for score in scores)

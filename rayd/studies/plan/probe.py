@@ -25,7 +25,7 @@ from rayd.experts.config import plan_units
 from rayd.experts.train import train
 from rayd.experts.trajectory import Snapshot, Trajectory
 from rayd.machine import peak_memory, use_threads
-from rayd.run.assemble import assemble, distillation, last_matched, step_size
+from rayd.run.assemble import assemble, distillation, last_matched
 from rayd.run.distill import default_device
 from rayd.run.experts import ExpertPlan
 from rayd.schema import parse, to_dict
@@ -133,7 +133,7 @@ def scoring(run: Run, seconds: float) -> dict[str, float]:
             began = time.perf_counter()
             evaluate(
                 replace(recipe, steps=steps), assembled.inputs.net, source, assembled.splits.test,
-                assembled.inputs.transform, [0], device=assembled.device, step_size=step_size(assembled.objective),
+                assembled.inputs.transform, [0], device=assembled.device, step_size=assembled.objective.step_size(),
                 compile=compiles,
             )  # fmt: skip
             return time.perf_counter() - began
