@@ -110,7 +110,7 @@ class Assembled:
                 sentence=run.method.sentence,
                 config=to_dict(run),
                 fingerprint=run.fingerprint(),
-                data=self.splits.train.manifest,
+                data=self.splits.train.facts(self.inputs.transform.kind == "normalise"),
                 seeds={"run": run.seed},
                 claim=claim,
             ),
