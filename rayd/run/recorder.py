@@ -147,7 +147,7 @@ def write_artifact(assembled: Assembled, codec: Codec, timing: Mapping[str, Any]
         sentence=run.method.sentence,
         config=to_dict(run),
         fingerprint=run.fingerprint(),
-        data=assembled.splits.train.manifest,
+        data=assembled.splits.train.facts(assembled.inputs.transform.kind == "normalise"),
         seeds={"run": run.seed},
         claim=claim,
     )
