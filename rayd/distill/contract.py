@@ -162,8 +162,8 @@ class Codec(Part):
         """Start from real images: take(c, n) gives n of class c in network space, chosen by plan."""
         raise NotImplementedError
 
-    def teach(self, predict: Callable[[Tensor], Tensor]) -> None:
-        """Start learned labels from a teacher's logits."""
+    def teach(self, predict: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Start learned labels from a teacher's logits: predict(images, classes)."""
 
     def project(self, transform: Transform) -> None:
         """After a step: back onto what is legal, if anything is."""
