@@ -59,20 +59,24 @@ def rows(size: str = "default") -> Iterator[Row]:
         train, test = _noise(10 * ipc), _noise(10)
         where = f"width={width} ipc={ipc} {len(SEEDS)} networks"
 
-        def ours(recipe: RecipeConfig, net: Net = net, train: ImageSet = train, test: ImageSet = test) -> float:
+        def ours(
+            recipe: RecipeConfig, train: ImageSet, test: ImageSet, net: Net = net, work: int = len(SEEDS) * steps
+        ) -> float:
             evaluate(recipe, net, train, test, None, SEEDS, compile=True)
-            return len(SEEDS) * recipe.steps
+            return work
 
-        def theirs(recipe: RecipeConfig, net: Net = net, train: ImageSet = train, test: ImageSet = test) -> float:
+        def theirs(
+            recipe: RecipeConfig, train: ImageSet, test: ImageSet, net: Net = net, work: int = len(SEEDS) * steps
+        ) -> float:
             field(recipe, net, net.config.width or 0, train, test)
-            return len(SEEDS) * recipe.steps
+            return work
 
         recipe = RecipeConfig(steps=steps, schedule="constant")
         precisions: tuple[Literal["fp32", "bf16"], ...] = (
             ("fp32", "bf16") if width == 32 or size == "full" else ("bf16",)
         )
-        runs: dict[str, Callable[[], float | None]] = {"torch.nn fp32": partial(theirs, recipe)}
-        runs |= {f"compiled {p}": partial(ours, replace(recipe, precision=p)) for p in precisions}
+        runs: dict[str, Callable[[], float | None]] = {"torch.nn fp32": partial(theirs, recipe, train, test)}
+        runs |= {f"compiled {p}": partial(ours, replace(recipe, precision=p), train, test) for p in precisions}
         by_way = interleaved(runs)
         for name, timing in by_way.items():
             yield compared("evaluate", f"{where} {name}", timing, by_way["torch.nn fp32"], unit="steps/s", rate=True)

@@ -28,6 +28,7 @@ from rayd.experts.config import plan_units
 from rayd.nets.convnet import Net
 from rayd.readable import duration, size_text
 from rayd.run.assemble import last_matched
+from rayd.run.recorder import VALIDATION_NETS, VALIDATION_SHARE
 from rayd.store import Store
 from rayd.studies.plan.probe import STAGES, request
 from rayd.studies.plan.scoring import Scoring
@@ -208,7 +209,7 @@ def _seconds(run: Run, experts: BufferSize, scoring: Scoring, measured: Measured
         probe = measured["evaluate"]
         validations = -(-method.steps // method.validate) if method.validate else 0
         if "distill" in out:
-            out["distill"] += validations * 2 * probe["net_s"] / 4  # two networks of a quarter of the steps
+            out["distill"] += validations * VALIDATION_NETS * probe["net_s"] / VALIDATION_SHARE
         out["evaluate"] = probe["process_s"] + probe["cold_s"] + scoring.networks * probe["net_s"]
         out["controls"] = scoring.controls * probe["real_s"]
     return out
