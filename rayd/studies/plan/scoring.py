@@ -36,7 +36,7 @@ class Scoring:
     def of(cls, run: Run, spec: Spec, ledger: LedgerSize, train: int) -> Scoring:
         recipe = run.recipe
         batch = min(recipe.batch, ledger.images)
-        steps = recipe.steps
+        steps = recipe.length(ledger.images, round(ledger.floats / spec.floats)).steps
         cross = max(0, len(recipe.nets) - 1)
         views = 3 if "labels" in ledger.by_role or recipe.labels == "teacher" else 2
         others = len(CONTROLS) + (2 if recipe.augment else 0) + cross
