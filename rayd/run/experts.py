@@ -21,8 +21,7 @@ from rayd.errors import Failed
 from rayd.experts.buffer import BufferWriter
 from rayd.experts.config import ExpertUnit, plan_units
 from rayd.experts.shards import Commit
-from rayd.experts.step import chunk_of
-from rayd.experts.train import Diverged, train
+from rayd.experts.train import Diverged, chunk_of, train
 from rayd.experts.trajectory import Snapshot, Trajectory
 from rayd.machine import peak_memory, use_threads
 from rayd.nets.convnet import Net

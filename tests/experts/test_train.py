@@ -12,8 +12,7 @@ from rayd.data.images import Images, Splits
 from rayd.data.load import load as load_data
 from rayd.errors import Refused
 from rayd.experts.config import ExpertConfig, plan_units
-from rayd.experts.step import ExpertStep, chunk_of, loss_gradient
-from rayd.experts.train import Diverged, train
+from rayd.experts.train import Diverged, ExpertStep, chunk_of, loss_gradient, train
 from rayd.experts.trajectory import Snapshot
 from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import generator
@@ -145,7 +144,7 @@ def test_chunks_divide_the_batch_and_change_nothing(
 ) -> None:
     net = net_of(digits)
     whole = run(digits, few, net, [1])
-    monkeypatch.setattr("rayd.experts.step.NEAR_FLOATS", 16 * 8 * 8 * 8)
+    monkeypatch.setattr("rayd.experts.train.NEAR_FLOATS", 16 * 8 * 8 * 8)
     config = ExpertConfig(**PLAIN)
     assert chunk_of(config, net, "cpu") == 16 and chunk_of(config, net_of(digits, "batch"), "cpu") == 64
     parts = run(digits, few, net, [1])

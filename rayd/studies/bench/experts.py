@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rayd.data.augment import AugmentConfig, Transform
 from rayd.data.images import Images, Spec
 from rayd.experts.config import ExpertConfig
-from rayd.experts.step import ExpertStep
+from rayd.experts.train import ExpertStep
 from rayd.machine import use_threads
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
