@@ -53,11 +53,11 @@ def built(asked: Asked) -> int:
 
 
 def _building(asked: Asked) -> Any:
-    from rayd.run.experts import ExpertPlan, build_inline
+    from rayd.run.experts import ExpertPlan, build
 
     plan = ExpertPlan.open(asked.run)
     if asked.run.scale.name == "inline":
-        return build_inline(plan)
+        return build(plan)
     from rayd.fleet.experts import build
 
     return build(plan)

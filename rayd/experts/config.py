@@ -1,4 +1,4 @@
-"""How experts are trained, and the plan of their units."""
+"""The configuration of the experts, and the plan of their units."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rayd.seeds import seed_of
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertConfig:
-    """How experts are trained and what of them is kept."""
+    """How experts are trained and which snapshots are kept."""
 
     experts: int = 100
     per_shard: int = 5
-    """Experts of one work unit and shard: what is lost when a worker dies."""
+    """Experts of one work unit and shard."""
     epochs: int = 50
-    """Length of the training; no more of it is run than the recipe can match (see `keep`)."""
+    """Length of the training; epochs that the method cannot match are not run (see `keep`)."""
     lr: float = 0.01
     batch: int = 256
     momentum: float = 0.0
@@ -62,7 +62,7 @@ class ExpertConfig:
             raise refuse("expert.max_failed", self.max_failed, "a share from 0 to 1")
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the numbers in a row; not how many experts there are, nor how long they train where free."""
+        """The fields that decide the numbers of a row; a constant rate makes them independent of `epochs`."""
         names = ["lr", "batch", "momentum", "weight_decay", "schedule", "sam", "precision", "storage"]
         if self.sam:
             names.append("sam_alpha")
@@ -86,25 +86,25 @@ class ExpertConfig:
 
     def rate(self, epoch: int) -> float:
         """The learning rate in epoch 1, 2, ..."""
-        done = (epoch - 1) / self.epochs
+        share = (epoch - 1) / self.epochs
         if self.schedule == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+            return self.lr * 0.5 * (1 + math.cos(math.pi * share))
         if self.schedule == "step":
-            return self.lr * self.gamma ** sum(done >= drop for drop in self.drops)
+            return self.lr * self.gamma ** sum(share >= drop for drop in self.drops)
         return self.lr
 
     def stacks(self, device_type: str) -> bool:
         return self.engine == "stacked" or (self.engine == "auto" and device_type == "cuda")
 
     def path(self, device_type: str) -> str:
-        """How the arithmetic is run, which is part of what a row's bytes depend on."""
-        way = "compiled" if self.compiled and can_compile(device_type) else "eager"
-        return f"{device_type} {'stacked' if self.stacks(device_type) else 'single'} {way}"
+        """The way the arithmetic is run, on which the last bits of a row depend."""
+        mode = "compiled" if self.compiled and can_compile(device_type) else "eager"
+        return f"{device_type} {'stacked' if self.stacks(device_type) else 'single'} {mode}"
 
 
 @dataclass(frozen=True)
 class ExpertUnit:
-    """One shard's worth of work, named before it runs."""
+    """The work of one shard, named before it runs."""
 
     number: int
     experts: tuple[int, ...]

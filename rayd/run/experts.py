@@ -1,6 +1,6 @@
-"""Where experts are made: the plan of a run's units, one unit's work, and all of them in this process.
+"""The experts of a run: the plan of its units, the work of one unit, and all units in this process.
 
-A unit is the experts of one shard. `build_unit` trains them and commits the shard; it is the same function under
+A unit is the experts of one shard. `build_unit` trains them and commits the shard. It is the same function under
 `scale=inline` and in every actor of the fleet, so both leave the same bytes. Committed units are skipped.
 """
 
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 
 from rayd.config import Run
-from rayd.data.augment import Transform
-from rayd.data.images import Images
+from rayd.data.images import Splits
 from rayd.data.load import load as load_data
+from rayd.data.transform import Transform
 from rayd.errors import Failed
 from rayd.experts.buffer import BufferWriter
 from rayd.experts.config import ExpertUnit, plan_units
@@ -37,12 +37,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExpertPlan:
-    """What every unit of a run needs: images, transform, network, and the buffer it goes into."""
+    """What every unit of a run needs: images, transform, network, and the buffer to write."""
 
     run: Run
     units: list[ExpertUnit]
-    train: Images
-    val: Images
+    splits: Splits
     transform: Transform
     net: Net
     device_type: str
@@ -50,7 +49,7 @@ class ExpertPlan:
 
     @classmethod
     def open(cls, run: Run, last_epoch: int | None = None) -> ExpertPlan:
-        """Read the data and name the work. `last_epoch`: what must be matched, where it is not the run's own method."""
+        """Read the data and name the units. `last_epoch`: the last epoch to match, where the run's method does not say."""
         units = plan_units(run.expert, run.seed, last_matched(run) if last_epoch is None else last_epoch)
         splits = load_data(run.data)
         transform = Transform.fit(splits.train, run.transform)
@@ -72,30 +71,30 @@ class ExpertPlan:
             "shapes": [list(shape) for shape in net.flat.shapes],
         }
         writer = BufferWriter(Store(run.experts_at), fingerprint, layout)
-        return cls(run, units, splits.train, splits.val, transform, net, device_type, writer)
+        return cls(run, units, splits, transform, net, device_type, writer)
 
     def images_of(self, unit: ExpertUnit) -> int:
-        """Training images that a unit goes through."""
-        return len(unit.experts) * unit.epochs[-1] * len(self.train)
+        """Training images that a unit is trained on, every pass counted."""
+        return len(unit.experts) * unit.epochs[-1] * len(self.splits.train)
 
     def bytes_of(self, unit: ExpertUnit) -> int:
         width = 2 if self.run.expert.storage == "fp16" else 4
         return len(unit.experts) * len(unit.epochs) * self.net.size * width
 
     def saving(self) -> str:
-        """What is kept of each expert, and what that saves."""
+        """The snapshots that are kept of each expert, and the bytes that this saves."""
         config, unit = self.run.expert, self.units[0]
-        kept, all_of_them = len(unit.epochs), config.epochs + 1
-        total = sum(self.bytes_of(one) for one in self.units)
-        text = f"{config.experts} experts in {len(self.units)} shards, {kept} of {all_of_them} snapshots kept"
+        kept, snapshots = len(unit.epochs), config.epochs + 1
+        total = sum(map(self.bytes_of, self.units))
+        text = f"{config.experts} experts in {len(self.units)} shards, {kept} of {snapshots} snapshots kept"
         if unit.epochs[-1] < config.epochs:
             text += f", {unit.epochs[-1]} of {config.epochs} epochs trained"
         text += f", {self.images_of(unit):,} images a shard"
-        whole = total * all_of_them // kept
+        whole = total * snapshots // kept
         return f"{text}: {size_text(total)}" + (f" instead of {size_text(whole)}" if whole > total else "")
 
     def pending(self) -> tuple[list[ExpertUnit], list[Commit], list[str]]:
-        """Units still to do, shards that are done, and the names of units known to diverge. Says what it replaces."""
+        """Units still to do, shards that are done, and the names of units known to diverge."""
         self.writer.claim()
         sizes = self.writer.store.sizes("experts-")
         todo: list[ExpertUnit] = []
@@ -109,12 +108,12 @@ class ExpertPlan:
                 failed.append(unit.name)
             else:
                 if commit is not None:
-                    have = commit.marker["experts"][0]["epochs"]
+                    epochs = commit.marker["experts"][0]["epochs"]
                     log.warning(
                         "%s holds %d experts to epoch %d, this run asks %d to epoch %d: trained again and replaced",
                         commit.tar,
                         len(commit.marker["experts"]),
-                        have[-1],
+                        epochs[-1],
                         len(unit.experts),
                         unit.epochs[-1],
                     )
@@ -122,9 +121,9 @@ class ExpertPlan:
         return todo, done, failed
 
     def _same_failure(self, unit: ExpertUnit) -> bool:
-        """A failure is only believed if it befell the same numbers on the way to these epochs."""
-        told = self.writer.failed(unit.name) or {}
-        return told.get("fingerprint") == self.writer.fingerprint and told.get("epoch", 0) <= unit.epochs[-1]
+        """Whether the recorded failure is one that this unit would meet: same fingerprint, no later epoch."""
+        failure = self.writer.failed(unit.name) or {}
+        return failure.get("fingerprint") == self.writer.fingerprint and failure.get("epoch", 0) <= unit.epochs[-1]
 
 
 def build_unit(plan: ExpertPlan, unit: ExpertUnit) -> Built:
@@ -134,11 +133,11 @@ def build_unit(plan: ExpertPlan, unit: ExpertUnit) -> Built:
         run.expert,
         plan.net,
         plan.transform,
-        plan.train,
+        plan.splits.train,
         unit.seeds,
         epochs=unit.epochs[-1],
         experts=unit.experts,
-        val=plan.val,
+        val=plan.splits.val,
         device=plan.device_type,
     )
     kept: dict[int, list[Snapshot]] = {expert: [] for expert in unit.experts}
@@ -169,7 +168,7 @@ def made_by() -> dict[str, str]:
 
 
 def start(plan: ExpertPlan) -> tuple[list[ExpertUnit], Progress]:
-    """What is left to do, and a Progress that knows what was done before."""
+    """The units that are left, and a Progress that counts the committed ones."""
     todo, done, failed = plan.pending()
     log.info("%s", plan.saving())
     progress = Progress(
@@ -182,8 +181,8 @@ def start(plan: ExpertPlan) -> tuple[list[ExpertUnit], Progress]:
     return todo, progress
 
 
-def build_inline(plan: ExpertPlan) -> Iterator[Progress]:
-    """Every unit that is not committed yet, one after another, in this process."""
+def build(plan: ExpertPlan) -> Iterator[Progress]:
+    """Build every unit that is not committed yet, one after another, in this process."""
     todo, progress = start(plan)
     yield progress
     use_threads(plan.run.scale.threads)
@@ -193,7 +192,7 @@ def build_inline(plan: ExpertPlan) -> Iterator[Progress]:
 
 
 def finish(plan: ExpertPlan, progress: Progress) -> None:
-    """Write the manifest, and what this cost; too many diverged units end the run as failed."""
+    """Write the manifest and the cost; too many diverged units end the run as failed."""
     progress.bytes = plan.writer.finish()
     if progress.done:
         account(Store(plan.run.out), progress)
@@ -201,6 +200,6 @@ def finish(plan: ExpertPlan, progress: Progress) -> None:
     if progress.failed / len(plan.units) > limit:
         raise Failed(
             f"{progress.failed} of {len(plan.units)} units diverged, more than expert.max_failed={limit}; their "
-            f"numbers are in {plan.writer.store.where('experts-*.failed.json')}. What is committed stays; "
+            f"numbers are in {plan.writer.store.where('experts-*.failed.json')}. Committed shards stay; "
             "lower expert.lr"
         )

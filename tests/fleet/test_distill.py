@@ -17,7 +17,7 @@ import pytest
 
 from rayd.artifact import tensors
 from rayd.config import Run
-from rayd.run.experts import ExpertPlan, build_inline
+from rayd.run.experts import ExpertPlan, build
 from rayd.schema import parse
 from tests.support.expert_runs import digits_run
 from tests.support.grounds import descendants
@@ -36,7 +36,7 @@ WORDS = (
 def buffer(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Tiny experts, made once."""
     run = digits_run(tmp_path_factory.mktemp("experts"))
-    for _ in build_inline(ExpertPlan.open(run)):
+    for _ in build(ExpertPlan.open(run)):
         pass
     return run.experts_at
 
@@ -161,7 +161,7 @@ def test_a_row_that_is_not_a_number(buffer: str, tmp_path: Path) -> None:
     spoiled = tmp_path / "spoiled"
     config = digits_run(spoiled, experts=1)
     plan = ExpertPlan.open(config)
-    for _ in build_inline(plan):
+    for _ in build(plan):
         pass
     spoil(spoiled / "experts")
     code, text = end(start(tmp_path / "out", str(spoiled / "experts")))

@@ -174,10 +174,10 @@ def test_blocks_over_the_fleet_are_one_run(tmp_path: Path, ray_local: None) -> N
     from rayd import load
     from rayd.fleet.distill_blocks import count, distill_blocks, of_block
     from rayd.run.distill import distill
-    from rayd.run.experts import ExpertPlan, build_inline
+    from rayd.run.experts import ExpertPlan, build
 
     one, many = asked(tmp_path, "one"), asked(tmp_path, "many")
-    list(build_inline(ExpertPlan.open(one)))
+    list(build(ExpertPlan.open(one)))
     list(distill(one))
     assert count(many) == 2
     walk = distill(of_block(many, 1))
@@ -198,10 +198,10 @@ def test_a_killed_worker_costs_no_image(tmp_path: Path, ray_local: None) -> None
     from rayd import load
     from rayd.fleet.distill_blocks import distill_blocks
     from rayd.run.distill import distill
-    from rayd.run.experts import ExpertPlan, build_inline
+    from rayd.run.experts import ExpertPlan, build
 
     one, many = (asked(tmp_path, name, steps=300, checkpoint=20) for name in ("one", "many"))
-    list(build_inline(ExpertPlan.open(one)))
+    list(build(ExpertPlan.open(one)))
     list(distill(one))
     killed: list[int] = []
 

@@ -12,13 +12,13 @@ from rayd.data.load import load as load_data
 from rayd.errors import Failed, Refused
 from rayd.experts.buffer import Buffer
 from rayd.run.assemble import buffer_identity
-from rayd.run.experts import ExpertPlan, build_inline
+from rayd.run.experts import ExpertPlan, build
 from rayd.run.progress import Progress
 from tests.support.expert_runs import digits_run, hashes
 
 
 def made(run: Run) -> Progress:
-    *_, progress = build_inline(ExpertPlan.open(run))
+    *_, progress = build(ExpertPlan.open(run))
     return progress
 
 

@@ -64,7 +64,8 @@ def experts(run: Run, seconds: float) -> dict[str, float]:
     and a later shard spend before that pace."""
     plan = ExpertPlan.open(run)
     config = replace(run.expert, epochs=10**6)
-    some = plan.train.select(torch.arange(min(len(plan.train), BATCHES * config.batch)))
+    train_set, val_set = plan.splits.train, plan.splits.val
+    some = train_set.select(torch.arange(min(len(train_set), BATCHES * config.batch)))
     seeds = plan.units[0].seeds if config.stacks(plan.device_type) else plan.units[0].seeds[:1]
 
     def epochs(val: Images | None) -> list[float]:
@@ -79,7 +80,7 @@ def experts(run: Run, seconds: float) -> dict[str, float]:
                 break
         return times
 
-    cold, warm, bare = epochs(plan.val), epochs(plan.val), epochs(None)
+    cold, warm, bare = epochs(val_set), epochs(val_set), epochs(None)
     later = median(bare[1:])
     with tempfile.TemporaryDirectory(prefix="rayd-plan-") as folder:
         pretend(run, folder).finish()  # for the memory that writing takes
