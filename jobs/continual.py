@@ -49,9 +49,9 @@ def living(asked: Asked, left: list[ContinualRun]) -> Iterator[Outcome]:
     if run.scale.name == "inline":
         yield from inline(run, config, left)
         return
-    from rayd.fleet.tasks import each
+    from rayd.fleet.tasks import run_tasks
 
-    for _, outcome in each(run, live, left, config):
+    for _, outcome in run_tasks(run, "continual", live, left, config):
         yield outcome
 
 

@@ -234,12 +234,17 @@ class ScaleConfig:
     max_failures: int = 3
     """How often a lost unit, worker group or task is tried again."""
     timeout: float = 600.0
-    """Seconds that any single wait may take: a collective, a unit, a task."""
+    """Seconds that a collective of Ray Train workers may take."""
+    startup: float = 900.0
+    """Seconds that actors, workers and tasks may take to be placed and to get ready."""
+    beat: float = 600.0
+    """Seconds without a step, a batch or a network after which work counts as hung: its process is ended, and the work is
+    tried again. Slow work is left alone."""
     wait: float = 0.0
     """Seconds that nodes may take to come where an autoscaler launches them; 0 refuses at once what cannot be placed."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "threads", "timeout"):
+        for name in ("workers", "threads", "timeout", "startup", "beat"):
             positive(f"scale.{name}", getattr(self, name))
         for name in ("actors", "cpus", "gpus", "max_failures", "wait"):
             if getattr(self, name) < 0:

@@ -29,7 +29,7 @@ from rayd.data.transform import Transform
 from rayd.errors import Failed
 from rayd.experts.config import ExpertConfig
 from rayd.experts.trajectory import Snapshot
-from rayd.machine import compiled
+from rayd.machine import beat, compiled
 from rayd.nets.convnet import Net
 from rayd.nets.layers import MOMENTUM
 from rayd.seeds import generator
@@ -132,6 +132,7 @@ class ExpertStep:
         for x, y_KB in self.batches(seeds, epoch):
             losses_K += self.step(theta_KP, velocity_KP, x, y_KB, self.config.rate(epoch)) * y_KB.shape[1]
             count += y_KB.shape[1]
+            beat(f"epoch {epoch}, {count}/{len(self.labels)} images")
         return losses_K / count
 
     def batches(self, seeds: Sequence[int], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -17,8 +17,6 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 import ray
 from ray import tune
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -27,7 +25,8 @@ from ray.tune.search.optuna import OptunaSearch
 from rayd.config import Run
 from rayd.errors import Failed, Refused, refuse
 from rayd.fleet import cluster, distill
-from rayd.machine import use_threads
+from rayd.fleet.watch import Pulse, Watch, beating
+from rayd.machine import beat, use_threads
 from rayd.schema import parse, to_dict
 from rayd.seeds import seed_of
 from rayd.studies.search.asha import Halving
@@ -51,11 +50,18 @@ def alone(config: Mapping[str, Any]) -> None:
     run, search = parse(Run, config["run"]), parse(SearchConfig, config["search"])
     use_threads(run.scale.threads)
     try:
-        for step, value in advance(run, search):
-            tune.report({"step": step, METRIC: value})
-        score(run, search)
+        with beating(Pulse(**config["pulse"]), f"trial {config['number']}"):
+            for step, value in advance(run, search):
+                beat(f"step {step}")
+                tune.report({"step": step, METRIC: value})
+            score(run, search)
     except (Refused, Failed) as error:
         tune.report({"step": 0, METRIC: 0.0, "failed": str(error)})
+
+
+def _score(pulse: Pulse, group: str, run: Run, search: SearchConfig) -> None:
+    with beating(pulse, group):
+        score(run, search)
 
 
 class Milestones(TuneReportCallback):
@@ -75,26 +81,16 @@ class Milestones(TuneReportCallback):
 def together(config: Mapping[str, Any]) -> None:
     """A trial of several workers: a Ray Train job, whose workers go on from the run's own checkpoints."""
     run, search = parse(Run, config["run"]), parse(SearchConfig, config["search"])
-    need, scale = cluster.bundle(run.scale), run.scale
-    inner = seeded(run, search)[0]
-    limits: dict[str, Any] = {"max_failures": scale.max_failures, "controller_failure_limit": 2}
-    told: dict[str, Any] = {"callbacks": [Milestones(run, search)], "failure_config": FailureConfig(**limits)}
-    trainer = TorchTrainer(
-        distill.worker,
-        train_loop_config={"run": to_dict(inner), "report_every": search.every},
-        scaling_config=ScalingConfig(num_workers=scale.workers, use_gpu=scale.gpus > 0, resources_per_worker=need),
-        torch_config=TorchConfig(timeout_s=int(scale.timeout)),
-        run_config=RunConfig(
-            name=f"trial-{uuid.uuid4().hex[:8]}",
-            storage_path=cluster.train_storage(inner.out),
-            **told,
-        ),
-    )
+    need, inner = cluster.bundle(run.scale), seeded(run, search)[0]
+    distill.limit_waits(run.scale)
+    pulse, group = Pulse(**config["pulse"]), f"trial {config['number']}"
+    trainer = distill.trainer(inner, pulse, group, search.every, [Milestones(run, search)])
     try:
         trainer.fit()
         curve = curve_of(run, search)
         tune.report({"step": curve[-1][0], METRIC: curve[-1][1]})
-        ray.get(ray.remote(score).options(**cluster.options(need)).remote(run, search), timeout=scale.timeout)
+        task: Any = ray.remote(**cluster.options(need))
+        ray.get(task(_score).remote(pulse, group, run, search))
     except (Refused, Failed) as error:
         tune.report({"step": 0, METRIC: 0.0, "failed": str(error)})
 
@@ -130,8 +126,10 @@ class Proposals(Searcher):
         cut: AshaScheduler,
         budgets: dict[int, str],
         tpe: OptunaSearcher | None,
+        pulse: Pulse,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
+        self.pulse = vars(pulse)
         self.book, self.todo, self.cut, self.budgets, self.tpe = book, list(todo), cut, budgets, tpe
         self.live: dict[str, Trial] = {}
 
@@ -144,7 +142,9 @@ class Proposals(Searcher):
             return Searcher.FINISHED
         self.live[trial_id] = trial
         self.budgets[trial.number] = trial.budget
-        return {"number": trial.number, "run": to_dict(trial.run), "search": to_dict(self.book.config)}
+        return {
+            "number": trial.number, "run": to_dict(trial.run), "search": to_dict(self.book.config), "pulse": self.pulse,
+        }  # fmt: skip
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         trial, result = self.live.pop(trial_id), result or {}
@@ -265,20 +265,21 @@ def search(book: TrialTable, trials: Mapping[int, Trial]) -> None:
         if scale.workers == 1
         else tune.with_resources(together, {"CPU": 0, "memory": TRIFLE})
     )
-    tuner = tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            num_samples=left,
-            max_concurrent_trials=at_once,
-            scheduler=cut,
-            search_alg=Proposals(book, todo, cut, budgets, tpe),
-            reuse_actors=False,
-        ),
-        run_config=tune.RunConfig(
-            name=f"search-{uuid.uuid4().hex[:8]}",
-            storage_path=cluster.train_storage(book.base.out),
-            failure_config=tune.FailureConfig(max_failures=scale.max_failures),
-            verbose=0,
-        ),
-    )
-    tuner.fit()
+    with Watch(scale, book.base.out, "search") as watch:
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                num_samples=left,
+                max_concurrent_trials=at_once,
+                scheduler=cut,
+                search_alg=Proposals(book, todo, cut, budgets, tpe, watch.pulse),
+                reuse_actors=False,
+            ),
+            run_config=tune.RunConfig(
+                name=f"search-{uuid.uuid4().hex[:8]}",
+                storage_path=cluster.train_storage(book.base.out),
+                failure_config=tune.FailureConfig(max_failures=scale.max_failures),
+                verbose=0,
+            ),
+        )
+        tuner.fit()

@@ -51,6 +51,8 @@ class Progress:
     """The unit that ended since the last Progress."""
     accuracy: float | None = None
     """Mean accuracy of the last unit's experts."""
+    now: str = ""
+    """What one of the workers did last."""
     memory: int = 0
     """Peak bytes of the worker that held the most."""
     pids: tuple[int, ...] = ()
@@ -103,7 +105,9 @@ class Progress:
             ("peak", size_text(self.memory)),
             ("images/s", f"{self.rate:.0f}"),
         ]
-        return table if self.accuracy is None else [*table, ("accuracy", f"{self.accuracy:.3f}")]
+        if self.accuracy is not None:
+            table.append(("accuracy", f"{self.accuracy:.3f}"))
+        return [*table, ("now", self.now)] if self.now else table
 
     def line(self) -> str:
         """The same in one line, for a job's log."""

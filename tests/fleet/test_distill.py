@@ -128,11 +128,11 @@ def test_kill_anything(undisturbed: Path, buffer: str, tmp_path: Path, victim: s
 
 @pytest.mark.ray
 def test_a_busy_cluster_is_waited_for(buffer: str, tmp_path: Path, ray_local: None) -> None:
-    """Other work holds every core: the workers wait for scale.timeout, and the refusal says so."""
+    """Other work holds every core: the workers wait for scale.startup, and the refusal says so."""
     import ray
 
     from rayd.errors import Failed
-    from rayd.fleet.distill import PLACING, train
+    from rayd.fleet.distill import ANSWERING, PLACING, distill
 
     @ray.remote(num_cpus=4)
     class Other:
@@ -141,12 +141,13 @@ def test_a_busy_cluster_is_waited_for(buffer: str, tmp_path: Path, ray_local: No
 
     other = Other.remote()  # type: ignore[attr-defined]
     ray.get(other.ready.remote())
-    plain = {**_plain(buffer, tmp_path), "scale": {"name": "laptop", "timeout": 2.0}}
+    plain = {**_plain(buffer, tmp_path), "scale": {"name": "laptop", "startup": 2.0}}
     try:
-        with pytest.raises(Failed, match=r"scale\.timeout=2 s"):
-            train(parse(Run, plain))
+        with pytest.raises(Failed, match=r"scale\.startup=2 s"):
+            list(distill(parse(Run, plain)))
     finally:
         os.environ.pop(PLACING)
+        os.environ.pop(ANSWERING)
         ray.kill(other)
 
 
