@@ -32,12 +32,12 @@ def act(asked: Asked) -> int:
     for outcome in living(asked, left):
         keep(store, config, outcome)
         done.append(outcome)
-        line = " ".join(f"{100 * one:.1f}" for one in outcome.average)
+        line = " ".join(f"{100 * accuracy:.1f}" for accuracy in outcome.average)
         print(f"rayd: {len(done)}/{total} {outcome.memory}, order {outcome.order}: {line}", file=sys.stderr, flush=True)
-    told = summary(config, done)
-    store.write_json("summary.json", told)
-    store.write("index.html", html(told).encode())
-    print(text(told))
+    averages = summary(config, done)
+    store.write_json("summary.json", averages)
+    store.write("index.html", html(averages).encode())
+    print(text(averages))
     print(f"rayd: {store.where('index.html')}")
     return 0
 

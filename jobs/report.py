@@ -16,18 +16,18 @@ def act(asked: Asked) -> int:
 
 
 def reported(asked: Asked) -> bool:
-    """Whether there was anything new to draw."""
+    """Draw the page; false where nothing has changed since."""
     import hashlib
 
     from rayd.report import report
     from rayd.store import Store
 
     store = Store(asked.run.out)
-    seen = {name: hashlib.sha256(store.read(name)).hexdigest() for name in DRAWN_FROM if store.exists(name)}
-    if seen and store.exists("report/drawn_from.json") and store.read_json("report/drawn_from.json") == seen:
+    digests = {name: hashlib.sha256(store.read(name)).hexdigest() for name in DRAWN_FROM if store.exists(name)}
+    if digests and store.exists("report/drawn_from.json") and store.read_json("report/drawn_from.json") == digests:
         return False
     report(asked.run.out, asked.run.buffer)
-    store.write_json("report/drawn_from.json", seen)
+    store.write_json("report/drawn_from.json", digests)
     return True
 
 

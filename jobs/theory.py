@@ -1,4 +1,4 @@
-"""The theory's experiment: how small a memory encodes an r-dimensional task in d inputs, held against r^2 d + L.
+"""The theory's experiment: how small a memory encodes an r-dimensional task in d inputs, compared with r^2 d + L.
 
 Gradient matching on multi-index models, swept over d, r and the student's width; leaves OUT/theory. Points that are done
 are kept: the same command goes on.
@@ -28,17 +28,17 @@ def act(asked: Asked) -> int:
     total = len(config.points()) * config.seeds
     for point in sweep(config, asked.run.seed, shelf.points):
         shelf.add(point)
-        found = "none tried is enough" if point.pairs is None else f"{point.pairs} pairs, {point.floats} floats"
+        size = "none tried is enough" if point.pairs is None else f"{point.pairs} pairs, {point.floats} floats"
         print(
-            f"rayd: {len(shelf.points)}/{total} d={point.d} r={point.r} L={point.width} seed {point.seed}: {found}, "
+            f"rayd: {len(shelf.points)}/{total} d={point.d} r={point.r} L={point.width} seed {point.seed}: {size}, "
             f"energy {point.energy:.3f}, angle {point.angle:.3f}, error {point.error:.4f} (all data {point.error_full:.4f})",
             file=sys.stderr,
             flush=True,
         )
-    told = verdict(config, shelf.points)
-    shelf.store.write_json("verdict.json", told)
-    shelf.store.write("index.html", html(told).encode())
-    print(text(told))
+    conclusion = verdict(config, shelf.points)
+    shelf.store.write_json("verdict.json", conclusion)
+    shelf.store.write("index.html", html(conclusion).encode())
+    print(text(conclusion))
     print(f"rayd: {shelf.store.where('index.html')}")
     return 0
 

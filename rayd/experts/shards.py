@@ -37,10 +37,10 @@ READERS = 16
 """Markers read at a time: on an object store each costs a round trip."""
 
 
-def differences(there: Mapping[str, Any], asked: Mapping[str, Any], where: str = "") -> list[str]:
-    """A line for each value of `asked` that `there` does not have; keys that `asked` lacks do not matter."""
+def differences(there: Mapping[str, Any], wanted: Mapping[str, Any], where: str = "") -> list[str]:
+    """A line for each value of `wanted` that `there` does not have; keys that `wanted` lacks do not matter."""
     lines: list[str] = []
-    for key, want in asked.items():
+    for key, want in wanted.items():
         have, path = there.get(key), f"{where}{key}"
         if isinstance(want, Mapping) and isinstance(have, Mapping):
             lines += differences(have, want, f"{path}.")
@@ -54,8 +54,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 48 else f"{text[:20]}...{text[-6:]}"
 
 
-def refuse_other(store: Store, there: Mapping[str, Any], asked: Mapping[str, Any], name: str = HEAD) -> None:
-    lines = differences(there, asked)
+def refuse_other(store: Store, there: Mapping[str, Any], wanted: Mapping[str, Any], name: str = HEAD) -> None:
+    lines = differences(there, wanted)
     if lines:
         raise Refused(
             f"{store.where(name)}: the experts there are not those of this run: {'; '.join(lines)}. "

@@ -113,7 +113,7 @@ class Dispatcher:
         self.started = 0
         self.leaving: set[str] = set()
         """Nodes that were told to stop."""
-        self.asked = -DRAINS_EVERY
+        self.drains_at = -DRAINS_EVERY
         self.completed = Counter("rayd_experts_completed", "Experts committed to the buffer")
         self.retried = Counter("rayd_experts_retried", "Units handed to another actor because theirs was lost")
         self.rate = Gauge("rayd_expert_images_per_second", "Training images per second, all actors together")
@@ -146,8 +146,8 @@ class Dispatcher:
         """Take what came back, replace what is late, hand out units."""
         done, _ = ray.wait([slot.waits for slot in self.slots], num_returns=1, timeout=TICK)
         now = time.monotonic()
-        if now - self.asked > DRAINS_EVERY:
-            self.asked = now
+        if now - self.drains_at > DRAINS_EVERY:
+            self.drains_at = now
             self.leaving |= cluster.draining()
         for slot in list(self.slots):
             if slot.waits in done:

@@ -1,8 +1,8 @@
-"""Trials under Ray Tune: plan, book and decisions are rayd.studies.search's; Tune places trials and brings back lost ones.
+"""Trials under Ray Tune: rayd.studies.search plans and decides; Tune places the trials and restarts lost ones.
 
-A trial of one worker is a Tune function that distils in its own process. A trial of several is a thin driver around a
-Ray Train job, without a CPU of its own: one that held a CPU would wait for workers that wait for its CPU. Nothing of
-Tune's own state is ever read back: a search that goes on is told by the book, and Tune is given what is left.
+A trial of one worker is a Tune function that distils in its own process. A trial of several is a driver of a Ray Train job
+that reserves no CPU, for which its own workers would wait. Tune's state is never read back: the table of trials says which
+have ended, and a search that goes on hands the rest to Tune.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TRIFLE = 1 << 20
 
 
 def alone(config: Mapping[str, Any]) -> None:
-    """A trial of one worker. What cannot go on is said, not raised: trying it again would end alike."""
+    """A trial of one worker. A final error is reported, not raised: Tune would try it again."""
     run, search = parse(Run, config["run"]), parse(SearchConfig, config["search"])
     use_threads(run.scale.threads)
     try:
@@ -65,16 +65,16 @@ def _score(pulse: Pulse, group: str, run: Run, search: SearchConfig) -> None:
 
 
 class Milestones(TuneReportCallback):
-    """Tells Tune of each milestone that the run's own store holds; Train's workers report oftener than that."""
+    """Reports each milestone in the run's own store to Tune; Train's workers report more often."""
 
     def __init__(self, run: Run, search: SearchConfig) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.run, self.search, self.told = run, search, 0
+        self.run, self.search, self.reported = run, search, 0
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         for step, value in curve_of(self.run, self.search):
-            if step > self.told:
-                self.told = step
+            if step > self.reported:
+                self.reported = step
                 super().after_report(run_context, [{"step": step, METRIC: value}], None)
 
 
@@ -117,7 +117,7 @@ class AshaScheduler(FIFOScheduler):
 
 
 class Proposals(Searcher):
-    """Hands out the trials that have not ended, in order, then what Optuna thinks of; writes each end into the book."""
+    """Hands out the trials that have not ended, in order, then Optuna's proposals; writes each end into the table."""
 
     def __init__(
         self,
@@ -162,14 +162,14 @@ class Proposals(Searcher):
         log.info("%s", line(record))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the book has it all."""
+        """Nothing: the table has it all."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: see `save`."""
 
 
 class OptunaSearcher:
-    """Optuna's tree of Parzen estimators by Ray's integration, over one flat space; told of every end by the book."""
+    """Optuna's tree of Parzen estimators through Ray, over one flat space; it learns every end from the table."""
 
     def __init__(self, book: TrialTable, count: int) -> None:
         self.book, self.count = book, count
@@ -179,7 +179,7 @@ class OptunaSearcher:
             self.space |= {f"{name}:{path}": domain(dial) for path, dial in config.dials(name).items()}
         space = OptunaSearch.convert_search_space(self.space)
         self.optuna = OptunaSearch(space=space, metric=METRIC, mode="max", seed=seed_of(book.base.seed, "tpe") % 2**31)
-        self.asked: dict[int, str] = {}
+        self.names: dict[int, str] = {}
         earlier = book.proposed()
         ended = {record.number: record for record in book.records()}
         self.raws = {number: raw for number, (_, raw) in earlier.items()}
@@ -189,7 +189,7 @@ class OptunaSearcher:
         self.next = max(earlier, default=-1) + 1
 
     def ask(self) -> Trial | None:
-        """A new trial, kept before it runs; none once there are as many as planned."""
+        """A new trial, written to the table before it runs; none once there are as many as planned."""
         for _ in range(ATTEMPTS):
             if self.next >= self.count:
                 return None
@@ -201,7 +201,7 @@ class OptunaSearcher:
                 self.optuna.on_trial_complete(name, error=True)
                 continue
             self.book.propose(trial, raw)
-            self.raws[trial.number], self.asked[trial.number] = raw, name
+            self.raws[trial.number], self.names[trial.number] = raw, name
             self.next += 1
             return trial
         log.warning(
@@ -218,8 +218,8 @@ class OptunaSearcher:
         return point
 
     def tell(self, record: TrialRow) -> None:
-        """How a trial ended: one asked for in this life, or one out of the book."""
-        value, name = record.accuracy, self.asked.pop(record.number, None)
+        """Tell Optuna how a trial ended: one that it proposed to this process, or an earlier one."""
+        value, name = record.accuracy, self.names.pop(record.number, None)
         if name is not None:
             self.optuna.on_trial_complete(name, {METRIC: value} if value is not None else None, error=value is None)
         elif value is not None and record.number in self.raws:
@@ -237,12 +237,12 @@ def domain(dial: Dial) -> Any:
 
 
 def concurrency(config: SearchConfig, room: int, workers: int, pending: int) -> int:
-    """Trials at once: what the cluster holds, what was asked, what there is to do."""
+    """Trials at once: as many as the cluster holds, the config allows, and are left."""
     return max(1, min(room // workers, config.concurrent or room, max(pending, 1)))
 
 
 def search(book: TrialTable, trials: Mapping[int, Trial]) -> None:
-    """Every trial of the book that has not ended. `trials`: the plan of a random or grid search; empty for TPE."""
+    """Run every trial that has not ended. `trials`: the plan of a random or grid search; empty for TPE."""
     config, scale = book.config, book.base.scale
     if scale.workers > 1 and config.seeds > 1:
         raise refuse("search.seeds", config.seeds, "1 where a trial has several workers", "set scale.workers=1")
