@@ -6,11 +6,13 @@ Nothing here or in a job's module imports torch before the words are known to be
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import json
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,8 @@ class Asked:
     run: Run
     own: Any
     words: tuple[str, ...]
+    published: Published | None = None
+    """The row of configs/published.csv that the run's preset compares itself with."""
 
     def line(self, verb: str | None = None) -> str:
         """The command to type for another verb of the same run."""
@@ -47,26 +51,37 @@ class Nothing:
     """A verb without keys of its own."""
 
 
-Own = Callable[[], type[Any]]
-"""Gives the dataclass of a verb's own keys; asked for only once the words are known to be no cry for help."""
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Which published figures a score is compared with; the dataset is the artifact's own."""
+
+    method: str
+    """As configs/published.csv names it."""
+    ipc: float | None = None
+    """Images per class, as the paper counts them."""
 
 
 def command(
     verb: str,
     doc: str | None,
     act: Callable[[Asked], int],
-    own: Own = lambda: Nothing,
+    keys: str = "",
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Run one verb: 0 done, 1 it could not go on, 2 what was asked cannot be done."""
+    """Run one verb: 0 done, 1 it could not go on, 2 what was asked cannot be done.
+
+    `keys` is the dataclass of the verb's own keys as "module:Class": help reads its source, a run imports it.
+    """
     words = tuple(sys.argv[1:] if argv is None else argv)
-    if "--help" in words or "-h" in words:
-        print(usage(verb, doc or ""))
-        return 0
     from rayd.errors import Failed, Refused
 
     try:
-        asked = ask(verb, tuple(word for word in words if word != "--cfg"), own)
+        if "--help" in words or "-h" in words:
+            from jobs.help import answer
+
+            print(answer(verb, doc or "", keys, [word for word in words if word not in ("--help", "-h")]))
+            return 0
+        asked = ask(verb, tuple(word for word in words if word != "--cfg"), keys)
         if "--cfg" in words:
             print(resolved(asked))
             return 0
@@ -83,29 +98,36 @@ def command(
         return 1
 
 
-def ask(verb: str, words: tuple[str, ...], own: Own = lambda: Nothing) -> Asked:
+def ask(verb: str, words: tuple[str, ...], keys: str = "") -> Asked:
     """Compose, then read strictly."""
     mapping = compose(verb, words)
     from rayd.config import Run
     from rayd.schema import fields_of, parse, unknown
 
-    keys = own()
+    own = keys_class(keys)
+    known = [*fields_of(Run), *fields_of(own), "published"]
     for key in mapping:
-        if key not in {*fields_of(Run), *fields_of(keys)}:
-            raise unknown(key, mapping[key], [*fields_of(Run), *fields_of(keys)])
+        if key not in known:
+            raise unknown(key, mapping[key], known)
     _make_absolute(mapping)
-    mine = {key: mapping.pop(key) for key in list(mapping) if key in fields_of(keys)}
-    return Asked(verb, parse(Run, mapping), parse(keys, mine), words)
+    mine = {key: mapping.pop(key) for key in list(mapping) if key in fields_of(own)}
+    row = mapping.pop("published", None)
+    published = None if row is None else parse(Published, row, "published")
+    return Asked(verb, parse(Run, mapping), parse(own, mine), words, published)
+
+
+def keys_class(keys: str) -> type[Any]:
+    """The dataclass behind "module:Class"."""
+    if not keys:
+        return Nothing
+    module, _, name = keys.partition(":")
+    found: type[Any] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
     """Root, groups and overrides joined into plain values."""
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from rayd.errors import Refused, refuse
+    from rayd.errors import refuse
 
     own = next((word.split("=", 1)[1].strip("'\"") for word in words if word.startswith("methods=")), None)
     places = [CONFIGS] + ([Path(own).resolve()] if own not in (None, "null") else [])
@@ -113,18 +135,65 @@ def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
     overrides += [f"~{group}" for group in GROUPS if any(word.startswith(f"{group}={{") for word in words)]
     if len(places) > 1 and (places[1] / "method").is_dir():
         overrides.append(f"hydra.searchpath=['file://{places[1]}']")
-    if not (CONFIGS / f"{verb}.yaml").is_file():
-        raise refuse("configs", CONFIGS, f"a folder with {verb}.yaml", "run the jobs from a checkout")
+    if not (CONFIGS / "run.yaml").is_file():
+        raise refuse("configs", CONFIGS, "a folder with run.yaml", "run the jobs from a checkout")
+    _check_method(verb, words)
+    mapping, _ = _joined(verb, overrides, words)
+    method = mapping.get("method")
+    objective = method.get("objective") if isinstance(method, dict) else None
+    name = objective.get("name") if isinstance(objective, dict) else None
+    section = (mapping.get("by_objective") or {}).get(name)
+    if section:
+        mapping, _ = _joined(verb, [*_leaves("method", section), *overrides], words)
+    mapping.pop("by_objective", None)
+    return mapping
+
+
+def _joined(verb: str, overrides: Sequence[str], words: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What Hydra makes of the overrides, as plain values, and the choice of every group."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from rayd.errors import Refused
+
     try:
         with hydra.initialize_config_dir(version_base=None, config_dir=str(CONFIGS)):
-            config = hydra.compose(config_name=verb, overrides=overrides)
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            root = verb if (CONFIGS / f"{verb}.yaml").is_file() else "run"
+            config = hydra.compose(config_name=root, overrides=list(overrides), return_hydra_config=True)
+        choices = {str(group): str(choice) for group, choice in config.hydra.runtime.choices.items()}
+        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        plain = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         why = lines[0] if lines else type(error).__name__
         raise Refused(f"{' '.join(words)}: {why}; allowed is KEY=VALUE, values with special signs in quotes") from error
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return {str(key): value for key, value in plain.items()}, choices
+
+
+def _leaves(path: str, section: Any) -> Iterator[str]:
+    """A section of a preset as overrides that stand before the words of the command line."""
+    if isinstance(section, dict) and section:
+        for key, value in section.items():
+            yield from _leaves(f"{path}.{key}", value)
+    else:
+        yield f"++{path}={json.dumps(section)}"
+
+
+def _check_method(verb: str, words: Sequence[str]) -> None:
+    """A preset of one method says nothing about another: FAMILY/CELL is refused beside the method of another family."""
+    from rayd.errors import refuse
+
+    pairs = (word.lstrip("+").partition("=") for word in words)
+    chosen = {key: value for key, _, value in pairs if key in ("preset", "method")}
+    if len(chosen) < 2 or "/" not in chosen["preset"]:
+        return
+    _, choices = _joined(verb, [f"+preset={chosen['preset']}"], words)
+    if choices["method"] != chosen["method"]:
+        allowed = f"{choices['method']}, which preset={chosen['preset']} is for"
+        raise refuse("method", chosen["method"], allowed, "drop one of the two words, or take preset=cpu")
 
 
 def _override(word: str, places: Sequence[Path]) -> str:
@@ -143,11 +212,17 @@ def _override(word: str, places: Sequence[Path]) -> str:
             from difflib import get_close_matches
 
             near = get_close_matches(given, known, n=1)
-            raise refuse(key, given, " | ".join(known), f"did you mean {near[0]}?" if near else "")
+            raise refuse(key, given, " | ".join(_related(given, known)), f"did you mean {near[0]}?" if near else "")
         return f"+{key}={given}" if key == "preset" else f"{key}={given}"
     if key in PATHS and given not in ("", "null") and given[0] not in "'\"":
         given = "'" + given.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return f"++{key}={given}"
+
+
+def _related(given: str, known: Sequence[str]) -> list[str]:
+    """The cells of the family that was meant, or the families."""
+    cells = [name for name in known if name.startswith(given.split("/")[0] + "/")]
+    return cells or list(dict.fromkeys(name.split("/")[0] + ("/..." if "/" in name else "") for name in known))
 
 
 def options(group: str, place: Path = CONFIGS) -> list[str]:
@@ -178,36 +253,13 @@ def _make_absolute(mapping: dict[str, Any]) -> None:
 
 
 def resolved(asked: Asked) -> str:
-    """The run as it will be, every default included."""
+    """The run as it will be, every default included, and what each key is for."""
     from omegaconf import OmegaConf
 
+    from jobs.help import commented
     from rayd.schema import to_dict
 
-    text: str = OmegaConf.to_yaml(OmegaConf.create({**to_dict(asked.run), **to_dict(asked.own)}))
+    parts = [asked.run, asked.own, *([] if asked.published is None else [{"published": asked.published}])]
+    plain = {key: value for part in parts for key, value in to_dict(part).items()}
+    text = commented(OmegaConf.to_yaml(OmegaConf.create(plain)), parts)
     return f"{text}# fingerprint: {asked.run.fingerprint()}"
-
-
-def usage(verb: str, doc: str) -> str:
-    """What the verb does, its keys as its YAML says them, and the choices of every group."""
-    keys = "".join(_keys(CONFIGS / f"{name}.yaml") for name in (verb, "run"))
-    choices = "\n".join(f"  {group}={_short(options(group))}" for group in GROUPS)
-    return (
-        f"usage: python -m jobs.{verb} [KEY=VALUE ...] [--cfg] [--help]\n\n{doc.strip()}\n\n"
-        f"Choices, a file each under configs/:\n{choices}\n\nKeys:\n{keys}\n"
-        "Any key of a choice can be set too (method.steps=100, net.width=32, scale.workers=2).\n"
-        "--cfg prints the resolved run and stops. Exit codes: 0 done, 1 could not go on, 2 refused."
-    )
-
-
-def _keys(path: Path) -> str:
-    lines = path.read_text().splitlines() if path.is_file() else []
-    start = next((i + 1 for i, line in enumerate(lines) if line.startswith("  - _self_")), 0)
-    return "".join(f"  {line}\n" for line in lines[start:] if line.strip())
-
-
-def _short(names: list[str], most: int = 14) -> str:
-    top = [name for name in names if "/" not in name]
-    nested = len(names) - len(top)
-    shown = "|".join(top[:most]) + ("|..." if len(top) > most else "")
-    folders = sorted({name.split("/")[0] for name in names if "/" in name})
-    return shown + (f"{'|' if shown else ''}{'|'.join(f'{f}/...' for f in folders)} ({nested})" if nested else "")

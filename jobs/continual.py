@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jobs.compose import Asked, command
 
@@ -15,10 +15,7 @@ if TYPE_CHECKING:
     from rayd.studies.continual import ContinualRun, Outcome
 
 
-def own() -> type[Any]:
-    from rayd.studies.continual import ContinualKeys
-
-    return ContinualKeys
+KEYS = "rayd.studies.continual:ContinualKeys"
 
 
 def act(asked: Asked) -> int:
@@ -56,4 +53,4 @@ def living(asked: Asked, left: list[ContinualRun]) -> Iterator[Outcome]:
 
 
 if __name__ == "__main__":
-    sys.exit(command("continual", __doc__, act, own))
+    sys.exit(command("continual", __doc__, act, KEYS))

@@ -12,12 +12,17 @@ from typing import Any
 
 from jobs.compose import Asked, command
 
+KEYS = "jobs.evaluate:Keys"
+
 
 @dataclass(frozen=True)
-class Own:
+class Keys:
     artifact: str | None = None
+    """Folder or URI of an artifact; null: OUT/artifact."""
     verify: str | None = None
+    """Folder or URI of an artifact whose claim is to be recomputed: holds or not, and where."""
     controls: bool | tuple[str, ...] = True
+    """Random real, coreset, start and full data under the same recipe; or some: [start, random@floats]."""
 
 
 def act(asked: Asked) -> int:
@@ -92,4 +97,4 @@ def _row(row: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(command("evaluate", __doc__, act, lambda: Own))
+    sys.exit(command("evaluate", __doc__, act, KEYS))

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from jobs import stage
 from jobs.compose import Asked, command
 
+KEYS = "jobs.experts:Keys"
+
 
 @dataclass(frozen=True)
-class Own:
+class Keys:
     verify: bool = False
+    """Check every row of an existing buffer instead of building one."""
 
 
 def act(asked: Asked) -> int:
@@ -54,4 +57,4 @@ def built(asked: Asked) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command("experts", __doc__, act, lambda: Own))
+    sys.exit(command("experts", __doc__, act, KEYS))

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Literal
 
 from jobs.compose import Asked, command
 
+KEYS = "jobs.export:Keys"
+
 
 @dataclass(frozen=True)
-class Own:
+class Keys:
     artifact: str | None = None
-    format: str = "parquet"
-    view: str = "png"
+    """Folder or URI of an artifact; null: OUT/artifact."""
+    format: Literal["parquet", "webdataset", "folder", "tensors"] = "parquet"
+    view: Literal["png", "exact"] = "png"
+    """png: 8-bit images; exact: tensors as decoded (tensors only)."""
     to: str | None = None
+    """Folder to write; null: OUT/export/FORMAT."""
 
 
 def act(asked: Asked) -> int:
@@ -31,4 +37,4 @@ def act(asked: Asked) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command("export", __doc__, act, lambda: Own))
+    sys.exit(command("export", __doc__, act, KEYS))

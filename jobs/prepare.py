@@ -10,11 +10,7 @@ from typing import Any
 
 from jobs.compose import Asked, command
 
-
-def own() -> type[Any]:
-    from rayd.data.prepare import PrepareConfig
-
-    return PrepareConfig
+KEYS = "rayd.data.prepare:PrepareConfig"
 
 
 def act(asked: Asked) -> int:
@@ -50,4 +46,4 @@ def _shards(asked: Asked, to: str, per_shard: int) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(command("prepare", __doc__, act, own))
+    sys.exit(command("prepare", __doc__, act, KEYS))

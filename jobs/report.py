@@ -19,14 +19,18 @@ def reported(asked: Asked) -> bool:
     """Draw the page; false where nothing has changed since."""
     import hashlib
 
+    from jobs.published import rows
     from rayd.report import report
     from rayd.store import Store
 
     store = Store(asked.run.out)
+    data = store.read_json("artifact/card.json")["data"].get("name", "") if store.exists("artifact/card.json") else ""
+    published = tuple(map(str, rows(asked.published, data)))
     digests = {name: hashlib.sha256(store.read(name)).hexdigest() for name in DRAWN_FROM if store.exists(name)}
+    digests |= {"published": "\n".join(published)} if published else {}
     if digests and store.exists("report/drawn_from.json") and store.read_json("report/drawn_from.json") == digests:
         return False
-    report(asked.run.out, asked.run.buffer)
+    report(asked.run.out, asked.run.buffer, published=published)
     store.write_json("report/drawn_from.json", digests)
     return True
 

@@ -11,25 +11,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.compose import Asked, command
-from rayd.data.load import load as load_data
 
 if TYPE_CHECKING:
     from rayd.studies.search.trials import TrialRow, TrialTable
 
 
-def own() -> type[Any]:
-    from rayd.studies.search.space import SearchKeys
-
-    return SearchKeys
+KEYS = "rayd.studies.search.space:SearchKeys"
 
 
 def act(asked: Asked) -> int:
+    from rayd.data.load import load
     from rayd.studies.search.outcome import conclude, text, winners
     from rayd.studies.search.page import html
     from rayd.studies.search.trials import TrialTable
 
     run, config = asked.run, asked.own.search
-    book = TrialTable(run, config, load_data(run.data).train.spec)
+    book = TrialTable(run, config, load(run.data).train.spec)
     searched(asked, book)
     outcome = conclude(book)
     book.store.write("index.html", html(outcome, book.records()).encode())
@@ -92,4 +89,4 @@ def again(asked: Asked, book: TrialTable, record: TrialRow) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command("search", __doc__, act, own))
+    sys.exit(command("search", __doc__, act, KEYS))

@@ -7,15 +7,10 @@ are kept: the same command goes on.
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from jobs.compose import Asked, command
 
-
-def own() -> type[Any]:
-    from rayd.studies.theory import TheoryKeys
-
-    return TheoryKeys
+KEYS = "rayd.studies.theory:TheoryKeys"
 
 
 def act(asked: Asked) -> int:
@@ -44,4 +39,4 @@ def act(asked: Asked) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command("theory", __doc__, act, own))
+    sys.exit(command("theory", __doc__, act, KEYS))

@@ -37,9 +37,6 @@ __all__ = [
     "to_dict",
 ]
 
-from_dict = parse
-"""`to_dict` undone: how a worker of the fleet gets its run."""
-
 
 @dataclass(frozen=True)
 class Words:
@@ -81,7 +78,7 @@ def _part(known: Mapping[str, type[Any]], mapping: Any, where: str) -> tuple[str
         near = get_close_matches(str(name), known, n=1)
         raise refuse(f"{where}.name", name, " | ".join(known), f"did you mean {near[0]}?" if near else "")
     cls = known[name].Config
-    rest = {key: one for key, one in mapping.items() if key != "name" or "name" in fields_of(cls)}
+    rest = {key: one for key, one in mapping.items() if key != "name"}
     return name, parse(cls, rest, where)
 
 
@@ -89,23 +86,30 @@ def _part(known: Mapping[str, type[Any]], mapping: Any, where: str) -> tuple[str
 class MethodConfig:
     """A method is a sentence: codec + objective + terms, and how it is optimised."""
 
-    name: str = ""
-    """What tables call it; the sentence itself where empty."""
     codec: Any
+    """What a synthetic set is stored as: its name and its own keys."""
     objective: Any
+    """What it is distilled by: its name and its own keys."""
     terms: tuple[Any, ...] = ()
+    """What is added to the objective, each with a weight."""
     steps: int = 1000
+    """Of the distillation."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    """What moves the codec's parameters."""
     ema: float = 0.0
     """Decay of the averaged codec that is validated and kept; 0: none."""
     guard: GuardConfig = field(default_factory=GuardConfig)
+    """When a bad step is skipped, rolled back, or ends the run."""
     checkpoint: int = 50
     """Steps between checkpoints of the whole state."""
     validate: int = 0
     """Steps between validations on the training split; 0: at the end only."""
     select: Literal["last", "best_val"] = "last"
+    """Which step is kept: the last, or the best by validation."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Arithmetic of the networks; parameters and losses stay in fp32."""
     compiled: bool = True
+    """Whether steps are compiled by torch.compile."""
     part_names: tuple[str, ...] = field(default=(), metadata=DERIVED)
     """Names of codec, objective and terms as the sentence said them."""
     needs: frozenset[str] = field(default=frozenset(), metadata=DERIVED)
@@ -198,8 +202,11 @@ class BudgetConfig:
     """One of the three; equivalent images per class = 1 where none is given."""
 
     ipc: float | None = None
+    """Images per class, in floats."""
     floats: int | None = None
+    """Stored numbers, of whatever type."""
     bytes: int | None = None
+    """Of the file."""
 
     def __post_init__(self) -> None:
         given = {name: one for name in ("ipc", "floats", "bytes") if (one := getattr(self, name)) is not None}
@@ -262,15 +269,23 @@ class Run:
     """Everything a job needs to know; what is here and not `place` decides the result."""
 
     data: DataConfig
+    """Which images, and how they are split."""
     net: NetConfig
+    """The network that is matched and, unless the recipe says otherwise, trained."""
     expert: ExpertConfig
+    """How experts are trained, and how many."""
     method: MethodConfig
+    """Codec, objective and terms, and how they are optimised."""
     recipe: RecipeConfig
+    """How a synthetic set is scored."""
     transform: Literal["normalise", "zca", "none"] = "normalise"
     """The network space: what experts, synthetic images and evaluation share."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+    """What a synthetic set may hold."""
     scale: ScaleConfig = field(default_factory=ScaleConfig)
+    """Where the work runs."""
     seed: int = 0
+    """Every draw of the run comes from it."""
     out: str = "runs/run"
     """Run directory or URI: every stage finds the earlier ones there."""
     buffer: str | None = None
@@ -312,3 +327,9 @@ class Run:
 
     def fingerprint(self) -> str:
         return fingerprint(self.identity())
+
+
+def run_of_card(config: Mapping[str, Any]) -> Run:
+    """The run that an artifact's card records. Earlier cards hold a label in `method.name`, which decides nothing."""
+    method = {key: one for key, one in config["method"].items() if key != "name"}
+    return parse(Run, {**config, "method": method})

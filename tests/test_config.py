@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rayd.config import BudgetConfig, Run, ScaleConfig, fingerprint, parse, to_dict, words
+from rayd.config import BudgetConfig, Run, ScaleConfig, fingerprint, parse, run_of_card, to_dict, words
 from rayd.errors import Refused
 from rayd.methods import CODECS, OBJECTIVES, TERMS
 
@@ -37,6 +37,17 @@ def test_there_and_back() -> None:
     again = parse(Run, to_dict(run))
     assert again == run
     assert again.fingerprint() == run.fingerprint()
+
+
+def test_an_earlier_card_may_hold_a_label() -> None:
+    """`method.name` decided nothing and is gone; a command line that gives it is refused, a card that holds it is read."""
+    run = parse(Run, PLAIN)
+    plain = to_dict(run)
+    assert "name" not in plain["method"]
+    card = {**plain, "method": {"name": "lodc", **plain["method"]}}
+    assert run_of_card(card) == run_of_card(plain) == run
+    with pytest.raises(Refused, match=r"method.name"):
+        parse(Run, card)
 
 
 def test_the_fingerprint_is_the_same_in_another_process() -> None:

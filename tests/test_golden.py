@@ -12,14 +12,13 @@ import torch
 
 import rayd
 from rayd.artifact.export import export
-from rayd.config import Run
+from rayd.config import run_of_card
 from rayd.errors import Failed, Refused
 from rayd.experts.buffer import Buffer
 from rayd.experts.buffer import verify as verify_buffer
 from rayd.methods import CODECS
 from rayd.run.distill import distill
 from rayd.run.verify import verify
-from rayd.schema import parse
 from tests.golden.make import artifact_facts, buffer_facts, main
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -140,7 +139,7 @@ def test_a_damaged_buffer_is_refused(name, tmp_path):
 def test_the_run_on_a_card_still_runs_on_its_buffer(name, tmp_path):
     """Its words are still understood, and the buffer is still the one they name; trained numbers may differ by CPU."""
     frozen = rayd.load(GOLDEN / name)
-    run = replace(parse(Run, frozen.card["config"]), out=str(tmp_path), buffer=str(GOLDEN / "1/buffer"))
+    run = replace(run_of_card(frozen.card["config"]), out=str(tmp_path), buffer=str(GOLDEN / "1/buffer"))
     assert [step.number for step in distill(run)] == [1, 2, 3]
     again = rayd.load(tmp_path / "artifact")
     assert again.card["codec"] == frozen.card["codec"] and again.card["roles"] == frozen.card["roles"]

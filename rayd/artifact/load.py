@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from rayd.artifact.tensors import Read, from_bytes
-from rayd.data.augment import Transform
 from rayd.data.images import Spec
+from rayd.data.transform import Transform
 from rayd.distill.budget import Stored, unpacked
 from rayd.distill.contract import Codec
 from rayd.errors import Refused, refuse

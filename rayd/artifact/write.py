@@ -20,8 +20,8 @@ from rayd.artifact.load import FORMAT, KIND, self_hash, step_size_of, verified
 from rayd.artifact.png import grid, png
 from rayd.artifact.readme import readme
 from rayd.artifact.tensors import Read, Write, to_bytes, write_file
-from rayd.data.augment import Transform
 from rayd.data.images import Spec
+from rayd.data.transform import Transform
 from rayd.distill.budget import BESIDE, BOUND, Ledger, Stored, packed, unpacked
 from rayd.errors import Refused
 

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.data.transform import Transform
 from rayd.errors import refuse
 
-__all__ = ["Augment", "AugmentConfig", "Draw", "Transform"]
-
-COLUMNS = {"color": 3, "crop": 2, "cutout": 2, "flip": 1, "scale": 2, "rotate": 1}
+Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
+COLUMNS: dict[str, int] = {"color": 3, "crop": 2, "cutout": 2, "flip": 1, "scale": 2, "rotate": 1}
 """The operations and how many numbers each draws."""
 BEFORE, AFTER = ("flip", "color"), ("cutout",)
 """Under `always`: what is applied before and after the one operation that is drawn."""
@@ -35,21 +33,16 @@ class AugmentConfig:
     `always`: flip, colour and cutout where listed, and one of the others (IDC, NCFM).
     """
 
-    ops: tuple[str, ...] = tuple(COLUMNS)
+    ops: tuple[Operation, ...] = get_args(Operation)
+    """Operations to draw from."""
     policy: Literal["one", "always"] = "one"
+    """one: one operation a call; always: flip, colour and cutout where listed, and one of the others."""
     share: Literal["sample", "batch"] = "sample"
     """sample: every image its own parameters; batch: one set of parameters for the whole batch."""
 
     def __post_init__(self) -> None:
-        for op in self.ops:
-            if op not in COLUMNS:
-                raise refuse("augment.ops", op, " | ".join(COLUMNS))
         if len(set(self.ops)) != len(self.ops):
             raise refuse("augment.ops", ",".join(self.ops), "each operation at most once")
-        if self.policy not in ("one", "always"):
-            raise refuse("augment.policy", self.policy, "one | always")
-        if self.share not in ("sample", "batch"):
-            raise refuse("augment.share", self.share, "sample | batch")
 
     def build(self) -> Augment:
         return Augment(self)

@@ -26,8 +26,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from rayd.data.augment import Transform
 from rayd.data.images import Spec
+from rayd.data.transform import Transform
 from rayd.distill.budget import Budget, Stored
 from rayd.experts.trajectory import Segment
 from rayd.nets.convnet import Net

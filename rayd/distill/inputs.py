@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rayd.data.augment import Transform
 from rayd.data.images import Images, Spec
+from rayd.data.transform import Transform
 from rayd.errors import Failed, refuse
 from rayd.experts.trajectory import Segment
 from rayd.nets.convnet import Net

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,21 +31,18 @@ Reduce = Callable[[Tensor], Tensor]
 class OptimiserConfig:
     """The run's own optimiser; a player may ask for another."""
 
-    name: str = "adam"
-    """adam | adamw | sgd"""
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    """Of the codec's parameters."""
     lr: float = 0.01
     """For the unit of pixels; factors scale it so that a step moves the decoded images alike."""
     momentum: float = 0.5
     """sgd's momentum, adam's first beta when above 0.5"""
     weight_decay: float = 0.0
-    decay: str = "constant"
-    """constant | cosine (to zero at the last step)"""
+    """Zero unless a paper decays its images."""
+    decay: Literal["constant", "cosine"] = "constant"
+    """Of the rate; cosine: to zero at the last step."""
 
     def __post_init__(self) -> None:
-        if self.name not in ("adam", "adamw", "sgd"):
-            raise refuse("optimiser.name", self.name, "adam, adamw or sgd")
-        if self.decay not in ("constant", "cosine"):
-            raise refuse("optimiser.decay", self.decay, "constant or cosine")
         if not self.lr > 0 or not 0 <= self.momentum < 1 or self.weight_decay < 0:
             raise refuse("optimiser", self, "lr > 0, 0 <= momentum < 1, weight_decay >= 0")
 
@@ -56,7 +53,9 @@ class GuardConfig:
     more than `rollbacks` of those end the run with a diagnosis."""
 
     patience: int = 3
+    """Bad steps in a row that roll back to the last checkpoint."""
     rollbacks: int = 2
+    """More of them end the run with a diagnosis."""
     max_step_size: float = 10.0
     """A learned step size above this has exploded."""
 

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.data.augment import Augment, Draw, Transform
+from rayd.data.augment import Augment, Draw
 from rayd.data.images import Images, Spec
+from rayd.data.transform import Transform
 from rayd.evaluate.recipe import RecipeConfig
 from rayd.nets.convnet import Net
 from rayd.seeds import generator

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.data.augment import Transform
 from rayd.data.images import Spec
+from rayd.data.transform import Transform
 from rayd.errors import refuse
 from rayd.evaluate.batches import ImageSet, batches
 from rayd.evaluate.recipe import RecipeConfig as RecipeConfig

@@ -19,32 +19,41 @@ class ExpertConfig:
     """How experts are trained and which snapshots are kept."""
 
     experts: int = 100
+    """Networks of the buffer."""
     per_shard: int = 5
     """Experts of one work unit and shard."""
     epochs: int = 50
     """Length of the training; epochs that the method cannot match are not run (see `keep`)."""
     lr: float = 0.01
+    """Of SGD."""
     batch: int = 256
+    """Real images of one step."""
     momentum: float = 0.0
+    """Of SGD."""
     weight_decay: float = 0.0
+    """Of every parameter."""
     schedule: Literal["constant", "cosine", "step"] = "constant"
     """cosine: to zero at the last epoch; step: times `gamma` at every one of `drops`."""
     drops: tuple[float, ...] = (0.5,)
     """Shares of the epochs after which the rate falls."""
     gamma: float = 0.1
+    """What the rate is multiplied by at a drop."""
     sam: float = 0.0
     """Radius rho of the adaptive sharpness-aware step; 0: plain SGD."""
     sam_alpha: float = 0.3
     """GSAM's share of the orthogonal part that is subtracted."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Of the real images at every step."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the network; parameters, statistics and the loss stay fp32."""
     compiled: bool = True
+    """Whether the step is compiled by torch.compile."""
     engine: Literal["auto", "stacked", "single"] = "auto"
     """stacked: all experts of a shard at once; single: one after another; auto: stacked on a GPU."""
     keep: Literal["matched", "all", "ends"] = "matched"
     """matched: to the last epoch the recipe can match; all: every epoch; ends: first and last (pools, teachers)."""
     storage: Literal["fp32", "fp16"] = "fp32"
+    """The type of the rows on disk."""
     check: int = 1000
     """Validation images that each snapshot is scored on."""
     max_failed: float = 0.1

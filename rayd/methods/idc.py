@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.data.augment import Transform
 from rayd.data.images import Spec
+from rayd.data.transform import Transform
 from rayd.distill.budget import Budget, Shapes, Stored
 from rayd.distill.codec import Family, Take
 from rayd.distill.contract import Codec, Player

@@ -4,7 +4,7 @@ arXiv:2310.05773) and TESLA (Cui et al., ICML 2023, arXiv:2211.10586) are settin
     L = ||theta_N - theta*||^2 / ||theta_0 - theta*||^2,   theta_0 = expert[t], theta* = expert[t + M],
     theta_{i+1} = theta_i - beta * grad CE(f(theta_i, A(x_i)), y_i)
 
-What we changed: the gradient is exact in one step's memory (rayd.distill.unroll); beta is exp of a learned number;
+What we changed: the gradient is exact in one step's memory (rayd.distill.loop.unroll); beta is exp of a learned number;
 the published rates for beta are for its raw value and are divided by beta_0 squared in our configs; t, expert, minibatches
 and augmentation are drawn from (seed, step, item). DATM: t comes from [first, T(step)) with
 T(step) = grow_from + (last - grow_from) * step / grow_steps, at most `last`, and an item whose loss exceeds `skip_above`
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,6 @@ class Mtt(Objective):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        name: str = "mtt"
         inner_steps: int = 20
         """N: steps of the student."""
         expert_epochs: int = 2
@@ -57,16 +56,19 @@ class Mtt(Objective):
         step_size: float = 0.01
         """beta_0."""
         learn_step: bool = True
+        """Whether beta is learned; where not, it stays beta_0."""
         lr_step: float = 0.01
         """Learning rate of log(beta), under `step_optimiser`."""
-        step_optimiser: str = "adam"
+        step_optimiser: Literal["adam", "adamw", "sgd"] = "adam"
+        """Of log(beta)."""
         items: int = 1
         """Segments per step; at least as many as workers."""
-        gradient: str = "exact"
-        """exact | tesla"""
+        gradient: Literal["exact", "tesla"] = "exact"
+        """tesla drops the Hessian terms of the exact one."""
         micro: int = 1
         """Parts that an inner batch is split into, exactly; divides memory."""
         augment: AugmentConfig = field(default_factory=AugmentConfig)
+        """Of the synthetic images at every inner step."""
 
         def __post_init__(self) -> None:
             for name in ("inner_steps", "expert_epochs", "items", "micro"):
@@ -78,8 +80,6 @@ class Mtt(Objective):
                 raise refuse(
                     "objective.grow_from", self.grow_from, f"above first={self.first}, at most last={self.last}"
                 )
-            if self.gradient not in ("exact", "tesla"):
-                raise refuse("objective.gradient", self.gradient, "exact or tesla")
             if not self.step_size > 0:
                 raise refuse("objective.step_size", self.step_size, "a positive number")
             if self.batch is not None and (self.batch < 1 or self.batch % self.micro):

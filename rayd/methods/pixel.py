@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rayd.data.augment import Transform
 from rayd.data.images import Spec
+from rayd.data.transform import Transform
 from rayd.distill.budget import Budget, Shapes
 from rayd.distill.codec import Family, Take, normal
 from rayd.distill.fit import CodecOptions, grown

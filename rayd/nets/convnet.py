@@ -23,8 +23,6 @@ ZOO: dict[str, Callable[[NetConfig, Spec], Net]] = {
     "alexnet": AlexNet,
     "vit": ViT,
 }
-NAMES = ("convnet", *ZOO)
-NORMS = ("instance", "group", "batch", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +30,7 @@ class NetConfig:
     """One network; `None` means what the papers use at the dataset's size."""
 
     name: Literal["convnet", "resnet18", "resnet50", "vgg11", "alexnet", "vit"] = "convnet"
+    """The architecture."""
     depth: int | None = None
     """Blocks of a ConvNet or layers of the ViT (ConvNet: 32 px 3, 64 px 4, 128 px 5, 256 px 6; 8 px 2)."""
     width: int | None = None
@@ -40,10 +39,6 @@ class NetConfig:
     """instance (group norm with one group a channel, as the field's code) | group (32 groups) | batch | none."""
 
     def __post_init__(self) -> None:
-        if self.name not in NAMES:
-            raise refuse("net.name", self.name, " | ".join(NAMES))
-        if self.norm not in NORMS:
-            raise refuse("net.norm", self.norm, " | ".join(NORMS))
         for field in ("depth", "width"):
             value = getattr(self, field)
             if value is not None and value < 1:

@@ -15,6 +15,7 @@ A section without its data says which command would fill it. The folder of a lon
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import rayd
@@ -25,9 +26,9 @@ from rayd.run.cost import against
 from rayd.store import Store
 
 
-def report(uri: str, buffer: str | None = None, to: str | None = None) -> str:
+def report(uri: str, buffer: str | None = None, to: str | None = None, published: tuple[str, ...] = ()) -> str:
     """Draw the page of the run (or artifact) at `uri`; where it is. Default: its folder `report`."""
-    facts = gather(Store(uri), Store(buffer) if buffer else None)
+    facts = replace(gather(Store(uri), Store(buffer) if buffer else None), published=published)
     out = Store(to) if to else Store(uri).sub("report")
     out.write("index.html", page.html(facts).encode())
     for name, text in tables.texts(facts).items():

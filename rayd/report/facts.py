@@ -22,3 +22,5 @@ class Facts:
     timing: Mapping[str, float] = field(default_factory=dict)
     plan: list[tuple[str, float, float]] = field(default_factory=list)
     """what, planned, actual"""
+    published: tuple[str, ...] = ()
+    """Figures of the literature for this method, dataset and size, each with its source and regime."""

@@ -66,6 +66,7 @@ def hero(facts: Facts) -> str:
         big = (f'<p class="big">{100 * own["mean"]:.1f}<span> % {wide}</span></p><p class="under">test accuracy of '
                f"{own['n']} fresh {escape(own['net'])} networks, recipe <code>{escape(own['recipe'])}</code>"
                + (f"; the full set gives {100 * full['mean']:.1f} %" if full else "") + "</p>")  # fmt: skip
+    big += "".join(f'<p class="under">published: {escape(one)}</p>' for one in facts.published)
     word = verdict.get("overall", "not asked")
     pill = f'<p class="pill {word.split()[0]}">Beats the coreset: <b>{word}</b></p>' if own else ""
     why = "".join(f"<li>{escape(one)}</li>" for one in verdict.get("why", []))

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from rayd.artifact import write
 from rayd.config import Run
-from rayd.data.augment import Transform
 from rayd.data.images import Splits
 from rayd.data.load import load as load_data
+from rayd.data.transform import Transform
 from rayd.distill.budget import Ledger, Stored
 from rayd.distill.contract import Codec, Objective, Term
 from rayd.distill.inputs import ResidentInputs

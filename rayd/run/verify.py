@@ -13,9 +13,9 @@ import torch
 import rayd
 from rayd.artifact.load import Artifact, reader
 from rayd.artifact.write import preview
-from rayd.config import Run
-from rayd.data.augment import Transform
+from rayd.config import Run, run_of_card
 from rayd.data.load import load as load_data
+from rayd.data.transform import Transform
 from rayd.distill.budget import Ledger, Stored
 from rayd.errors import Refused
 from rayd.evaluate.recipe import RecipeConfig
@@ -49,7 +49,7 @@ def verify(uri: str | Path | Store, run: Run | None = None, scores: bool = True)
     yield Finding("files are as they were written", True, f"{len(artifact.contents)} files")
     yield from _ledger(artifact)
     yield from _inside(artifact)
-    card_run = parse(Run, artifact.card["config"]) if artifact.card["config"] else None
+    card_run = run_of_card(artifact.card["config"]) if artifact.card["config"] else None
     source = run or card_run
     if source is None:
         yield Finding("data", False, "the card holds no resolved config, and no run was given")

@@ -12,7 +12,7 @@ import rayd
 from rayd.artifact.export import export, rendered
 from rayd.data.load import load as load_data
 from rayd.errors import Refused
-from rayd.evaluate.recipe import RECIPES
+from rayd.evaluate.recipe import RecipeConfig
 from rayd.run import evaluate
 from rayd.schema import to_dict
 from tests.support.fakes import a_run, an_artifact
@@ -102,7 +102,8 @@ def test_a_stranger_with_datasets_and_torch_gets_the_cards_number(tmp_path, monk
     pytest.importorskip("datasets")
     pytest.importorskip("sklearn")
     monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
-    plain = to_dict(RECIPES["plain"])
+    sgd = {"lr": 0.05, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
+    plain = to_dict(RecipeConfig(name="plain", steps=300, augment=None, **sgd))
     run = a_run(data={"name": "digits"}, net={"name": "convnet", "width": 16}, recipe=plain, budget={"ipc": 5})
     folder = an_artifact(tmp_path / "artifact", run)
     evaluate.score(run, str(folder), [])

@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rayd.data.augment import COLUMNS, AugmentConfig, Draw, Transform
+from rayd.data.augment import COLUMNS, AugmentConfig, Draw
 from rayd.data.config import DataConfig
 from rayd.data.load import load as load_data
+from rayd.data.transform import Transform
 from rayd.errors import Refused
+from rayd.schema import parse
 from rayd.seeds import generator
 
 OPS = tuple(COLUMNS)
@@ -111,7 +113,7 @@ def test_scale_is_bilinear_sampling() -> None:
 @pytest.mark.parametrize("wrong", [{"ops": ("blur",)}, {"ops": ("flip", "flip")}, {"policy": "some"}, {"share": "all"}])
 def test_illegal_configs_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(Refused, match=r"augment\."):
-        AugmentConfig(**wrong)  # type: ignore[arg-type]
+        parse(AugmentConfig, wrong, "augment")
 
 
 @pytest.mark.parametrize("kind", ["normalise", "zca", "none"])

@@ -20,6 +20,7 @@ from rayd.data.images import Spec, channel_statistics
 from rayd.data.load import load as load_data
 from rayd.data.sources.decode import Shape, decode
 from rayd.errors import Refused
+from rayd.schema import parse
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +109,7 @@ def test_statistics_are_exact_and_can_be_given() -> None:
 )
 def test_illegal_configs_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(Refused, match=r"data\."):
-        DataConfig(**wrong)
+        parse(DataConfig, wrong, "data")
 
 
 def test_a_missing_dataset_says_where_it_looked_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayd.data.augment import AugmentConfig, Transform
+from rayd.data.augment import AugmentConfig
 from rayd.data.images import Spec
+from rayd.data.transform import Transform
 from rayd.distill.budget import Budget
 from rayd.distill.loop import Distillation, GuardConfig, OptimiserConfig, Reduce, identity
 from rayd.errors import Failed, Refused

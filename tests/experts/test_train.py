@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from rayd.data.augment import Transform
 from rayd.data.config import DataConfig
 from rayd.data.images import Images, Splits
 from rayd.data.load import load as load_data
+from rayd.data.transform import Transform
 from rayd.errors import Refused
 from rayd.experts.config import ExpertConfig, plan_units
 from rayd.experts.train import Diverged, ExpertStep, chunk_of, loss_gradient, train

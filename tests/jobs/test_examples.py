@@ -7,7 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from jobs.compose import Nothing, ask
+from jobs.compose import ask
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = '#!/bin/bash\n{ printf "%s\\n" "$@"; echo; } > "$TOLD/$(date +%s%N)-$$"\n'
@@ -32,10 +32,10 @@ def test_the_imagenette_table(tmp_path: Path) -> None:
     runs = {}
     for _, job, *words in said:
         module, verb = importlib.import_module(job), job.removeprefix("jobs.")
-        asked = ask(verb, tuple(words), getattr(module, "own", lambda module=module: getattr(module, "Own", Nothing)))
+        asked = ask(verb, tuple(words), getattr(module, "KEYS", ""))
         runs[verb, asked.run.out] = asked.run
     distilled = [run for (verb, _), run in runs.items() if verb == "distill"]
     assert {run.experts_at for run in runs.values()} == {"/shared/nette/experts"}
     assert {run.data.path for run in distilled} == {"/shared/nette/data"}
-    assert sorted(run.method.name for run in distilled) == ["haba", "lodc", "lss", "mtt", "nsd"]
+    assert sorted(run.method.part_names[0] for run in distilled) == ["haba", "lodc", "lss", "nsd", "pixel"]
     assert all(runs["evaluate", run.out].method == run.method for run in distilled)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from jobs import compose
 from jobs.compose import ask, command, options
+from rayd.errors import Refused
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem != "run")
+NO_VERBS = {"__init__", "bench", "compose", "help", "progress", "published"}
+VERBS = sorted({path.stem for path in (ROOT / "jobs").glob("*.py")} - NO_VERBS)
 
 
 def run(verb: str, *words: str, cwd: Path = ROOT, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -23,9 +29,16 @@ def run(verb: str, *words: str, cwd: Path = ROOT, timeout: float = 300) -> subpr
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
 
 
-def test_every_verb_has_a_root_and_a_job() -> None:
-    jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__", "compose", "progress", "bench"}
-    assert jobs == set(VERBS)
+def keys(verb: str) -> str:
+    return getattr(importlib.import_module(f"jobs.{verb}"), "KEYS", "")
+
+
+def test_a_root_is_a_verbs() -> None:
+    """`run.yaml` serves every verb that has no root of its own."""
+    assert {path.stem for path in (ROOT / "configs").glob("*.yaml")} <= {*VERBS, "run"}
+    for verb in VERBS:
+        asked = ask(verb, ("out=/somewhere",), keys(verb))
+        assert isinstance(asked.own, compose.keys_class(keys(verb)))
 
 
 @pytest.mark.parametrize("verb", [*VERBS, "bench"])
@@ -57,6 +70,14 @@ BAD: list[tuple[str, tuple[str, ...]]] = [
     ("scale=inline scale.workers=2", ("scale.workers=2", "laptop")),
     ("scale=cluster out=runs/here", ("out=runs/here", "absolute")),
     ("verbose", ("verbose", "KEY=VALUE")),
+    ("method.objective.step_optimiser=foo", ("step_optimiser=foo", "adam | adamw | sgd")),
+    ("'method.objective.augment.ops=[flop]'", ("augment.ops[0]=flop", "flip")),
+    ("method.name=mine", ("method.name=mine", "no such key")),
+    ("preset=mtt/cifar10_ipc1 method=nsd", ("method=nsd", "mtt", "preset=mtt/cifar10_ipc1 is for")),
+    ("preset=ours/lss_cifar10_ipc1 method=mtt", ("method=mtt", "lss")),
+    ("preset=mtt/cifar10_ipc2", ("mtt/cifar10_ipc1 | ", "did you mean")),
+    ("preset=mtk", ("mtt/...", "cpu")),
+    ("'published={ipc: 1}'", ("published.method",)),
     ("seed=[", ("seed=[", "quotes")),
     ("'method.terms=[{name: mim4dd}]'", ("mim4dd", "views", "choose another objective")),
     ("'method={codec: {name: pixel, labels: soft}, objective: {name: distribution}}'", ("labels",)),
@@ -97,6 +118,97 @@ def test_every_shipped_choice_is_a_run(group: str, option: str) -> None:
     assert len(asked.run.fingerprint()) == 64
 
 
+METHODS = options("method")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_presets_of_scale_go_with_every_method(method: str) -> None:
+    for preset in (name for name in options("preset") if "/" not in name):
+        asked = ask("distill", (f"preset={preset}", f"method={method}", "out=/somewhere"))
+        plain = ask("distill", (f"method={method}", "out=/somewhere"))
+        assert asked.run.method.part_names[:2] == plain.run.method.part_names[:2]
+        assert asked.run.method.steps < plain.run.method.steps
+
+
+def test_a_section_of_a_preset_stands_below_the_command_line() -> None:
+    words = ("preset=cpu", "method=nsd", "out=/somewhere")
+    run = ask("distill", words).run
+    assert (run.method.steps, run.method.part_names, run.method.objective.inner_steps) == (200, ("nsd", "mtt"), 20)
+    run = ask("distill", (*words, "method.steps=7", "method.terms=[{name: guidance}]")).run
+    assert (run.method.steps, run.method.part_names) == (7, ("nsd", "mtt", "guidance"))
+
+
+def test_presets_of_a_method_stay_within_their_family() -> None:
+    """The cells of a wrong preset's family, and no other's."""
+    with pytest.raises(Refused) as refusal:
+        ask("distill", ("preset=mtt/cifar10_ipc2",))
+    assert "datm" not in str(refusal.value) and str(refusal.value).count("mtt/") >= 11
+
+
+TEXTS = ("README.md", "RESULTS.md", "infra/README.md", "rayd/methods/README.md")
+
+
+def lines_of(text: str) -> Iterator[str]:
+    """Every command of a text, and every row of a table joined to the command that its paragraph gives."""
+    text = text.replace("\\\n", " ")
+    shared = (re.findall(r'^W="([^"]*)"', text, flags=re.M) or [""])[-1]
+    text = re.sub(r"^```.*?^```", lambda block: re.sub(r"\n(?=\S)", ";", block[0]), text, flags=re.M | re.S)
+    base = ""
+    for piece in re.split(r"(?<=\n)(?=\|)|\n\n", text):
+        row = next((cell for cell in piece.split(" | ") if cell.startswith("`method=")), "")
+        if piece.startswith("|") and base and row:
+            yield f"{base} {row.split('`')[1]}"
+            continue
+        for found in re.findall(r"python -m (jobs\.[a-z]+[^`;|#]*)", piece):
+            line = " ".join(found.replace("$W", shared).split())
+            base = line if "very row" in piece else ""
+            yield line
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_command_of_the_texts_is_understood(text: str) -> None:
+    import shlex
+
+    count = 0
+    for line in lines_of((ROOT / text).read_text()):
+        job, *words = shlex.split(line)
+        verb = job.removeprefix("jobs.")
+        if verb in VERBS:
+            ask(verb, tuple(word for word in words if "=" in word), keys(verb))
+            count += 1
+    assert count >= {"README.md": 8, "RESULTS.md": 33, "rayd/methods/README.md": 9}.get(text, 2), count
+
+
+def helped(capsys: pytest.CaptureFixture[str], verb: str, *words: str) -> str:
+    module = importlib.import_module(f"jobs.{verb}")
+    assert command(verb, module.__doc__, module.act, keys(verb), argv=["--help", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_help_names_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    text = helped(capsys, "pipeline")
+    for group in compose.GROUPS:
+        for option in options(group):
+            assert re.search(rf"(?<![\w/]){option.split('/')[0]}(?![\w])", text), f"{group}={option}"
+    assert "..." not in text.split("Choices")[1].split("Keys")[0]
+    assert max(map(len, text.splitlines())) <= 125
+    assert "stages=" in text and "Expert buffer; null: `experts` under `out`." in text
+
+
+def test_help_of_presets_and_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    text = helped(capsys, "distill", "preset")
+    for name in options("preset"):
+        assert re.search(rf"\b{name.split('/')[-1]}\b", text), name
+    text = helped(capsys, "distill", "method.codec")
+    assert "method.codec.name=nsd" in text and "method.codec.rank=" in text and "fp32 | fp16 | bf16 | int8" in text
+    assert "name=pixel" not in helped(capsys, "distill", "method.codec.nsd")
+    assert "method.objective.psi=" in helped(capsys, "distill", "method.objective.ncfm")
+    assert "method.optimiser.momentum=" in helped(capsys, "distill", "method.optimiser")
+    assert "search.trials=8" in helped(capsys, "search", "search")
+    assert "recipe=ncfm" in helped(capsys, "distill", "recipe")
+    assert command("distill", "", lambda asked: 0, argv=["--help", "method.codex"]) == 2
+
+
 def test_help_of_a_process_takes_no_two_seconds() -> None:
     took = []
     for _ in range(2):
@@ -112,8 +224,17 @@ def test_cfg_prints_the_run_and_does_nothing(capsys: pytest.CaptureFixture[str],
     assert command("distill", "", act, argv=["--cfg", f"out={tmp_path}/x", "method=tesla"]) == 0
     out = capsys.readouterr().out
     assert "gradient: tesla" in out
+    assert OmegaConf.create(out).method.steps == 1000, "comments leave it YAML"
     assert "# fingerprint: " in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_cfg_says_what_each_key_is_for() -> None:
+    asked = ask("distill", ("preset=mtt/cifar10_ipc10", "out=/somewhere"))
+    lines = [line for line in compose.resolved(asked).splitlines() if re.match(r" *(- )?\w+:", line)]
+    told = [line for line in lines if "   # " in line]
+    assert len(lines) > 100 and len(told) >= 0.9 * len(lines), set(lines) - set(told)
+    assert "  inner_steps: 30   # N: steps of the student." in compose.resolved(asked)
 
 
 def test_a_sentence_of_ones_own_from_a_folder(tmp_path: Path) -> None:
@@ -129,17 +250,17 @@ def test_a_sentence_of_ones_own_from_a_folder(tmp_path: Path) -> None:
 
 
 def test_from_end_to_end_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from jobs.pipeline import Own, act
+    from jobs.pipeline import KEYS, act
 
     line = ["preset=smoke", f"out={tmp_path}/run"]
-    assert command("pipeline", "", act, lambda: Own, argv=line) == 0
+    assert command("pipeline", "", act, KEYS, argv=line) == 0
     first = capsys.readouterr().out
     for words in ("distilled", "random@floats", "full", "beats the coreset", "page: ", "next: python -m jobs.export"):
         assert words in first
     assert (tmp_path / "run" / "report" / "index.html").is_file()
-    assert command("pipeline", "", act, lambda: Own, argv=line) == 0
+    assert command("pipeline", "", act, KEYS, argv=line) == 0
     assert capsys.readouterr().out.count("already done") == 4
-    assert command("pipeline", "", act, lambda: Own, argv=[*line, "seed=1"]) == 2
+    assert command("pipeline", "", act, KEYS, argv=[*line, "seed=1"]) == 2
     assert "another" in capsys.readouterr().err
 
 

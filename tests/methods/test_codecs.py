@@ -141,8 +141,8 @@ def test_a_fresh_process_decodes_the_same(tmp_path):
     save_file(packed(codec.stored()), tmp_path / "x.safetensors")
     (tmp_path / "x.json").write_text(json.dumps(to_dict(codec.config)))
     program = (
-        "import json, sys, torch; from safetensors.torch import load_file; from rayd.budget import unpacked\n"
-        "from rayd.data import Spec; from rayd.methods.nsd import Nsd; from rayd.strict import parse\n"
+        "import json, sys, torch; from safetensors.torch import load_file; from rayd.distill.budget import unpacked\n"
+        "from rayd.data.images import Spec; from rayd.methods.nsd import Nsd; from rayd.schema import parse\n"
         "config = parse(Nsd.Config, json.load(open(sys.argv[1] + '.json')))\n"
         "codec = config.build(Spec((3, 16, 16), 4), torch.Generator())\n"
         "tensors = unpacked(load_file(sys.argv[1] + '.safetensors'))\n"

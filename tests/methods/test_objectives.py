@@ -23,6 +23,7 @@ from rayd.methods.dm import Distribution
 from rayd.methods.mim4dd import Mim4dd
 from rayd.methods.ncfm import Calibrate, Ncfm, PsiConfig
 from rayd.nets.convnet import NetConfig
+from rayd.schema import parse
 from rayd.seeds import generator
 from tests.support.matching import PSI, QUIET, distillation, pixels
 from tests.support.workers import run_workers
@@ -133,7 +134,7 @@ def test_compiled_and_in_half_precision_as_eager() -> None:
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "own draws": (lambda: Distribution.Config(augment=AugmentConfig()), "share"),
     "no images": (lambda: Distribution.Config(batch_real=0), "batch_real"),
-    "unknown distance": (lambda: Gradient.Config(distance="l1"), "distance"),
+    "unknown distance": (lambda: parse(Gradient.Config, {"distance": "l1"}), "distance=l1: allowed is rows"),
     "a psi without a mixture": (lambda: Ncfm.Config(frequencies=100, psi=PsiConfig()), "frequencies"),
     "no weights": (lambda: Ncfm.Config(alpha=0.0, beta=0.0), "alpha"),
     "more of a pool than there is": (lambda: Ncfm.Config().build(TinyWorld()), "pool"),

@@ -11,6 +11,7 @@ from torch.func import grad, vmap
 from rayd.data.images import Spec
 from rayd.errors import Refused
 from rayd.nets.convnet import Net, NetConfig
+from rayd.schema import parse
 from rayd.seeds import generator
 
 ALL = ("convnet", "resnet18", "resnet50", "vgg11", "alexnet", "vit")
@@ -82,7 +83,7 @@ def test_digits_and_depths() -> None:
 )
 def test_illegal_configs_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(Refused, match=r"net\."):
-        NetConfig(**wrong)  # type: ignore[arg-type]
+        parse(NetConfig, wrong, "net")
 
 
 def test_init_is_torchs_own_and_explicit() -> None:

@@ -67,16 +67,17 @@ def run_folder(tmp_path, monkeypatch):
 
 
 def test_every_section_is_there_and_nothing_leads_outside(run_folder):
-    where = report(str(run_folder))
+    where = report(str(run_folder), published=("12.3 ± 0.4 (a paper, table 1; soft labels)",))
     text = (run_folder / "report" / "index.html").read_text()
     page = Page(text)
+    assert "published: 12.3 ± 0.4 (a paper, table 1; soft labels)" in text
     assert page.ids == SECTIONS and where.endswith("index.html")
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links), page.links
     assert not re.search(r"https?://|@import|<script|url\((?!#)", text)
     assert "Beats the coreset" in text and "matched" not in page.links
     assert text.count("<svg") >= 7 and text.count('class="empty"') == 1, "only the plan is missing"
     assert "python -m jobs.plan" in text and "LRS" in text and "ARS" in text
-    report(str(run_folder), to=str(run_folder / "again"))
+    report(str(run_folder), to=str(run_folder / "again"), published=("12.3 ± 0.4 (a paper, table 1; soft labels)",))
     assert (run_folder / "again" / "index.html").read_text() == text, "the same run gives the same page"
 
 
@@ -135,3 +136,18 @@ def test_asks_cover_every_network(run_folder):
     run = a_run(recipe={"nets": [{"name": "convnet"}, {"name": "vit"}]})
     asks = row_tasks(run, artifact, CONTROLS)
     assert [ask.row for ask in asks if ask.net == 1] == ["distilled", "random@floats"]
+
+
+def test_the_job_shows_the_published_rows_of_what_the_preset_names(run_folder, monkeypatch):
+    from jobs import published
+    from jobs.compose import ask
+    from jobs.report import reported
+
+    data = json.loads((run_folder / "artifact" / "card.json").read_text())["data"]["name"]
+    figures = [published.Row(m, data, 1.0, "12.3", "0.4", "a paper", "soft labels") for m in ("lss", "mtt")]
+    monkeypatch.setattr(published, "table", lambda: figures)
+    asked = ask("report", (f"out={run_folder}", "published={method: lss, ipc: 1}"))
+    page = run_folder / "report" / "index.html"
+    assert reported(asked) and page.read_text().count("published: 12.3 ± 0.4 (a paper; soft labels)") == 1
+    assert not reported(asked), "nothing new to draw"
+    assert reported(ask("report", (f"out={run_folder}",))) and "published:" not in page.read_text()

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rayd.config import Run
-from rayd.data.augment import Transform
 from rayd.data.images import Spec
+from rayd.data.transform import Transform
 from rayd.errors import Refused
 from rayd.evaluate.recipe import RecipeConfig
 from rayd.nets.convnet import NetConfig
@@ -106,7 +106,9 @@ def test_the_winner_is_said_with_its_interval() -> None:
     ]
     told = summary(asked, clear)
     assert told["verdict"].startswith("herd wins: +10.0 points over random")
-    assert told["rows"]["herd"]["forgetting"] == {"mean": pytest.approx(0.4), "std": pytest.approx(0, abs=1e-9), "n": 3}
+    forgetting = told["rows"]["herd"]["forgetting"]
+    assert forgetting["mean"] == pytest.approx(0.4) and forgetting["std"] == pytest.approx(0, abs=1e-9)
+    assert forgetting["n"] == 3
     assert "herd" in text(told) and "<svg" in html(told)
     close = [outcome("random", i, 0.5) for i in range(3)] + [outcome("herd", i, 0.4 + 0.1 * i) for i in range(3)]
     assert "not beyond chance" in summary(asked, close)["verdict"]

@@ -310,13 +310,13 @@ import json, sys
 from rayd.fleet import cluster
 from rayd.fleet.search import search
 from rayd.config import Run
-from rayd.data import Spec
-from rayd.search.space import SearchConfig, plan
-from rayd.search.trials import Book
-from rayd.strict import parse
+from rayd.data.images import Spec
+from rayd.studies.search.space import SearchConfig, plan
+from rayd.studies.search.trials import TrialTable
+from rayd.schema import parse
 
 run, asked = parse(Run, json.loads(sys.argv[1])), parse(SearchConfig, json.loads(sys.argv[2]))
 spec = Spec((1, 8, 8), 10)
-search(Book(run, asked, spec), {t.number: t for t in plan(run, asked, spec).trials})
+search(TrialTable(run, asked, spec), {t.number: t for t in plan(run, asked, spec).trials})
 cluster.stop()
 """

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayd.data.augment import Transform
 from rayd.data.images import Spec
+from rayd.data.transform import Transform
 from rayd.distill.budget import Stored
 from rayd.distill.contract import Codec, Player
 from rayd.experts.trajectory import Segment

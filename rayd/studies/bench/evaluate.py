@@ -22,7 +22,7 @@ from rayd.data.images import Spec
 from rayd.data.load import load as load_data
 from rayd.data.transform import Transform
 from rayd.evaluate.batches import ImageSet, batches
-from rayd.evaluate.recipe import RecipeConfig, named
+from rayd.evaluate.recipe import RecipeConfig
 from rayd.evaluate.score import Score, evaluate
 from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import generator
@@ -60,7 +60,7 @@ def rows(size: str = "default") -> Iterator[Row]:
         train, test = _noise(10 * ipc), _noise(10)
         plain = 0.0
         for precision in ("fp32", "bf16") if width == 32 or size == "full" else ("bf16",):
-            recipe = replace(named("cpu"), steps=steps, precision=precision, schedule="constant")
+            recipe = RecipeConfig(steps=steps, precision=precision, schedule="constant")
             began = time.perf_counter()
             evaluate(recipe, net, train, test, None, seeds[:1], compile=True)
             warm = time.perf_counter() - began
@@ -90,7 +90,7 @@ def _agreement(seeds: list[int]) -> Iterator[Row]:
     splits = load_data(DataConfig(name="generated", size=16, channels=1, count=200))
     transform = Transform.fit(splits.train, "normalise")
     net = NetConfig(width=16, depth=2).build(splits.train.spec)
-    recipe = replace(named("cpu"), steps=60, lr=0.02)
+    recipe = RecipeConfig(steps=60, lr=0.02)
     train, test = (ImageSet.of(part, transform).resident(CPU) for part in (splits.train, splits.test))
     slow = summary([s.accuracy for s in plainly(replace(recipe, schedule="constant"), net, train, test, seeds)])
     for precision in ("fp32", "bf16"):

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayd.data.augment import AugmentConfig, Transform
+from rayd.data.augment import AugmentConfig
 from rayd.data.images import Images, Spec
+from rayd.data.transform import Transform
 from rayd.experts.config import ExpertConfig
 from rayd.experts.train import ExpertStep
 from rayd.machine import use_threads

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayd.data.augment import Transform
 from rayd.data.images import Images
+from rayd.data.transform import Transform
 from rayd.distill.classwise import Classwise
 from rayd.distill.contract import Codec, Player
 from rayd.distill.inputs import ResidentInputs

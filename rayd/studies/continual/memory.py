@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from rayd.config import MethodConfig
-from rayd.data.augment import Transform
 from rayd.data.images import Images, Spec
+from rayd.data.transform import Transform
 from rayd.distill.budget import Budget, Ledger, pack, unpack
 from rayd.distill.contract import Codec
 from rayd.distill.inputs import ResidentInputs

@@ -33,6 +33,7 @@ class ContinualConfig:
     """Tasks, orders, and the memories that are compared at equal bytes."""
 
     tasks: int = 5
+    """The classes come in as many parts, one after another."""
     orders: int = 3
     """Random orders of the classes, by the run's seed."""
     class_orders: tuple[tuple[int, ...], ...] = ()
@@ -40,7 +41,7 @@ class ContinualConfig:
     bytes_per_class: int = 30720
     """As stored: ten 8-bit images of 32 x 32."""
     memories: Mapping[str, Any] = field(default_factory=lambda: {"random": "random", "herding": "herding"})
-    """Name -> random | herding | {codec: ..., objective: ..., steps: ...}"""
+    """Name -> random | herding | a method without experts: {codec: ..., objective: ..., steps: ...}."""
 
     def __post_init__(self) -> None:
         for name in ("tasks", "orders", "bytes_per_class"):

@@ -96,7 +96,9 @@ class SearchConfig:
     families: Mapping[str, FamilyConfig] = field(default_factory=dict)
     """Name -> {fixed, space}; none: the run's own method."""
     searcher: Literal["random", "grid", "tpe"] = "random"
+    """Who proposes points; tpe is Optuna's, under scale=laptop or cluster."""
     scheduler: Literal["asha", "none"] = "asha"
+    """Who stops a trial early: asha compares it with the others at each rung."""
     trials: int = 8
     """At most: a small space may hold fewer points."""
     steps: int = 100

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rayd.data.augment import Transform
 from rayd.data.images import Spec
+from rayd.data.transform import Transform
 from rayd.distill.budget import Stored
 from rayd.distill.contract import Codec, Item, Match, Objective, Player
 from rayd.distill.loop import Distillation, OptimiserConfig

@@ -28,12 +28,17 @@ class TheoryConfig:
     """The sweeps: each of d, r and L alone around a base point."""
 
     d: tuple[int, ...] = (8, 16, 32, 64)
+    """Inputs, swept at base_r and base_width."""
     r: tuple[int, ...] = (1, 2, 3, 4)
+    """Directions that the teacher sees, swept at base_d and base_width."""
     width: tuple[int, ...] = (64, 256)
+    """Neurons of the student, swept at base_d and base_r."""
     base_d: int = 32
+    """Inputs where the sweeps cross."""
     base_r: int = 2
+    """Directions where the sweeps cross."""
     base_width: int = 128
-    """The point that the sweeps cross in."""
+    """Neurons where the sweeps cross."""
     activation: Literal["softplus", "relu"] = "softplus"
     """With relu, a pair's gradient is a step in w: pairs spread outside of the subspace to smooth it."""
     examples: int = 48
@@ -41,6 +46,7 @@ class TheoryConfig:
     pairs: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
     """Numbers of distilled pairs that are tried, ascending, until one reproduces the generalisation."""
     steps: int = 600
+    """Of one distillation."""
     pool: int = 16
     """Students whose gradients are matched, in turn."""
     lr: float = 0.12
@@ -48,6 +54,7 @@ class TheoryConfig:
     share: float = 0.98
     """A memory reproduces generalisation if it explains this share of the variance that training on all data explains."""
     seeds: int = 3
+    """Tasks at each point."""
 
     def __post_init__(self) -> None:
         for name in ("examples", "steps", "pool", "lr", "seeds"):
