@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING
 from jobs.compose import Asked, command
 
 if TYPE_CHECKING:
-    from rayd.studies.continual import ContinualRun, Outcome
+    from rayd.studies.continual.protocol import ContinualRun, Outcome
 
 
-KEYS = "rayd.studies.continual:ContinualKeys"
+KEYS = "rayd.studies.continual.protocol:ContinualKeys"
 
 
 def act(asked: Asked) -> int:
-    from rayd.studies.continual import summary
     from rayd.studies.continual.page import html, text
-    from rayd.studies.continual.protocol import keep, open_store
+    from rayd.studies.continual.protocol import keep, open_store, summary
 
     config = asked.own.continual
     store, done, left = open_store(asked.run, config)
@@ -40,7 +39,7 @@ def act(asked: Asked) -> int:
 
 
 def living(asked: Asked, left: list[ContinualRun]) -> Iterator[Outcome]:
-    from rayd.studies.continual import inline, live
+    from rayd.studies.continual.protocol import inline, learn
 
     run, config = asked.run, asked.own.continual
     if run.scale.name == "inline":
@@ -48,7 +47,7 @@ def living(asked: Asked, left: list[ContinualRun]) -> Iterator[Outcome]:
         return
     from rayd.fleet.tasks import run_tasks
 
-    for _, outcome in run_tasks(run, "continual", live, left, config):
+    for _, outcome in run_tasks(run, "continual", learn, left, config):
         yield outcome
 
 

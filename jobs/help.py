@@ -81,10 +81,10 @@ def _dicts(body: Sequence[ast.stmt]) -> Iterator[tuple[str, dict[str, str]]]:
 def everything() -> tuple[dict[str, Path], dict[str, Mapping[str, str]]]:
     """Where each class of rayd is, and the dicts of a method's parts."""
     classes: dict[str, Path] = {}
-    dicts: dict[str, Mapping[str, str]] = {}
     for path in sorted((ROOT / "rayd").rglob("*.py")):
         classes |= dict.fromkeys(source(path).classes, path)
-        dicts |= {name: words for name, words in source(path).dicts.items() if name in WORDS.values()}
+    methods = source(ROOT / "rayd" / "methods" / "__init__.py").dicts
+    dicts = {name: methods[name] for name in WORDS.values()}
     return classes, dicts
 
 

@@ -1,4 +1,4 @@
-"""The theory's experiment: how small a memory encodes an r-dimensional task in d inputs, compared with r^2 d + L.
+"""The theory's experiment: how small a memory encodes an r-dimensional task in d inputs, held against r^2 d + L.
 
 Gradient matching on multi-index models, swept over d, r and the student's width; leaves OUT/theory. Points that are done
 are kept: the same command goes on.
@@ -10,31 +10,30 @@ import sys
 
 from jobs.compose import Asked, command
 
-KEYS = "rayd.studies.theory:TheoryKeys"
+KEYS = "rayd.studies.theory.sweep:TheoryKeys"
 
 
 def act(asked: Asked) -> int:
-    from rayd.studies.theory import sweep, verdict
     from rayd.studies.theory.page import html, text
-    from rayd.studies.theory.shelf import Shelf
+    from rayd.studies.theory.sweep import Points, sweep, verdict
 
     config = asked.own.theory
-    shelf = Shelf(asked.run.out, config, asked.run.seed)
+    points = Points(asked.run.out, config, asked.run.seed)
     total = len(config.points()) * config.seeds
-    for point in sweep(config, asked.run.seed, shelf.points):
-        shelf.add(point)
+    for point in sweep(config, asked.run.seed, points.rows):
+        points.add(point)
         size = "none tried is enough" if point.pairs is None else f"{point.pairs} pairs, {point.floats} floats"
         print(
-            f"rayd: {len(shelf.points)}/{total} d={point.d} r={point.r} L={point.width} seed {point.seed}: {size}, "
+            f"rayd: {len(points.rows)}/{total} d={point.d} r={point.r} L={point.width} seed {point.seed}: {size}, "
             f"energy {point.energy:.3f}, angle {point.angle:.3f}, error {point.error:.4f} (all data {point.error_full:.4f})",
             file=sys.stderr,
             flush=True,
         )
-    conclusion = verdict(config, shelf.points)
-    shelf.store.write_json("verdict.json", conclusion)
-    shelf.store.write("index.html", html(conclusion).encode())
+    conclusion = verdict(config, points.rows)
+    points.store.write_json("verdict.json", conclusion)
+    points.store.write("index.html", html(conclusion).encode())
     print(text(conclusion))
-    print(f"rayd: {shelf.store.where('index.html')}")
+    print(f"rayd: {points.store.where('index.html')}")
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,8 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 
-def load(source: str | Path | Store | Callable[[str], bytes]) -> Artifact:
-    """An artifact, checked against its card: a folder, a URI, a Store, or a function of file names."""
+def load(source: str | Path | Store) -> Artifact:
+    """An artifact, checked against its card: a folder, a URI or a Store."""
     from rayd.artifact.load import load
 
     return load(source)

@@ -84,10 +84,9 @@ def test_the_ledger_is_the_file_size(name):
 
 @pytest.mark.parametrize("name", ARTIFACTS)
 def test_the_claim_of_an_artifact_holds(name):
-    """Scores too. Of a decoder that computes, a pixel on the edge between two of 256 levels may fall the other way."""
-    card, findings = EXPECTED[name]["card"], list(verify(str(GOLDEN / name)))
-    exact = card["codec"]["name"] == "pixel" and not name.endswith("zca")
-    assert [str(one) for one in findings if not one.holds and (exact or "preview" not in one.what)] == []
+    """Scores and preview too."""
+    findings = list(verify(str(GOLDEN / name)))
+    assert [str(finding) for finding in findings if not finding.holds] == []
     assert sum("score of distilled" in one.what for one in findings) >= 2
 
 

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import rayd
-from rayd.artifact.load import Artifact
+from rayd.artifact.load import Artifact, load
 from rayd.artifact.png import png
 from rayd.artifact.readme import percent
 from rayd.errors import Refused, refuse
@@ -33,14 +32,14 @@ VIEWS = ("png", "exact")
 
 def export(uri: str, to: str, format: str = "parquet", view: str = "png") -> list[str]:
     """Write the artifact at `uri` under `to`; the names written. A target that holds something else is refused."""
-    made = rendered(rayd.load(uri), format, view)
+    contents = rendered(load(uri), format, view)
     store = Store(to)
-    for name, data in made.items():
+    for name, data in contents.items():
         if name != "README.md" and store.exists(name) and store.read(name) != data:
             raise Refused(f"to={to}: {name} is there already and differs; give another folder, or remove that one")
-    for name, data in made.items():
+    for name, data in contents.items():
         store.write(name, data)
-    return list(made)
+    return list(contents)
 
 
 def rendered(artifact: Artifact, format: str, view: str = "png") -> dict[str, bytes]:
@@ -54,19 +53,19 @@ def rendered(artifact: Artifact, format: str, view: str = "png") -> dict[str, by
     if format != "tensors" and artifact.spec.shape[0] not in (1, 3):
         raise refuse("format", format, "tensors, for images of other than 1 or 3 channels")
     if format == "tensors":
-        made = _tensors(artifact, view)
+        contents = _tensors(artifact, view)
     else:
         writer: Mapping[str, Callable[[Artifact, list[bytes]], dict[str, bytes]]] = {
             "parquet": _parquet, "webdataset": _webdataset, "folder": _folder,
         }  # fmt: skip
-        made = writer[format](artifact, [png(image) for image in artifact.images("uint8")])
-    size = sum(map(len, made.values()))
-    return {**made, "README.md": _readme(artifact, format, view, size).encode()}
+        contents = writer[format](artifact, [png(image) for image in artifact.images("uint8")])
+    size = sum(map(len, contents.values()))
+    return {**contents, "README.md": _readme(artifact, format, view, size).encode()}
 
 
 def soft_labels(artifact: Artifact) -> Tensor | None:
     """Label probabilities [N, K] where the artifact stores more than classes."""
-    return artifact.targets if any(one.role == "labels" for one in artifact.stored.values()) else None
+    return artifact.targets if artifact.has_soft_labels else None
 
 
 def _parquet(artifact: Artifact, images: list[bytes]) -> dict[str, bytes]:
@@ -75,7 +74,7 @@ def _parquet(artifact: Artifact, images: list[bytes]) -> dict[str, bytes]:
 
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns: dict[str, Any] = {
-        "image": pa.array([{"bytes": one, "path": f"{i:05d}.png"} for i, one in enumerate(images)], picture),
+        "image": pa.array([{"bytes": image, "path": f"{i:05d}.png"} for i, image in enumerate(images)], picture),
         "label": pa.array(artifact.labels.tolist(), pa.int64()),
     }
     features: dict[str, Any] = {
@@ -121,10 +120,10 @@ def _tensors(artifact: Artifact, view: str) -> dict[str, bytes]:
     """Network space, as MTT's, DATM's and DD-Ranking's scripts expect it."""
     images = artifact.images("network") if view == "exact" else artifact.transform(artifact.images("uint8"))
     soft = soft_labels(artifact)
-    held = {"images.pt": images, "labels.pt": artifact.labels if soft is None else soft}
+    tensors = {"images.pt": images, "labels.pt": artifact.labels if soft is None else soft}
     if artifact.step_size is not None:
-        held["lr.pt"] = torch.tensor(artifact.step_size)
-    return {name: _saved(tensor) for name, tensor in held.items()}
+        tensors["lr.pt"] = torch.tensor(artifact.step_size)
+    return {name: _saved(tensor) for name, tensor in tensors.items()}
 
 
 def _saved(tensor: Tensor) -> bytes:
@@ -133,7 +132,7 @@ def _saved(tensor: Tensor) -> bytes:
     return out.getvalue()
 
 
-# ---- what the reader is told -------------------------------------------------------------------------------------
+# ---- README ------------------------------------------------------------------------------------------------------
 
 
 def _readme(artifact: Artifact, format: str, view: str, size: int) -> str:
@@ -142,16 +141,16 @@ def _readme(artifact: Artifact, format: str, view: str, size: int) -> str:
         "parquet": "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/*.parquet\n",
     }.get(format, "")
     name = "distilled-8bit" if view == "png" else "distilled"
-    scores = [f"- {percent(one)} under `{one['recipe']}` with {one['net']} ({one['view']} view)"
-              for key, one in sorted(card["scores"].items()) if key.startswith(f"{name}/")]  # fmt: skip
-    told = "\n".join(scores) or "- not scored yet: `python -m jobs.evaluate`"
+    scores = [f"- {percent(row)} under `{row['recipe']}` with {row['net']} ({row['view']} view)"
+              for key, row in sorted(card["scores"].items()) if key.startswith(f"{name}/")]  # fmt: skip
+    accuracies = "\n".join(scores) or "- not scored yet: `python -m jobs.evaluate`"
     what = "8-bit images, rounded and clipped" if view == "png" else "exact values in network space"
     return (
         f"---\nlicense: other\ntask_categories:\n- image-classification\ntags:\n- dataset-distillation\n"
         f"size_categories:\n- n<1K\n{head}---\n\n# {source}, distilled: {len(artifact)} images\n\n"
         f"A rendering of an artifact of rayd (`{card['sentence']}`, run {card['fingerprint'][:12]}): {what}.\n"
         f"It takes {size:,} bytes; the artifact itself stores {card['ledger']['floats']:,} numbers in "
-        f"{card['ledger']['bytes']:,} bytes.\n\nTest accuracy of this view:\n\n{told}\n\n"
+        f"{card['ledger']['bytes']:,} bytes.\n\nTest accuracy of this view:\n\n{accuracies}\n\n"
         f"The licence and terms of {source} bind these images too.\n\n{_use(artifact, format)}"
     )
 

@@ -5,11 +5,12 @@
     teacher.safetensors the teacher, where the recipe asks one
     transform.json      network space (+ transform.safetensors where it is a matrix)
     ledger.json         every stored number by role
+    controls.json       the score table, once there is one
     preview.png  README.md
     timing.json         how long it took: the one file that differs between two equal runs, and is not hashed
 
-The card is written last (rayd.artifact.write): a folder without it is no artifact. `write_tensors` and its kin are also how
-checkpoints are kept.
+The card is written last (rayd.artifact.write), and it alone decides which contents are valid: a folder without it is no
+artifact. While an update is under way, a file's new contents lie under `NAME.SHA256` (12 digits) until they are moved.
 """
 
 from __future__ import annotations
@@ -25,55 +26,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayd.artifact.tensors import Read, from_bytes
+from rayd.artifact.tensors import from_bytes
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
 from rayd.distill.budget import Stored, unpacked
 from rayd.distill.contract import Codec
-from rayd.errors import Refused, refuse
+from rayd.errors import Failed, Refused, refuse
 from rayd.methods import CODECS
 from rayd.schema import parse
 from rayd.store import Store
 
 FORMAT = 1
 KIND = "rayd artifact"
+READS = 5
+"""How often an artifact is read again because its card was replaced in between."""
 
 
-def reader(source: str | Path | Store | Read) -> Read:
-    """Files by name: of a local folder, of a URI, of a Store, or by the function given."""
-    if isinstance(source, str | Path) and "://" not in str(source):
-        return lambda name: (Path(source) / name).read_bytes()
-    if callable(source):
-        return source
-    store = Store(source) if isinstance(source, str | Path) else source
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
-    def read(name: str) -> bytes:
-        if not store.exists(name):
-            raise FileNotFoundError(store.where(name))
-        return store.read(name)
 
-    return read
+def content_name(name: str, sha256: str) -> str:
+    """Where the contents of a file lie until they are moved to its own name."""
+    return f"{name}.{sha256[:12]}"
 
 
 def self_hash(card: Mapping[str, Any]) -> str:
     """sha256 of the card's canonical JSON without its own hash."""
-    rest = {key: one for key, one in card.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    rest = {key: value for key, value in card.items() if key != "sha256"}
+    return digest(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
 
 
 def step_size_of(stored: Mapping[str, Stored]) -> float | None:
-    steps = [one.tensor for one in stored.values() if one.role == "step"]
+    """The learned step size among stored numbers, if there is one."""
+    steps = [number.tensor for number in stored.values() if number.role == "step"]
     return float(steps[0].flatten()[0]) if steps else None
 
 
-def read_card(read: Read) -> dict[str, Any]:
+def read_card(store: Store) -> dict[str, Any]:
     """The card, if it is one of ours, of a format we know, and as it was written."""
+    if not store.exists("card.json"):
+        raise Refused("artifact: no card.json here; allowed is the folder a distillation left (out/artifact)")
     try:
-        card = json.loads(read("card.json"))
-    except FileNotFoundError as error:
-        raise Refused(
-            "artifact: no card.json here; allowed is the folder a distillation left (out/artifact)"
-        ) from error
+        card = json.loads(store.read("card.json"))
     except ValueError as error:
         raise Refused(f"card.json: not JSON ({error}); fetch the artifact again") from error
     if not isinstance(card, dict) or card.get("kind") != KIND:
@@ -85,22 +80,29 @@ def read_card(read: Read) -> dict[str, Any]:
     return card
 
 
-def verified(read: Read) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The card and every listed file, each as it was written."""
-    card = read_card(read)
-    contents = {}
-    for name, digest in card["files"].items():
-        if "/" in name or "\\" in name or name.startswith("."):
-            raise Refused(f"card.json: files.{name}: allowed is a plain file name")
+def verified(store: Store) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The card and every file it lists, each with the contents that the card names."""
+    for _ in range(READS):
+        card = read_card(store)
         try:
-            contents[name] = read(name)
-        except FileNotFoundError as error:
-            raise Refused(f"{name}: missing from the artifact; fetch it again") from error
-        if hashlib.sha256(contents[name]).hexdigest() != digest:
-            raise Refused(
-                f"{name}: was changed after it was written (its sha256 differs from the card's); fetch it again"
-            )
-    return card, contents
+            return card, {name: _contents(store, name, sha256) for name, sha256 in card["files"].items()}
+        except (Refused, Failed):
+            if read_card(store)["sha256"] == card["sha256"]:
+                raise
+    raise Failed(f"{store.where('card.json')}: replaced {READS} times while it was read; read it again")
+
+
+def _contents(store: Store, name: str, sha256: str) -> bytes:
+    if "/" in name or "\\" in name or name.startswith("."):
+        raise Refused(f"card.json: files.{name}: allowed is a plain file name")
+    present = [place for place in (name, content_name(name, sha256)) if store.exists(place)]
+    for place in present:
+        data = store.read(place)
+        if digest(data) == sha256:
+            return data
+    if not present:
+        raise Refused(f"{name}: missing from the artifact; fetch it again")
+    raise Refused(f"{name}: was changed after it was written (its sha256 differs from the card's); fetch it again")
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +127,16 @@ class Artifact:
     def step_size(self) -> float | None:
         """The learned step size, as stored."""
         return step_size_of(self.stored)
+
+    @property
+    def teacher(self) -> Tensor | None:
+        """Parameters of the network that the set is labelled by, where it needs one."""
+        return next((number.tensor for number in self.stored.values() if number.role == "teacher"), None)
+
+    @property
+    def has_soft_labels(self) -> bool:
+        """Whether more than classes is stored."""
+        return any(number.role == "labels" for number in self.stored.values())
 
     @cached_property
     def codec(self) -> Codec:
@@ -165,20 +177,18 @@ def quantise(pixels: Tensor) -> Tensor:
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def load(source: str | Path | Store | Read) -> Artifact:
-    """Checked, unpacked, nothing executed."""
-    read = reader(source)
-    card, contents = verified(read)
-    numbers = unpacked(from_bytes(contents["codec.safetensors"], "codec.safetensors")[0])
+def load(source: str | Path | Store) -> Artifact:
+    """The artifact in a folder, at a URI or in a Store: checked, unpacked, nothing executed."""
+    card, contents = verified(source if isinstance(source, Store) else Store(source))
+    numbers = unpacked(from_bytes(contents["codec.safetensors"], "codec.safetensors"))
     if "teacher.safetensors" in contents:
-        numbers |= unpacked(from_bytes(contents["teacher.safetensors"], "teacher.safetensors")[0])
+        numbers |= unpacked(from_bytes(contents["teacher.safetensors"], "teacher.safetensors"))
     stored = {name: Stored(numbers[name], role, card["storage"][name]) for name, role in card["roles"].items()}
     about = json.loads(contents["transform.json"])
+    tensors = {name: torch.tensor(values) for name, values in about["tensors"].items()}
     if "transform.safetensors" in contents:
-        numbers = from_bytes(contents["transform.safetensors"], "transform.safetensors")[0]
-    else:
-        numbers = {name: torch.tensor(values) for name, values in about["tensors"].items()}
-    transform = Transform.restore(about["meta"], numbers)
+        tensors = from_bytes(contents["transform.safetensors"], "transform.safetensors")
+    transform = Transform.restore(about["meta"], tensors)
     return Artifact(card, json.loads(contents["ledger.json"]), transform, stored, contents)
 
 

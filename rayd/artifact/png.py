@@ -1,4 +1,4 @@
-"""Images to PNG bytes with zlib alone.
+"""Images to PNG bytes and back, with zlib alone: an artifact is written and checked where torch is all there is.
 
 Shapes: N images, C channels (1 or 3), H, W sides.
 """
@@ -13,6 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rayd.errors import Refused
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GAP = 2
 PAPER = 1.0
 
@@ -29,7 +32,28 @@ def png(image_CHW: Tensor) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw, 9)) + chunk(b"IEND", b"")
+    return SIGNATURE + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw, 9)) + chunk(b"IEND", b"")
+
+
+def unpng(data: bytes, shape: Sequence[int]) -> Tensor:
+    """The image [C, H, W] in a file of ours; one of another shape or of another writer is refused."""
+    channels, height, width = shape
+    chunks, at = {b"IHDR": b"", b"IDAT": b""}, len(SIGNATURE)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        chunks[kind] = chunks.get(kind, b"") + data[at + 8 : at + 8 + length]
+        at += length + 12
+    if chunks[b"IHDR"] != struct.pack(">IIBBBBB", width, height, 8, {1: 0, 3: 2}[channels], 0, 0, 0):
+        raise Refused(f"preview.png: not an 8-bit image of {width} x {height}, as the artifact's images make it")
+    size = height * (1 + width * channels)
+    try:
+        raw = zlib.decompressobj().decompress(chunks[b"IDAT"], size)
+    except zlib.error as error:
+        raise Refused(f"preview.png: not readable ({error})") from error
+    if len(raw) != size or any(raw[:: 1 + width * channels]):
+        raise Refused("preview.png: its rows are short or filtered, which rayd never writes")
+    rows = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(height, 1 + width * channels)[:, 1:]
+    return rows.reshape(height, width, channels).permute(2, 0, 1)
 
 
 def grid(rows: Sequence[Tensor], gap: int = GAP) -> Tensor:

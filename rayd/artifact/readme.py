@@ -1,4 +1,4 @@
-"""The artifact's README: a dataset card that says what was claimed, how it was measured, and what was not."""
+"""The artifact's README: a dataset card with the claim, how it was measured, and its limits."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def _claim(card: Mapping[str, Any]) -> str:
     if not scores:
         return "Not scored yet: `python -m jobs.evaluate out=RUN`.\n"
     lines = ["| set | view | recipe | network | test accuracy |", "|---|---|---|---|---|"]
-    for name, one in sorted(scores.items()):
-        cells = [one.get("set", name), *(one.get(key, "") for key in ("view", "recipe", "net")), percent(one)]
+    for name, row in sorted(scores.items()):
+        cells = [row.get("set", name), *(row.get(key, "") for key in ("view", "recipe", "net")), percent(row)]
         lines.append(f"| {' | '.join(cells)} |")
     chosen = card["claim"].get("selection", "nothing: the last step")
     lines.append(f"\nTest set read {card['reads']} time(s); chosen on: {chosen}.")
@@ -62,11 +62,11 @@ def _claim(card: Mapping[str, Any]) -> str:
 
 
 def _storage(card: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
-    own = card["ledger"]
-    beside = own["beside_floats"]
+    total = card["ledger"]
+    beside = total["beside_floats"]
     roles = ", ".join(f"{role} {count:,}" for role, count in ledger["by_role"].items())
     return (
-        f"{own['floats']:,} numbers ({own['ipc']:.2f} images per class in floats), {own['bytes']:,} bytes on disk. "
+        f"{total['floats']:,} numbers ({total['ipc']:.2f} images per class in floats), {total['bytes']:,} bytes on disk. "
         f"By role: {roles}. Renderings as images are larger than what is stored.\n"
         + (f"Needed beside it: {beside:,} numbers (transform, teacher).\n" if beside else "")
     )
@@ -89,4 +89,4 @@ def _provenance(card: Mapping[str, Any]) -> str:
         "seeds": card["seeds"],
         "torch": card["versions"].get("torch", ""),
     }
-    return "\n".join(f"- {name}: `{one}`" for name, one in rows.items() if one) + "\n"
+    return "\n".join(f"- {name}: `{value}`" for name, value in rows.items() if value) + "\n"

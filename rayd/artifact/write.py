@@ -1,14 +1,18 @@
-"""How an artifact is made and amended: every file out of a codec, sealed by the card.
+"""How an artifact is written and amended: every file from a codec, and the card with their hashes last.
 
 Shapes: N images, K classes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import hashlib
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,19 +20,23 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rayd.artifact.load import FORMAT, KIND, self_hash, step_size_of, verified
+from rayd.artifact.load import FORMAT, KIND, content_name, digest, read_card, self_hash, step_size_of, verified
 from rayd.artifact.png import grid, png
 from rayd.artifact.readme import readme
-from rayd.artifact.tensors import Read, Write, to_bytes, write_file
+from rayd.artifact.tensors import to_bytes
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
 from rayd.distill.budget import BESIDE, BOUND, Ledger, Stored, packed, unpacked
-from rayd.errors import Refused
+from rayd.errors import Failed, Refused
+from rayd.store import Store
 
 SMALL = 64
 """A transform of at most so many numbers is written as text."""
 PLACES = ("out", "buffer")
 """Where a run lay, which is no part of what it made: two equal runs leave the same card."""
+LOCK = ".card.json.tmp"
+LOCK_SECONDS = 60.0
+"""An update takes well under a second; another process that holds the lock for so long hangs."""
 
 
 class Decoder(Protocol):
@@ -61,16 +69,16 @@ class Provenance:
 
 
 def files(
-    birth: Provenance,
+    provenance: Provenance,
     codec: Decoder,
     stored: Mapping[str, Stored],
     transform: Transform,
     timing: Mapping[str, Any] | None = None,
 ) -> dict[str, bytes]:
     """Every file by name, the card last: write them in this order. `stored`: of codec, objective and terms together."""
-    spec, numbers = birth.spec, transform.tensors()
-    bound = {name: one for name, one in stored.items() if one.role in BOUND}
-    teacher = {name: one for name, one in stored.items() if one.role == "teacher"}
+    spec, numbers = provenance.spec, transform.tensors()
+    bound = {name: number for name, number in stored.items() if number.role in BOUND}
+    teacher = {name: number for name, number in stored.items() if number.role == "teacher"}
     ledger = Ledger.of({**stored, **{f"transform.{name}": Stored(t, "transform") for name, t in numbers.items()}})
     out = {"codec.safetensors": to_bytes(packed(bound))}
     if teacher:
@@ -87,19 +95,19 @@ def files(
     card: dict[str, Any] = {
         "kind": KIND,
         "format": FORMAT,
-        "sentence": birth.sentence,
-        "fingerprint": birth.fingerprint,
-        "codec": dict(birth.codec),
+        "sentence": provenance.sentence,
+        "fingerprint": provenance.fingerprint,
+        "codec": dict(provenance.codec),
         "shape": list(spec.shape),
-        "classes": list(birth.classes),
+        "classes": list(provenance.classes),
         "images": len(codec),
-        "roles": {name: one.role for name, one in stored.items()},
-        "storage": {name: one.storage for name, one in stored.items()},
+        "roles": {name: number.role for name, number in stored.items()},
+        "storage": {name: number.storage for name, number in stored.items()},
         "step_size": step_size_of(stored),
-        "data": dict(birth.data or {}),
-        "seeds": dict(birth.seeds or {}),
-        "config": {key: one for key, one in (birth.config or {}).items() if key not in PLACES},
-        "claim": dict(birth.claim or {}),
+        "data": dict(provenance.data or {}),
+        "seeds": dict(provenance.seeds or {}),
+        "config": {key: value for key, value in (provenance.config or {}).items() if key not in PLACES},
+        "claim": dict(provenance.claim or {}),
         "versions": {"torch": torch.__version__.split("+")[0]},
         "ledger": {
             "floats": ledger.floats,
@@ -122,43 +130,98 @@ def as_stored(codec: Decoder) -> Decoder:
     return twin
 
 
-def save(folder: str | Path, made: Mapping[str, bytes]) -> Path:
+def save(target: Store | str | Path, contents: Mapping[str, bytes]) -> None:
     """`files(...)` into a folder; one that holds another artifact is refused, never overwritten."""
-    target = Path(folder)
-    if (target / "card.json").exists() and (target / "card.json").read_bytes() != made["card.json"]:
-        raise Refused(f"{target}: holds another artifact; give another folder, or remove this one")
-    for name, data in made.items():
-        write_file(target / name, data)
-    return target
+    store = target if isinstance(target, Store) else Store(target)
+    if store.exists("card.json") and store.read("card.json") != contents["card.json"]:
+        raise Refused(f"{store.uri}: holds another artifact; give another folder, or remove this one")
+    for name, data in contents.items():
+        store.write(name, data)
 
 
-def preview(codec: Decoder, transform: Transform, spec: Spec, columns: int = 10, rows: int = 10) -> bytes:
+def preview(codec: Decoder, transform: Transform, spec: Spec) -> bytes:
+    return png(preview_grid(codec, transform, spec))
+
+
+def preview_grid(codec: Decoder, transform: Transform, spec: Spec, columns: int = 10, rows: int = 10) -> Tensor:
     """A row of images per class, in pixels, clipped."""
     lines = []
     with torch.no_grad():
         for c in range(min(spec.classes, rows)):
             index = codec.of_class(c)[:columns]
             lines.append(transform.inverse(codec.decode(index)[0].float()).cpu())
-    return png(grid(lines))
+    return grid(lines)
 
 
 def amend(
-    read: Read, write: Write, changes: Mapping[str, Any], made: Mapping[str, bytes] | None = None
+    store: Store, changes: Callable[[Mapping[str, Any]], Mapping[str, Any]], added: Mapping[str, bytes]
 ) -> dict[str, Any]:
-    """The card with `changes` (scores, reads) and more hashed files; the artifact must be whole to be touched."""
-    card, contents = verified(read)
-    contents = {**contents, **(made or {})}
-    contents.pop("README.md")
-    card = {key: one for key, one in card.items() if key not in ("files", "sha256")} | dict(changes)
-    sealed = _sealed(card, contents)
-    for name, data in {**(made or {}), **sealed}.items():
-        write(name, data)
+    """The card with `changes(card)` and more hashed files. Updates of several processes follow one another.
+
+    New contents are written under names of their own, the card that names them is replaced, and only then do they take
+    their places: at every moment all that the card lists can be read, and a process that dies leaves the old state or
+    the new one.
+    """
+    with _locked(store):
+        card, contents = verified(store)
+        contents = {name: data for name, data in contents.items() if name != "README.md"} | dict(added)
+        card = {key: value for key, value in card.items() if key not in ("files", "sha256")} | dict(changes(card))
+        sealed = _sealed(card, contents)
+        for name, data in {**added, "README.md": sealed["README.md"]}.items():
+            store.write(content_name(name, digest(data)), data)
+        store.write("card.json", sealed["card.json"])
+        _settle(store)
     return dict(json.loads(sealed["card.json"]))
 
 
+def settle(store: Store) -> None:
+    """Finish an update that a dead process left between the card and its files."""
+    with _locked(store):
+        _settle(store)
+
+
+def _settle(store: Store) -> None:
+    names = read_card(store)["files"]
+    spare = re.compile(rf"({'|'.join(map(re.escape, ('controls.json', *names)))})\.[0-9a-f]{{12}}")
+    waiting = [name for name in store.list() if spare.fullmatch(name)]
+    for name, sha256 in names.items():
+        if content_name(name, sha256) in waiting:
+            store.write(name, store.read(content_name(name, sha256)))
+    for name in waiting:
+        store.delete(name)
+
+
+@contextlib.contextmanager
+def _locked(store: Store) -> Iterator[None]:
+    """One process at a time; the lock of a dead one is free. Object stores have none."""
+    if store.local is None:
+        yield
+        return
+    path, limit = store.local / LOCK, time.monotonic() + LOCK_SECONDS
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):  # its holder removed the file as it let go
+                if path.stat().st_ino == os.fstat(file).st_ino:
+                    break
+        except BlockingIOError as error:
+            if time.monotonic() > limit:
+                os.close(file)
+                raise Failed(f"{path}: another process has held it for {LOCK_SECONDS:.0f} s; end it first") from error
+            time.sleep(0.02)
+        os.close(file)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(file)
+
+
 def _sealed(card: dict[str, Any], contents: Mapping[str, bytes]) -> dict[str, bytes]:
+    """README and card, with the hash of every file."""
     page = readme(card, json.loads(contents["ledger.json"])).encode()
-    listed = {name: hashlib.sha256(data).hexdigest() for name, data in sorted({**contents, "README.md": page}.items())}
+    listed = {name: digest(data) for name, data in sorted({**contents, "README.md": page}.items())}
     card = {**card, "files": listed}
     return {"README.md": page, "card.json": _json({**card, "sha256": self_hash(card)})}
 

@@ -1,1 +1,9 @@
-"""How a set of images is scored: recipes, batches, fresh networks trained and tested, coresets, DD-Ranking."""
+"""How a set of images is scored.
+
+row: the name of a row of the score table
+recipe: how a network is trained for a score
+batches: images by index, and the batches a network sees of them
+score: accuracies of fresh networks
+coreset: real images chosen without learning any
+dd_ranking: scores that take labels and augmentation out of a comparison
+"""

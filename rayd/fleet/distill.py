@@ -23,7 +23,7 @@ from ray.util.metrics import Gauge
 from torch import Tensor
 
 from rayd.config import Run, ScaleConfig
-from rayd.distill.loop import Step
+from rayd.distill.loop import Step, identity
 from rayd.errors import Failed, Refused
 from rayd.fleet import cluster
 from rayd.fleet.distill_blocks import block_runs, distill_blocks
@@ -72,7 +72,7 @@ def worker(config: Mapping[str, Any]) -> None:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     reduce = AllReduce()
-    place = run_distill.Worker(rank, size, reduce if size > 1 else None, get_device())
+    place = run_distill.Worker(rank, size, reduce if size > 1 else identity, get_device())
     with beating(Pulse(**config["pulse"]), config["group"]):
         try:
             for step in run_distill.distill(run, place):

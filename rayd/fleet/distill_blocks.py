@@ -22,6 +22,7 @@ from rayd.fleet.tasks import run_tasks
 from rayd.methods.pixel import Pixel
 from rayd.run.assemble import assemble
 from rayd.run.distill import default_device, distill, finished
+from rayd.run.recorder import write_artifact
 from rayd.schema import parse, to_dict
 from rayd.store import Store
 
@@ -66,9 +67,9 @@ def join(run: Run, blocks: Sequence[Run]) -> None:
     assert isinstance(codec, Pixel)
     items = assembled.objective.plan(0)
     for block, item in zip(blocks, items, strict=True):
-        theirs = load(Store(block.out).sub("artifact").read).codec
+        theirs = load(block.at("artifact")).codec
         assert isinstance(theirs, Pixel)
         index = assembled.objective.index(codec, item)
         codec.pixels[index] = theirs.pixels[index].to(codec.pixels)
     timing = {"blocks": len(blocks), "steps": run.method.steps}
-    assembled.write(codec, Store(run.out), timing, {"select": "last", "blocks": len(blocks)})
+    write_artifact(assembled, codec, timing, {"select": "last", "blocks": len(blocks)})

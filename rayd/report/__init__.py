@@ -7,9 +7,16 @@ What is looked for under the run's folder (all of it optional but the artifact),
     metrics.jsonl        a line a step: step, loss, step_size, grad_norm, seconds, val        jobs.distill
     experts/experts-*.json   accuracy of every expert by epoch       jobs.experts
     timing.json          experts_s, experts_peak (bytes)         jobs.experts
-    plan.json            what was foreseen                           jobs.plan
+    plan.json            the costs said beforehand                   jobs.plan
 
 A section without its data says which command would fill it. The folder of a lone artifact is reported as well.
+
+    facts     what a page is drawn from
+    page      the sections of the page
+    tables    the same numbers as CSV and LaTeX
+    draw      figures as SVG; the door to matplotlib
+    shell     elements, tables and the frame of every page; what escapes text
+    style     the style sheet
 """
 
 from __future__ import annotations

@@ -11,8 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rayd.readable import size_text
+from rayd.report.shell import Html
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 INK, SOFT, RULE = "#22262b", "#6a727c", "#dfe2e6"
 BLUE, ORANGE, GREEN, GREY, RED, VIOLET = "#2b5fd9", "#dd7a32", "#2a9169", "#9aa3ad", "#c8443c", "#8460c4"
@@ -25,7 +29,7 @@ STYLE = {
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": RULE, "grid.linewidth": 0.6, "xtick.color": SOFT, "ytick.color": SOFT, "text.color": INK,
     "xtick.major.size": 0, "ytick.major.size": 0, "xtick.minor.size": 0, "ytick.minor.size": 0, "lines.linewidth": 1.5,
-    "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 7.8, "axes.titlepad": 8,
+    "axes.axisbelow": True, "text.parse_math": False, "legend.frameon": False, "legend.fontsize": 7.8, "axes.titlepad": 8,
 }  # fmt: skip
 
 
@@ -33,7 +37,7 @@ class Figure:
     """`with Figure() as axes: ...`, then `.svg`."""
 
     def __init__(self, size: tuple[float, float] = (SIZE, 2.15)) -> None:
-        self.size, self.svg = size, ""
+        self.size, self.svg = size, Html()
 
     def __enter__(self) -> Axes:
         import matplotlib
@@ -55,16 +59,16 @@ class Figure:
         self._style.__exit__(None, None, None)
 
 
-def _inline(text: str) -> str:
+def _inline(text: str) -> Html:
     """Without what only a file of its own needs: header, name spaces, fixed size."""
     text = text[text.index("<svg") :]
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    return re.sub(r'(<svg[^>]*?) width="[^"]*"| height="[\d.]+pt"', r"\1", text, count=2)
+    return Html(re.sub(r'(<svg[^>]*?) width="[^"]*"| height="[\d.]+pt"', r"\1", text, count=2))
 
 
 def line(xs: Sequence[float], ys: Sequence[float], title: str, xlabel: str, log: bool = False, dots: bool = False,
-         colour: str = BLUE, percent: bool = False) -> str:  # fmt: skip
+         colour: str = BLUE, percent: bool = False) -> Html:  # fmt: skip
     """One curve; long ones get a running mean over the raw trace."""
     figure = Figure()
     with figure as axes:
@@ -87,7 +91,7 @@ def smooth(ys: Sequence[float]) -> list[float]:
     return out
 
 
-def experts(rows: Sequence[Mapping[str, Any]], window: tuple[int, int] | None, width: float = WIDE) -> str:
+def experts(rows: Sequence[Mapping[str, Any]], window: tuple[int, int] | None, width: float = WIDE) -> Html:
     """Accuracy of every expert by epoch; what a match may start from and reach is shaded."""
     figure = Figure((width, 2 + width / 5))
     with figure as axes:
@@ -104,8 +108,8 @@ def experts(rows: Sequence[Mapping[str, Any]], window: tuple[int, int] | None, w
     return figure.svg
 
 
-def against_bytes(points: Sequence[Mapping[str, Any]], width: float = WIDE) -> str:
-    """points: label, bytes, mean, ci95, group (own | control | start | full)."""
+def against_bytes(points: Sequence[Mapping[str, Any]], width: float = WIDE) -> Html:
+    """`points`: label, bytes, mean, ci95, group (own | control | start | full)."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     looks = {"own": (BLUE, "o", 7), "control": (ORANGE, "s", 5), "start": (VIOLET, "D", 4.5), "full": (GREEN, "^", 6)}
@@ -142,7 +146,7 @@ def _label(axes: Axes, points: Sequence[Mapping[str, Any]], colours: Mapping[str
     step, wide = (high - low) * 0.064, right / left
     crowds: list[list[Mapping[str, Any]]] = []
     for point in sorted(points, key=lambda point: float(point["bytes"])):
-        if crowds and point["bytes"] < max(one["bytes"] for one in crowds[-1]) * wide**share:
+        if crowds and point["bytes"] < max(neighbour["bytes"] for neighbour in crowds[-1]) * wide**share:
             crowds[-1].append(point)
         else:
             crowds.append([point])
@@ -174,7 +178,7 @@ def apart(places: list[float], step: float, low: float, high: float) -> list[flo
     return [place + shift for place in out]
 
 
-def bars(rows: Sequence[tuple[str, float, str, str]], title: str, width: float = WIDE) -> str:
+def bars(rows: Sequence[tuple[str, float, str, str]], title: str, width: float = WIDE) -> Html:
     """(name, value, text, colour), one bar each, the value written behind it."""
     figure = Figure((width, 0.55 + 0.3 * len(rows)))
     with figure as axes:
@@ -193,7 +197,7 @@ def bars(rows: Sequence[tuple[str, float, str, str]], title: str, width: float =
     return figure.svg
 
 
-def spectra(lines: Mapping[str, Sequence[float]], title: str) -> str:
+def spectra(lines: Mapping[str, Sequence[float]], title: str) -> Html:
     """Singular values, largest first, on a log scale."""
     figure = Figure()
     with figure as axes:
@@ -211,11 +215,8 @@ def _finish(axes: Axes, title: str, xlabel: str, percent: bool) -> None:
     axes.set_title(title)
     axes.set_xlabel(xlabel)
     if percent:
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+        percent_axis(axes.yaxis)
 
 
-def size_text(value: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f} B"
+def percent_axis(axis: Axis) -> None:
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")

@@ -11,7 +11,7 @@ from rayd.artifact.load import Artifact
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything the page is drawn from."""
+    """An artifact and what its run left beside it."""
 
     artifact: Artifact
     table: Mapping[str, Any] = field(default_factory=dict)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from html import escape
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from rayd.artifact.load import Artifact
-from rayd.artifact.png import data_uri, grid, png
-from rayd.readable import size_text
+from rayd.artifact.png import data_uri, png
+from rayd.artifact.png import grid as mosaic
+from rayd.readable import duration, size_text
 from rayd.report import draw, tables
-from rayd.report.style import CSS
+from rayd.report.shell import Html, grid, joined, page, table, tag
 
 if TYPE_CHECKING:
     from rayd.report.facts import Facts
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 CLASSES, COLUMNS, TILES, THIN, TALL = 20, 10, 24, 6, 48
 LEAST = 64
 """Numbers that a tensor must have to be drawn."""
+EMPTY = Html()
 
 
 def html(facts: Facts) -> str:
-    parts: list[tuple[str, str, str, Callable[[Facts], str], str]] = [
+    parts: tuple[tuple[str, str, str, Callable[[Facts], Html], str], ...] = (
         ("images", "What it looks like", "", images, ""),
         ("scores", "Accuracy against bytes", "Every set under the same recipe; bars are 95 % intervals of the mean.", size,
          "evaluate"),
@@ -37,145 +39,159 @@ def html(facts: Facts) -> str:
         ("time", "Time and memory by stage", "", time, "pipeline"),
         ("plan", "Plan against actual", "", plan, "plan"),
         ("provenance", "Provenance", "", provenance, ""),
-    ]  # fmt: skip
-    body = [hero(facts)]
-    for name, title, lead, make, verb in parts:
-        inside = make(facts) or f'<p class="empty">Nothing here yet. <code>python -m jobs.{verb}</code> fills this.</p>'
-        told = f'<p class="lead">{lead}</p>' if lead else ""
-        body.append(f'<section id="{name}"><h2>{title}</h2>{told}{inside}</section>')
-    links = "".join(f'<a href="#{name}">{name}</a>' for name, *_ in parts)
-    title = escape(f"{_source(facts.artifact)}, distilled")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{CSS}</style></head><body>"
-        f"{body[0]}<nav>{links}</nav><main>{''.join(body[1:])}</main>"
-        "<footer>rayd: made from the run's own files, with nothing loaded from elsewhere.</footer></body></html>\n"
+    )  # fmt: skip
+    sections = []
+    for name, title, lead, draw_section, verb in parts:
+        command = tag("code", f"python -m jobs.{verb}")
+        inside = draw_section(facts) or tag("p", "Nothing here yet. ", command, " fills this.", class_="empty")
+        head = tag("p", lead, class_="lead") if lead else EMPTY
+        sections.append(tag("section", tag("h2", title), head, inside, id=name))
+    links = tag("nav", *(tag("a", name, href=f"#{name}") for name, *_ in parts))
+    footer = tag("footer", "rayd: made from the run's own files, with nothing loaded from elsewhere.")
+    return page(_title(facts), hero(facts), links, tag("main", *sections), footer)
+
+
+def hero(facts: Facts) -> Html:
+    artifact, card = facts.artifact, facts.artifact.card
+    ledger = card["ledger"]
+    cells = {
+        "images": f"{len(artifact):,}",
+        "numbers stored": f"{ledger['floats']:,}",
+        "on disk": size_text(ledger["bytes"]),
+        "images per class, in floats": f"{ledger['ipc']:.2f}",
+        "test set read": f"{card['reads']}x",
+    }
+    scored = _row(facts, "distilled") is not None
+    claim = _accuracy(facts) if scored else [_unscored()]
+    claim += [tag("p", f"published: {figure}", class_="under") for figure in facts.published]
+    claim += _verdict(facts.table.get("verdict", {})) if scored else []
+    return tag(
+        "header",
+        tag("p", card["sentence"] or card["codec"].get("name", ""), class_="kicker"),
+        tag("h1", _title(facts)),
+        tag("div", *claim, class_="claim"),
+        _cells(cells),
     )
 
 
-def hero(facts: Facts) -> str:
-    artifact, verdict = facts.artifact, facts.table.get("verdict", {})
-    own = _row(facts, "distilled")
-    full = _row(facts, "full")
-    held = artifact.card["ledger"]
-    if own is None:
-        big = '<p class="big none">not scored yet</p><p class="empty"><code>python -m jobs.evaluate</code> does.</p>'
-    else:
-        wide = f"± {100 * own['ci95']:.1f}" if own["n"] > 1 else ""
-        big = (f'<p class="big">{100 * own["mean"]:.1f}<span> % {wide}</span></p><p class="under">test accuracy of '
-               f"{own['n']} fresh {escape(own['net'])} networks, recipe <code>{escape(own['recipe'])}</code>"
-               + (f"; the full set gives {100 * full['mean']:.1f} %" if full else "") + "</p>")  # fmt: skip
-    big += "".join(f'<p class="under">published: {escape(one)}</p>' for one in facts.published)
+def _unscored() -> Html:
+    command = tag("p", tag("code", "python -m jobs.evaluate"), " does.", class_="empty")
+    return joined([tag("p", "not scored yet", class_="big none"), command])
+
+
+def _accuracy(facts: Facts) -> list[Html]:
+    row, full = _row(facts, "distilled"), _row(facts, "full")
+    interval = f" % ± {tables.points(row['ci95'])}" if row["n"] > 1 else " % "
+    against = f"; the full set gives {tables.points(full['mean'])} %" if full else ""
+    networks = f"test accuracy of {row['n']} fresh {row['net']} networks, recipe "
+    return [
+        tag("p", tables.points(row["mean"]), tag("span", interval), class_="big"),
+        tag("p", networks, tag("code", row["recipe"]), against, class_="under"),
+    ]
+
+
+def _verdict(verdict: Any) -> list[Html]:
     word = verdict.get("overall", "not asked")
-    pill = f'<p class="pill {word.split()[0]}">Beats the coreset: <b>{word}</b></p>' if own else ""
-    why = "".join(f"<li>{escape(one)}</li>" for one in verdict.get("why", []))
-    if why:
-        short = f"at equal floats {verdict['floats']}, at equal bytes {verdict['bytes']}"
-        why = f"<details><summary>{short}</summary><ul>{why}</ul></details>"
-    facts_row = [("images", f"{len(artifact):,}"), ("numbers stored", f"{held['floats']:,}"),
-                 ("on disk", draw.size_text(held["bytes"])), ("images per class, in floats", f"{held['ipc']:.2f}"),
-                 ("test set read", f"{artifact.card['reads']}x")]  # fmt: skip
-    cells = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in facts_row)
-    sentence = escape(artifact.card["sentence"] or artifact.card["codec"].get("name", ""))
-    return (f'<header><p class="kicker">{sentence}</p><h1>{escape(_source(artifact))}, distilled</h1>'
-            f'<div class="claim"><div>{big}{pill}{why}</div></div><div class="facts">{cells}</div></header>')  # fmt: skip
+    pill = tag("p", "Beats the coreset: ", tag("b", word), class_=f"pill {word.partition(' ')[0]}")
+    if not verdict.get("why"):
+        return [pill]
+    summary = tag("summary", f"at equal floats {verdict['floats']}, at equal bytes {verdict['bytes']}")
+    return [pill, tag("details", summary, tag("ul", *(tag("li", reason) for reason in verdict["why"])))]
 
 
-def images(facts: Facts) -> str:
+def images(facts: Facts) -> Html:
     artifact = facts.artifact
-    labels, lines = artifact.labels, []
-    for c, name in list(enumerate(artifact.classes))[:CLASSES]:
-        shown = torch.where(labels == c)[0][:COLUMNS]
-        strip, count = grid([artifact.images(index=shown).clamp(0, 1)]), len(shown)
-        lines.append(f'<div class="strip" style="--n:{count}"><span>{escape(name)}</span>{picture(strip, name)}</div>')
-    few = count <= 2
+    strips, most = [], 0
+    for c, name in enumerate(artifact.classes[:CLASSES]):
+        shown = torch.where(artifact.labels == c)[0][:COLUMNS]
+        strip = mosaic([artifact.images(index=shown).clamp(0, 1)])
+        strips.append(tag("div", tag("span", name), picture(strip, name), class_="strip", style=f"--n:{len(shown)}"))
+        most = max(most, len(shown))
     more = len(artifact.classes) - CLASSES
-    note = f'<p class="note">and {more} more classes</p>' if more > 0 else ""
-    return f'<div class="strips{" few" if few else ""}">{"".join(lines)}</div>{note}'
+    note = tag("p", f"and {more} more classes", class_="note") if more > 0 else EMPTY
+    return joined([tag("div", *strips, class_="strips few" if most <= 2 else "strips"), note])
 
 
-def factors(facts: Facts) -> str:
+def factors(facts: Facts) -> Html:
     artifact = facts.artifact
-    shown = []
-    for name, one in artifact.stored.items():
-        if one.role in ("factors", "decoder") and one.tensor.ndim >= 2 and one.tensor.numel() >= LEAST:
-            shape = " x ".join(map(str, one.tensor.shape))
-            shown.append(f"<figure>{picture(tiles(one.tensor), name)}<figcaption><b>{escape(name)}</b> {shape}, "
-                         f"{one.role}</figcaption></figure>")  # fmt: skip
-    shown += _matrix(artifact)
+    figures = []
+    for name, stored in artifact.stored.items():
+        if stored.role in ("factors", "decoder") and stored.tensor.ndim >= 2 and stored.tensor.numel() >= LEAST:
+            shape = " x ".join(map(str, stored.tensor.shape))
+            figures.append(_captioned(picture(tiles(stored.tensor), name), tag("b", name), f" {shape}, {stored.role}"))
+    figures += _matrix(artifact)
     values = singular(artifact.images("network", torch.arange(min(len(artifact), 64))))
-    shown.append(f"<figure>{draw.spectra({'images': values}, 'Singular values of the images')}<figcaption>mean over "
-                 "images and channels, largest first</figcaption></figure>")  # fmt: skip
-    return f'<div class="grid">{"".join(shown)}</div>'
+    spectrum = draw.spectra({"images": values}, "Singular values of the images")
+    return grid([*figures, _captioned(spectrum, "mean over images and channels, largest first")])
 
 
-def _matrix(artifact: Artifact) -> list[str]:
+def _matrix(artifact: Artifact) -> list[Html]:
     """Where an image is named by several numbers: the first unit of each class against what it is combined with."""
     axes = {name: size for name, size in artifact.codec.axes.items() if size > 1}
     if len(axes) < 2:
         return []
-    (first, _), *others = axes.items()
-    inner = 1
-    for _, size in others:
-        inner *= size
-    rows = min(artifact.codec.axes[first], 8)
-    columns = min(inner, 8)
+    outer, *others = axes.values()
+    inner = prod(others)
+    lines = []
     with torch.no_grad():
-        lines = [artifact.transform.inverse(artifact.codec.decode(torch.arange(r * inner, r * inner + columns))[0].float())
-                 for r in range(rows)]  # fmt: skip
-    told = " x ".join([first, *(name for name, _ in others)])
-    return [f"<figure>{picture(grid(lines), told)}<figcaption><b>{escape(told)}</b>: rows share one, columns the "
-            "other</figcaption></figure>"]  # fmt: skip
+        for row in range(min(outer, 8)):
+            index = torch.arange(row * inner, row * inner + min(inner, 8))
+            lines.append(artifact.transform.inverse(artifact.codec.decode(index)[0].float()))
+    names = " x ".join(axes)
+    return [_captioned(picture(mosaic(lines), names), tag("b", names), ": rows share one, columns the other")]
 
 
-def size(facts: Facts) -> str:
+def size(facts: Facts) -> Html:
     rows = [row for row in facts.table.get("rows", []) if row["net"] == facts.table["nets"][0]]
     if not rows:
-        return ""
-    points = []
-    for row in rows:
-        if "/" in row["set"]:
-            continue
-        kind = row["set"].split("@")[0]
-        group = {"start": "start", "full": "full"}.get(kind, "own" if kind.startswith("distilled") else "control")
-        points.append({"label": named(row["set"]), "bytes": row.get("bytes", facts.table["bytes"]), "mean": row["mean"],
-                       "ci95": row["ci95"], "group": group})  # fmt: skip
-    left = "".join(f'<p class="note">left out: {escape(name)} ({escape(why)})</p>' for name, why in
-                   facts.table.get("skipped", {}).items())  # fmt: skip
-    ranked = sorted(rows, key=lambda row: -float(row["mean"]))
-    body = [[named(row["set"]), row["view"], f"{row['images']:,}" if row.get("images") else "", tables.spread(row), row["n"],
-             f"± {100 * row['ci95']:.1f}"] for row in ranked]  # fmt: skip
-    table = _table(["trained on", "view", "images", "test accuracy, %", "n", "95 %"], body, own=0)
-    held = facts.table.get("robust", {})
-    robust = "".join(f"<div><b>{held[key]:.3f}</b><span>{key.upper()}</span></div>" for key in
-                     ("lrs", "ars", "hlr", "ior") if key in held)  # fmt: skip
-    robust = f'<div class="facts">{robust}</div>' if robust else ""
-    return f"{both(partial(draw.against_bytes, points))}{table}{left}{robust}"
+        return EMPTY
+    points = [_point(facts, row) for row in rows if "/" not in row["set"]]
+    skipped = facts.table.get("skipped", {})
+    notes = (tag("p", f"left out: {name} ({reason})", class_="note") for name, reason in skipped.items())
+    body = [
+        [named(row["set"]), row["view"], f"{row['images']:,}" if row.get("images") else "", tables.spread(row), row["n"],
+         f"± {tables.points(row['ci95'])}"]
+        for row in sorted(rows, key=lambda row: -float(row["mean"]))
+    ]  # fmt: skip
+    head = ["trained on", "view", "images", "test accuracy, %", "n", "95 %"]
+    robust = facts.table.get("robust", {})
+    scores = {key.upper(): f"{robust[key]:.3f}" for key in ("lrs", "ars", "hlr", "ior") if key in robust}
+    figure = both(partial(draw.against_bytes, points))
+    return joined([figure, table(head, body, marked=0), *notes, _cells(scores) if scores else EMPTY])
 
 
-def cross(facts: Facts) -> str:
+def _point(facts: Facts, row: Any) -> dict[str, Any]:
+    kind = row["set"].split("@")[0]
+    group = kind if kind in ("start", "full") else "own" if kind.startswith("distilled") else "control"
+    count = row.get("bytes", facts.table["bytes"])
+    return {"label": named(row["set"]), "bytes": count, "mean": row["mean"], "ci95": row["ci95"], "group": group}
+
+
+def cross(facts: Facts) -> Html:
     head, rows = tables.cross(facts)
-    return _table(head, rows) if rows else ""
+    return table(head, rows) if rows else EMPTY
 
 
-def curves(facts: Facts) -> str:
-    kinds = (("loss", "Matching loss", True, False), ("step_size", "Learned step size", False, False),
-             ("val", "Validation accuracy", False, True), ("grad_norm", "Gradient norm", True, False))  # fmt: skip
-    shown = []
-    for key, title, log, percent in kinds:
+CURVES = (
+    ("loss", "Matching loss", draw.BLUE), ("step_size", "Learned step size", draw.ORANGE),
+    ("val", "Validation accuracy", draw.GREEN), ("grad_norm", "Gradient norm", draw.VIOLET),
+)  # fmt: skip
+
+
+def curves(facts: Facts) -> Html:
+    figures = []
+    for key, title, colour in CURVES:
         points = [(line["step"], line[key]) for line in facts.steps if isinstance(line.get(key), int | float)]
         if len(points) > 1:
             xs, ys = zip(*points, strict=True)
-            colour = {"loss": draw.BLUE, "step_size": draw.ORANGE, "val": draw.GREEN, "grad_norm": draw.VIOLET}[key]
-            svg = draw.line(xs, ys, title, "step", log, dots=percent, colour=colour, percent=percent)
-            shown.append(f"<figure>{svg}</figure>")
-    return f'<div class="grid">{"".join(shown)}</div>' if shown else ""
+            log, share = key in ("loss", "grad_norm"), key == "val"
+            figures.append(draw.line(xs, ys, title, "step", log, dots=share, colour=colour, percent=share))
+    return grid(figures) if figures else EMPTY
 
 
-def experts(facts: Facts) -> str:
+def experts(facts: Facts) -> Html:
     if not facts.experts or len(facts.experts[0]["val_accuracy"]) < 2:
-        return ""
+        return EMPTY
     objective = (facts.artifact.card["config"] or {}).get("method", {}).get("objective", {})
     window = None
     if "expert_epochs" in objective:
@@ -183,86 +199,98 @@ def experts(facts: Facts) -> str:
     return both(partial(draw.experts, facts.experts, window))
 
 
-def ledger(facts: Facts) -> str:
-    own = facts.artifact.ledger
-    counted = sum(row["bytes"] for row in own["rows"])
+def ledger(facts: Facts) -> Html:
+    whole = facts.artifact.ledger
     roles: dict[str, int] = {}
-    for row in own["rows"]:
+    for row in whole["rows"]:
         roles[row["role"]] = roles.get(row["role"], 0) + row["bytes"]
+    header = whole["bytes"] - sum(roles.values())
     bars = [(role, float(n), f"{n:,} B", draw.ROLES[role]) for role, n in roles.items()]
-    bars.append(("header", float(own["bytes"] - counted), f"{own['bytes'] - counted:,} B", draw.GREY))
+    bars.append(("header", float(header), f"{header:,} B", draw.GREY))
     head, rows = tables.ledger(facts)
     rows = [[*row[:3], f"{row[3]:,}", row[4], f"{row[5]:,}"] for row in rows]
-    total = f"{own['floats']:,} numbers, {own['bytes']:,} bytes on disk; beside it {own['beside_floats']:,} numbers"
-    return f'{both(partial(draw.bars, bars, "Bytes of the file"))}{_table(head, rows)}<p class="note">{total}</p>'
+    total = (
+        f"{whole['floats']:,} numbers, {whole['bytes']:,} bytes on disk; beside it {whole['beside_floats']:,} numbers"
+    )
+    return joined(
+        [both(partial(draw.bars, bars, "Bytes of the file")), table(head, rows), tag("p", total, class_="note")]
+    )
 
 
-def time(facts: Facts) -> str:
-    known = {
-        name.removesuffix("_s"): value for name, value in facts.timing.items() if name.endswith("_s") and value > 0
-    }
-    if not known:
-        return ""
-    bars = [(name, value, _clock(value), draw.BLUE) for name, value in known.items()]
-    held = [
+def time(facts: Facts) -> Html:
+    timing = {name: value for name, value in facts.timing.items() if isinstance(value, int | float) and value > 0}
+    seconds = [
+        (name.removesuffix("_s"), value, duration(value), draw.BLUE)
+        for name, value in timing.items()
+        if name.endswith("_s")
+    ]
+    memory = [
         (name.removesuffix("_peak"), value, size_text(value), draw.ORANGE)
-        for name, value in facts.timing.items() if name.endswith("_peak") and value > 0
+        for name, value in timing.items() if name.endswith("_peak")
     ]  # fmt: skip
-    memory = both(partial(draw.bars, held, "Peak memory of one process")) if held else ""
-    return both(partial(draw.bars, bars, "Time")) + memory
+    titles = ((seconds, "Time"), (memory, "Peak memory of one process"))
+    return joined(both(partial(draw.bars, bars, title)) for bars, title in titles if bars)
 
 
-def plan(facts: Facts) -> str:
+def plan(facts: Facts) -> Html:
     head, rows = tables.plan(facts)
-    return _table(head, rows) if rows else ""
+    return table(head, rows) if rows else EMPTY
 
 
-def provenance(facts: Facts) -> str:
+def provenance(facts: Facts) -> Html:
     card = facts.artifact.card
-    told = {"run": card["fingerprint"], "data": card["data"].get("content", ""), "card": card["sha256"],
-            "transform": facts.artifact.transform.kind, "seeds": card["seeds"], "torch": card["versions"].get("torch"),
-            "protocol": facts.table.get("protocol", ""), "chosen by": card["claim"].get("selection", "")}  # fmt: skip
-    lines = "".join(f"<dt>{name}</dt><dd>{escape(str(one))}</dd>" for name, one in told.items() if one)
-    return f'<dl>{lines}</dl><p class="note">Check it: <code>python -m jobs.evaluate verify=ARTIFACT</code></p>'
+    known = {"run": card["fingerprint"], "data": card["data"].get("content", ""), "card": card["sha256"],
+             "transform": facts.artifact.transform.kind, "seeds": card["seeds"], "torch": card["versions"].get("torch"),
+             "protocol": facts.table.get("protocol", ""), "chosen by": card["claim"].get("selection", "")}  # fmt: skip
+    lines = (part for name, value in known.items() if value for part in (tag("dt", name), tag("dd", value)))
+    command = tag("code", "python -m jobs.evaluate verify=ARTIFACT")
+    return joined([tag("dl", *lines), tag("p", "Check it: ", command, class_="note")])
 
 
 def named(row: str) -> str:
     """A row's name in words."""
     row, _, way = row.partition("/")
     kind, _, budget = row.partition("@")
-    kind = {"distilled-8bit": "distilled, 8 bits", "start": "before any step",
-            "full": "full set", "kcentre": "k-centre"}.get(kind, kind)  # fmt: skip
-    return kind + {"floats": ", same floats", "raw": ", same bytes raw", "jpeg": ", same bytes JPEG"}.get(budget, "") + {
-        "hard": ", hard labels", "bare": ", no augmentation"}.get(way, "")  # fmt: skip
+    kinds = {
+        "distilled-8bit": "distilled, 8 bits",
+        "start": "before any step",
+        "full": "full set",
+        "kcentre": "k-centre",
+    }
+    budgets = {"floats": ", same floats", "raw": ", same bytes raw", "jpeg": ", same bytes JPEG"}
+    ways = {"hard": ", hard labels", "bare": ", no augmentation"}
+    return kinds.get(kind, kind) + budgets.get(budget, "") + ways.get(way, "")
 
 
 # ---- pieces ------------------------------------------------------------------------------------------------------
 
 
-def both(figure: Callable[..., str]) -> str:
+def both(figure: Callable[..., Html]) -> Html:
     """Drawn twice, so that a phone shows letters of the same size as a desk."""
-    return f'<div class="wide">{figure(width=draw.WIDE)}</div><div class="narrow">{figure(width=draw.NARROW)}</div>'
+    sizes = (("wide", draw.WIDE), ("narrow", draw.NARROW))
+    return joined(tag("div", figure(width=width), class_=name) for name, width in sizes)
 
 
-def picture(image_CHW: Tensor, told: str) -> str:
+def picture(image_CHW: Tensor, alt: str) -> Html:
     height, width = image_CHW.shape[1:]
-    return f'<img alt="{escape(told)}" width="{width}" height="{height}" src="{data_uri(png(image_CHW))}">'
+    return tag("img", alt=alt, width=width, height=height, src=data_uri(png(image_CHW)))
 
 
 def tiles(tensor: Tensor) -> Tensor:
     """The last two axes as pictures (thin ones as one table), each on its own scale: grey is zero, light is above."""
     if tensor.ndim == 4 and tensor.shape[1] == 3 and min(tensor.shape[2:]) >= THIN:
-        colour = tensor.float()[:TILES]
-        scaled = 0.5 + 0.5 * colour / colour.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
-        return grid(scaled.split(6))
+        return mosaic(_scaled(tensor.float()[:TILES], (1, 2, 3)).split(6))
     flat = tensor.float().reshape(-1, *tensor.shape[-2:])
     if min(flat.shape[1:]) < THIN:
-        table = tensor.float().flatten(1)
-        flat = (table if table.shape[0] <= table.shape[1] else table.T)[None]
-    flat = flat[:TILES, :TALL, : 2 * TALL]
-    scaled = 0.5 + 0.5 * flat / flat.abs().amax((1, 2), keepdim=True).clamp(min=1e-12)
+        columns = tensor.float().flatten(1)
+        flat = (columns if columns.shape[0] <= columns.shape[1] else columns.T)[None]
+    scaled = _scaled(flat[:TILES, :TALL, : 2 * TALL], (1, 2))
     across = 6 if len(scaled) > 6 else max(1, len(scaled))
-    return grid([row[:, None] for row in scaled.split(across)])
+    return mosaic([row[:, None] for row in scaled.split(across)])
+
+
+def _scaled(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return 0.5 + 0.5 * tensor / tensor.abs().amax(dims, keepdim=True).clamp(min=1e-12)
 
 
 def singular(images_NCHW: Tensor) -> list[float]:
@@ -270,26 +298,19 @@ def singular(images_NCHW: Tensor) -> list[float]:
     return values
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], own: int | None = None) -> str:
-    def row_class(row: Sequence[Any]) -> str:
-        return ' class="own"' if own is not None and str(row[own]).startswith("distilled") else ""
+def _captioned(figure: Html, *caption: Any) -> Html:
+    return joined([figure, tag("figcaption", *caption)])
 
-    top = "".join(f"<th>{escape(str(one))}</th>" for one in head)
-    lines = ("".join(f"<td>{escape(str(one))}</td>" for one in row) for row in rows)
-    body = "".join(f"<tr{row_class(row)}>{line}</tr>" for row, line in zip(rows, lines, strict=True))
-    return f'<div class="table"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+def _cells(values: dict[str, str]) -> Html:
+    return tag(
+        "div", *(tag("div", tag("b", value), tag("span", name)) for name, value in values.items()), class_="facts"
+    )
 
 
 def _row(facts: Facts, name: str) -> Any:
     return next((row for row in facts.table.get("rows", []) if row["set"] == name), None)
 
 
-def _source(artifact: Artifact) -> str:
-    return str(artifact.card["data"].get("name", "a dataset"))
-
-
-def _clock(seconds: float) -> str:
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds > 1.5 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.1f} s"
+def _title(facts: Facts) -> str:
+    return f"{facts.artifact.card['data'].get('name', 'a dataset')}, distilled"

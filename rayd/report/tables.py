@@ -15,11 +15,9 @@ Rows = list[list[Any]]
 
 def texts(facts: Facts) -> dict[str, str]:
     """File name -> text, for the tables that have rows."""
-    made: dict[str, tuple[list[str], Rows]] = {
-        "scores": scores(facts), "cross": cross(facts), "ledger": ledger(facts), "plan": plan(facts),
-    }  # fmt: skip
     out = {}
-    for name, (head, rows) in made.items():
+    for name, table in (("scores", scores), ("cross", cross), ("ledger", ledger), ("plan", plan)):
+        head, rows = table(facts)
         if rows:
             out[f"tables/{name}.csv"] = as_csv(head, rows)
             out[f"tables/{name}.tex"] = as_latex(head, rows)
@@ -29,8 +27,10 @@ def texts(facts: Facts) -> dict[str, str]:
 def scores(facts: Facts) -> tuple[list[str], Rows]:
     head = ["set", "view", "network", "recipe", "mean", "std", "n", "ci95"]
     rows = facts.table.get("rows", [])
-    return head, [[row["set"], row["view"], row["net"], row["recipe"], *(_points(row[k]) for k in ("mean", "std")), row["n"],
-                   _points(row["ci95"])] for row in rows]  # fmt: skip
+    shares = ("mean", "std", "ci95")
+    return head, [
+        [points(row[key]) if key in shares else row[key] for key in ("set", "view", "net", *head[3:])] for row in rows
+    ]
 
 
 def cross(facts: Facts) -> tuple[list[str], Rows]:
@@ -40,14 +40,14 @@ def cross(facts: Facts) -> tuple[list[str], Rows]:
     if len(nets) < 2:
         return [], []
     sets = [name for name in ("distilled", "random@floats") if any(row["set"] == name for row in rows)]
-    found = {(row["net"], row["set"]): row for row in rows}
-    return ["network", *sets], [[net, *(spread(found.get((net, name))) for name in sets)] for net in nets]
+    by_name = {(row["net"], row["set"]): row for row in rows}
+    return ["network", *sets], [[net, *(spread(by_name.get((net, name))) for name in sets)] for net in nets]
 
 
 def ledger(facts: Facts) -> tuple[list[str], Rows]:
-    own = facts.artifact.ledger
+    whole = facts.artifact.ledger
     rows = [[row["name"], row["role"], " x ".join(map(str, row["shape"])) or "1", row["floats"], row["dtype"], row["bytes"]]
-            for row in own["rows"] + own["beside"]]  # fmt: skip
+            for row in whole["rows"] + whole["beside"]]  # fmt: skip
     return ["tensor", "role", "shape", "numbers", "type", "bytes"], rows
 
 
@@ -58,11 +58,12 @@ def plan(facts: Facts) -> tuple[list[str], Rows]:
 
 
 def spread(row: Any) -> str:
-    return "" if row is None else f"{_points(row['mean'])} ± {_points(row['std'])}"
+    return "" if row is None else f"{points(row['mean'])} ± {points(row['std'])}"
 
 
-def _points(value: float) -> str:
-    return f"{100 * value:.1f}"
+def points(share: float) -> str:
+    """In percent."""
+    return f"{100 * share:.1f}"
 
 
 def as_csv(head: Sequence[str], rows: Rows) -> str:
@@ -71,16 +72,12 @@ def as_csv(head: Sequence[str], rows: Rows) -> str:
     return out.getvalue()
 
 
+LATEX = str.maketrans({sign: f"\\{sign}" for sign in "&%$#_{}"} | {"±": r"$\pm$", "\\": r"\textbackslash{}",
+                       "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"})  # fmt: skip
+
+
 def as_latex(head: Sequence[str], rows: Rows) -> str:
-    def cells(row: Sequence[Any]) -> str:
-        return " & ".join(_latex(str(cell)) for cell in row) + r" \\"
-
-    columns = "l" * len(head)
-    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\hline", cells(head), r"\hline", *map(cells, rows), r"\hline",
-                      r"\end{tabular}", ""])  # fmt: skip
-
-
-def _latex(text: str) -> str:
-    for sign in "&%$#_{}":
-        text = text.replace(sign, f"\\{sign}")
-    return text.replace("±", r"$\pm$")
+    lines = (" & ".join(str(cell).translate(LATEX) for cell in row) + r" \\" for row in (head, *rows))
+    top, *body = lines
+    begin = rf"\begin{{tabular}}{{{'l' * len(head)}}}"
+    return "\n".join([begin, r"\hline", top, r"\hline", *body, r"\hline", r"\end{tabular}", ""])

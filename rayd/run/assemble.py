@@ -1,37 +1,28 @@
-"""From a Run to the parts of its distillation, and from its codec to an artifact."""
+"""From a Run to the parts of its distillation. Everything that can be refused is refused here, before any work."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rayd.artifact import write
 from rayd.config import Run
 from rayd.data.images import Splits
 from rayd.data.load import load as load_data
 from rayd.data.transform import Transform
-from rayd.distill.budget import Ledger, Stored
 from rayd.distill.contract import Codec, Objective, Term
 from rayd.distill.inputs import ResidentInputs
-from rayd.distill.loop import Distillation, Reduce
-from rayd.errors import refuse
-from rayd.evaluate.score import evaluate
+from rayd.distill.loop import Distillation, Reduce, identity
 from rayd.experts.buffer import Buffer
 from rayd.nets.convnet import Net
-from rayd.schema import to_dict
-from rayd.seeds import generator, seed_of
+from rayd.seeds import generator
 from rayd.store import Store
 
 log = logging.getLogger(__name__)
-
-FROM_BUFFER = frozenset({"segment", "pool", "teacher"})
-CHECKED = 1000
-"""Validation images looked at while a run is under way."""
 
 
 @dataclass
@@ -50,89 +41,9 @@ class Assembled:
     def device(self) -> torch.device:
         return self.inputs.device
 
-    def distillation(self, share: tuple[int, int], reduce: Reduce) -> Distillation:
-        method = self.run.method
-        return Distillation(
-            self.codec,
-            self.objective,
-            self.terms,
-            steps=method.steps,
-            optimiser=method.optimiser,
-            inputs=self.inputs,
-            guard=method.guard,
-            ema=method.ema,
-            share=share,
-            reduce=reduce,
-        )
-
-    def stored(self, codec: Codec) -> dict[str, Stored]:
-        """All that an artifact must carry, of every part."""
-        out = dict(codec.stored())
-        for part in (self.objective, *self.terms):
-            out |= part.stored()
-        return out
-
-    def preview(self, codec: Codec) -> bytes:
-        return write.preview(codec, self.inputs.transform, self.inputs.spec)
-
-    def validate(self, codec: Codec) -> float:
-        """Mean accuracy of two short trainings on the split carved out of training."""
-        recipe = replace(self.run.recipe, steps=max(1, self.run.recipe.steps // 4))
-        val = self.splits.val.select(torch.arange(min(CHECKED, len(self.splits.val))))
-        seeds = [seed_of(self.run.seed, "validate", i) for i in range(2)]
-        scores = evaluate(
-            recipe,
-            self.inputs.net,
-            codec,
-            val,
-            self.inputs.transform,
-            seeds,
-            device=self.device,
-            step_size=self.step_size(),
-            compile=self.inputs.compiled,
-        )
-        return sum(score.accuracy for score in scores) / len(scores)
-
-    def step_size(self) -> float | None:
-        rate = getattr(self.objective, "step_size", None)
-        return float(rate()) if callable(rate) else None
-
-    def write(self, codec: Codec, store: Store, timing: Mapping[str, Any], claim: Mapping[str, Any]) -> None:
-        """The artifact, as stored and no better: its card is written last. Refused if it came out over budget."""
-        run, spec = self.run, self.inputs.spec
-        stored = self.stored(codec)
-        self._within_budget(Ledger.of(stored))
-        made = write.files(
-            write.Provenance(
-                codec={"name": run.method.part_names[0], **to_dict(self.codec_config)},
-                spec=spec,
-                classes=self.splits.train.classes,
-                sentence=run.method.sentence,
-                config=to_dict(run),
-                fingerprint=run.fingerprint(),
-                data=self.splits.train.manifest,
-                seeds={"run": run.seed},
-                claim=claim,
-            ),
-            codec,
-            stored,
-            self.inputs.transform,
-            timing,
-        )
-        for name, data in made.items():
-            store.write(f"artifact/{name}", data)
-
-    def _within_budget(self, ledger: Ledger) -> None:
-        budget, codec = self.run.budget.build(), self.codec_config
-        limit = budget.limit(self.inputs.spec, codec.storage)
-        if ledger.floats > limit:
-            raise refuse(
-                "budget", budget, f"at least the {ledger.floats} floats that {self.run.method.sentence} stores"
-            )
-
 
 def assemble(run: Run, device: torch.device) -> Assembled:
-    """Load, fit, build, start. Everything that can be refused is refused here, before any work."""
+    """Load the data, fit the codec to the budget, build the parts, set the codec's start."""
     method = run.method
     splits, transform, net = surroundings(run)
     spec = splits.train.spec
@@ -140,7 +51,7 @@ def assemble(run: Run, device: torch.device) -> Assembled:
     codec_config = method.codec.fit(budget, spec)
     log.info("%s", codec_config.describe(budget, spec))
     buffer = None
-    if FROM_BUFFER & set(method.needs) or codec_config.labels == "soft" or codec_config.start == "confident":
+    if method.reads_experts:
         buffer = Buffer(Store(run.experts_at), buffer_identity(run, splits, transform, net))
     inputs = ResidentInputs(
         net,
@@ -164,6 +75,29 @@ def assemble(run: Run, device: torch.device) -> Assembled:
     objective = method.objective.build(inputs)
     terms = [config.build(inputs, codec).to(device) for config in method.terms]
     return Assembled(run, splits, inputs, codec_config, codec, objective.to(device), terms)
+
+
+def distillation(assembled: Assembled, share: tuple[int, int] = (0, 1), reduce: Reduce = identity) -> Distillation:
+    """The loop over these parts, for one worker's share of the items."""
+    method = assembled.run.method
+    return Distillation(
+        assembled.codec,
+        assembled.objective,
+        assembled.terms,
+        steps=method.steps,
+        optimiser=method.optimiser,
+        inputs=assembled.inputs,
+        guard=method.guard,
+        ema=method.ema,
+        share=share,
+        reduce=reduce,
+    )
+
+
+def step_size(objective: Objective) -> float | None:
+    """The learned step size of the inner loop, if the objective has one."""
+    rate = getattr(objective, "step_size", None)
+    return float(rate()) if callable(rate) else None
 
 
 def surroundings(run: Run) -> tuple[Splits, Transform, Net]:

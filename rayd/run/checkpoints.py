@@ -20,7 +20,7 @@ KEPT = 2
 
 @dataclass
 class MetricsFile:
-    """Metrics of the run so far: results in one file, times in another, both cut back to the checkpoint on a resume."""
+    """`metrics.jsonl`: a line for every step so far, cut back to the checkpoint on a resume."""
 
     store: Store
     lines: list[dict[str, float]] = field(default_factory=list)
@@ -42,13 +42,18 @@ class Checkpoints:
 
     def save(self, step: int, state: State) -> None:
         name = f"step-{step:06d}"
-        data = tensors.to_bytes(state, {})
+        data = tensors.to_bytes(state)
         self.store.write(f"{name}.safetensors", data)
         marker = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "run": self.fingerprint}
         self.store.write_json(f"{name}.json", marker)
-        for old in self._names()[:-KEPT]:
-            self.store.delete(f"{old}.json")
-            self.store.delete(f"{old}.safetensors")
+        self.clear(keep=KEPT)
+
+    def clear(self, keep: int = 0) -> None:
+        """Remove all but the newest."""
+        names = self._names()
+        for name in names[: len(names) - keep]:
+            self.store.delete(f"{name}.json")
+            self.store.delete(f"{name}.safetensors")
 
     def latest(self) -> State | None:
         for name in reversed(self._names()):
@@ -60,11 +65,11 @@ class Checkpoints:
                 )
             data = self.store.read(f"{name}.safetensors")
             if hashlib.sha256(data).hexdigest() == marker["sha256"]:
-                return tensors.from_bytes(data)[0]
+                return tensors.from_bytes(data, name)
             log.warning(
                 "checkpoint %s of %s is damaged (sha256 differs): going back to the one before", name, self.store.uri
             )
         return None
 
     def _names(self) -> list[str]:
-        return sorted(n.removesuffix(".json") for n in self.store.list("") if n.endswith(".json"))
+        return sorted(name.removesuffix(".json") for name in self.store.list("step-") if name.endswith(".json"))

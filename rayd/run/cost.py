@@ -12,13 +12,13 @@ from rayd.store import Store
 
 def account(store: Store, progress: Progress) -> None:
     """Seconds and memory of the experts, for the run's page; a command that continued an earlier one adds to it."""
-    held = store.facts("timing.json")
-    seconds, peak = held.get("experts_s", 0.0) + progress.seconds, max(held.get("experts_peak", 0), progress.memory)
-    store.write_json("timing.json", {**held, "experts_s": seconds, "experts_peak": peak})
+    timing = store.facts("timing.json")
+    seconds, peak = timing.get("experts_s", 0.0) + progress.seconds, max(timing.get("experts_peak", 0), progress.memory)
+    store.write_json("timing.json", {**timing, "experts_s": seconds, "experts_peak": peak})
 
 
 def against(planned: Mapping[str, Any], store: Store, buffer: Store) -> list[tuple[str, float, float]]:
-    """What was planned and what came of it: (what, planned, actual), for what the run has left so far."""
+    """(what, planned, actual) of everything that the run has finished so far."""
     rows: list[tuple[str, float, float]] = []
     if planned["experts"]["experts"]:
         shards = {name: size for name, size in buffer.sizes("experts-").items() if name.endswith(".tar")}
@@ -44,5 +44,5 @@ def keep(run: Run, artifact: Store) -> None:
     place = Store(run.out)
     if place.exists("plan.json") and artifact.exists("timing.json"):
         rows = against(place.read_json("plan.json"), place, Store(run.experts_at))
-        held = [{"what": what, "planned": planned, "actual": actual} for what, planned, actual in rows]
-        artifact.write_json("timing.json", {**artifact.read_json("timing.json"), "plan": held})
+        plan = [{"what": what, "planned": planned, "actual": actual} for what, planned, actual in rows]
+        artifact.write_json("timing.json", {**artifact.read_json("timing.json"), "plan": plan})

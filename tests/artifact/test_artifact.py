@@ -4,16 +4,18 @@ import json
 import subprocess
 import sys
 
+import numpy
 import pytest
 import torch
 
 import rayd
-from rayd.artifact import load, tensors, write
+from rayd.artifact import load, png, tensors, write
 from rayd.data.transform import Transform
 from rayd.distill.budget import Stored
 from rayd.errors import Refused
 from rayd.methods import CODECS
 from rayd.run.verify import verify
+from rayd.store import Store
 from tests.support.fakes import DATA, Pixels, a_run, an_artifact, tiny
 
 
@@ -33,24 +35,28 @@ def make(kind="normalise", ipc=2):
     return codec, write.files(about, codec, stored, transform, {"distill_s": 1.0})
 
 
+def saved(folder):
+    write.save(folder, make()[1])
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def tiny_codec(monkeypatch):
     """The codec of these artifacts, under a name of its own."""
     monkeypatch.setitem(CODECS, "tiny", Pixels)
 
 
-def test_tensor_files_give_back_what_they_were_given(tmp_path):
+def test_tensor_files_give_back_what_was_written():
     numbers = {
         "a": torch.randn(3, 4).T,
         "b": torch.tensor(7),
         "c": torch.zeros(0),
         "d": torch.randn(2, dtype=torch.bfloat16),
     }
-    tensors.write_tensors(tmp_path / "x.safetensors", numbers, {"step": 3, "list": [1, None]})
-    back, meta = tensors.read_tensors(tmp_path / "x.safetensors")
-    assert meta == {"step": 3, "list": [1, None]} and set(back) == set(numbers)
+    back = tensors.from_bytes(tensors.to_bytes(numbers))
+    assert set(back) == set(numbers)
     assert all(torch.equal(back[k], numbers[k]) and back[k].dtype == numbers[k].dtype for k in numbers)
-    assert tensors.to_bytes(numbers, meta) == tensors.to_bytes(numbers, meta)
+    assert tensors.to_bytes(numbers) == tensors.to_bytes(numbers)
     with pytest.raises(Refused, match="not a readable safetensors"):
         tensors.from_bytes(b"nonsense")
 
@@ -59,7 +65,8 @@ def test_tensor_files_give_back_what_they_were_given(tmp_path):
 def test_an_artifact_loads_as_it_was_saved(tmp_path, kind, monkeypatch):
     monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
     codec, made = make(kind)
-    back = load.load(write.save(tmp_path / "a", made))
+    write.save(tmp_path / "a", made)
+    back = load.load(tmp_path / "a")
     assert torch.equal(back.images("network"), codec.images.detach()) and back.step_size == pytest.approx(0.02)
     assert torch.equal(back.labels, codec.classes()) and torch.equal(back.targets.argmax(1), back.labels)
     assert back.images("uint8").dtype == torch.uint8 and back.images().shape == (6, 1, 8, 8)
@@ -69,7 +76,7 @@ def test_an_artifact_loads_as_it_was_saved(tmp_path, kind, monkeypatch):
 
 @pytest.mark.parametrize("name", ["codec.safetensors", "transform.json", "ledger.json", "card.json", "README.md"])
 def test_a_changed_file_is_refused_by_name(tmp_path, name):
-    folder = write.save(tmp_path, make()[1])
+    folder = saved(tmp_path)
     data = bytearray((folder / name).read_bytes())
     spot = data.rindex(b"0") if name == "card.json" else len(data) - 5
     data[spot] ^= 1
@@ -81,7 +88,7 @@ def test_a_changed_file_is_refused_by_name(tmp_path, name):
 def test_foreign_newer_and_missing_are_refused(tmp_path):
     with pytest.raises(Refused, match=r"no card\.json"):
         load.load(tmp_path)
-    folder = write.save(tmp_path, make()[1])
+    folder = saved(tmp_path)
     card = json.loads((folder / "card.json").read_text())
     for change, words in (({"kind": "other"}, "kind=other"), ({"format": 99}, "format=99.*update rayd")):
         (folder / "card.json").write_text(json.dumps(card | change))
@@ -96,10 +103,9 @@ def test_foreign_newer_and_missing_are_refused(tmp_path):
 
 
 def test_scores_are_amended_and_the_card_stays_whole(tmp_path):
-    folder = write.save(tmp_path, make()[1])
-    read, writer = load.reader(folder), tensors.folder_writer(folder)
+    folder = saved(tmp_path)
     score = {"recipe": "plain", "mean": 0.5, "std": 0.01, "n": 5, "ci95": 0.012, "view": "exact"}
-    write.amend(read, writer, {"scores": {"plain": score}, "reads": 1}, {"controls.json": b"{}"})
+    write.amend(Store(folder), lambda card: {"scores": {"plain": score}, "reads": 1}, {"controls.json": b"{}"})
     card = load.load(folder).card
     assert (
         card["reads"] == 1 and "controls.json" in card["files"] and "50.0 ± 1.0 %" in (folder / "README.md").read_text()
@@ -108,9 +114,17 @@ def test_scores_are_amended_and_the_card_stays_whole(tmp_path):
 
 def test_preview_is_a_png_others_can_read(tmp_path):
     image = pytest.importorskip("PIL.Image")
-    write.save(tmp_path, make()[1])
+    contents = make()[1]
+    write.save(tmp_path, contents)
     with image.open(tmp_path / "preview.png") as picture:
         assert picture.size == (2 * 8 + 2, 3 * 8 + 2 * 2)
+        pixels = torch.from_numpy(numpy.array(picture))[None]
+    assert torch.equal(png.unpng(contents["preview.png"], (1, 28, 18)), pixels)
+    for bad in (contents["preview.png"][:-40], contents["preview.png"].replace(b"IDAT", b"IDAX"), b""):
+        with pytest.raises(Refused, match=r"preview\.png"):
+            png.unpng(bad, (1, 28, 18))
+    with pytest.raises(Refused, match="image of 18 x 27"):
+        png.unpng(contents["preview.png"], (1, 27, 18))
 
 
 def test_loading_needs_torch_and_safetensors_alone():

@@ -106,7 +106,8 @@ def test_ray_data_writes_the_same_bytes(tmp_path: Path, ray_local: None) -> None
 def test_killed_processes_leave_nothing_wrong(tmp_path: Path) -> None:
     """SIGKILL twice, at any moment, then to the end: the bytes of a run that nobody disturbed."""
     config = "DataConfig(name='generated', size=32, count=20000)"
-    code = f"from rayd.data.config import DataConfig; from rayd.data.prepare import prepare; list(prepare({config}, {{to!r}}, 500))"
+    imports = "from rayd.data.config import DataConfig; from rayd.data.prepare import prepare"
+    code = f"{imports}; list(prepare({config}, {{to!r}}, 500))"
     torn = str(tmp_path / "torn")
     for number in (3, 20):
         process = subprocess.Popen([sys.executable, "-c", code.format(to=torn)])

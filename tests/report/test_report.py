@@ -1,3 +1,5 @@
+"""The page of a run: its sections, its tables, and that no text of a run becomes an element."""
+
 from __future__ import annotations
 
 import csv
@@ -5,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -13,7 +16,8 @@ import torch
 import rayd
 from rayd.errors import Refused
 from rayd.evaluate.score import Score
-from rayd.report import report
+from rayd.report import gather, page, report
+from rayd.report.shell import table, tag
 from rayd.run import evaluate
 from rayd.run.rows import CONTROLS, row_tasks
 from rayd.store import Store
@@ -22,7 +26,7 @@ from tests.support.fakes import a_run, an_artifact
 pytest.importorskip("matplotlib")
 SECTIONS = ["images", "scores", "cross", "factors", "distillation", "experts", "ledger", "time", "plan", "provenance"]
 CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 
@@ -32,13 +36,13 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.ids, self.links, self.open = [], [], []
+        self.ids, self.links, self.elements = [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
+        self.elements.append(tag)
         if tag == "section":
-            self.ids.append(found["id"])
+            self.ids.append(dict(attrs)["id"])
         self.links += [
             value for name, value in attrs if name in ("src", "href", "xlink:href", "action", "srcset") and value
         ]
@@ -55,8 +59,8 @@ def run_folder(tmp_path, monkeypatch):
     folder = an_artifact(tmp_path / "out" / "artifact", run)
 
     def ask(run, uri, asks):
-        for i, one in enumerate(asks):
-            yield one, [Score(0.3 + 0.01 * k + 0.02 * i, seed, "convnet") for k, seed in enumerate(one.seeds)]
+        for i, task in enumerate(asks):
+            yield task, [Score(0.3 + 0.01 * k + 0.02 * i, seed, "convnet") for k, seed in enumerate(task.seeds)]
 
     evaluate.score(run, str(folder), CONTROLS, ask)
     steps = [{"step": i, "loss": 1 / i, "step_size": 0.02, "grad_norm": 3.0, "val": i / 99} for i in range(1, 99)]
@@ -67,17 +71,18 @@ def run_folder(tmp_path, monkeypatch):
 
 
 def test_every_section_is_there_and_nothing_leads_outside(run_folder):
-    where = report(str(run_folder), published=("12.3 ± 0.4 (a paper, table 1; soft labels)",))
+    figures = ("12.3 ± 0.4 (a paper, table 1; soft labels)",)
+    where = report(str(run_folder), published=figures)
     text = (run_folder / "report" / "index.html").read_text()
-    page = Page(text)
-    assert "published: 12.3 ± 0.4 (a paper, table 1; soft labels)" in text
-    assert page.ids == SECTIONS and where.endswith("index.html")
-    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links), page.links
+    seen = Page(text)
+    assert seen.ids == SECTIONS and where.endswith("index.html")
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in seen.links), seen.links
     assert not re.search(r"https?://|@import|<script|url\((?!#)", text)
-    assert "Beats the coreset" in text and "matched" not in page.links
+    assert "Beats the coreset" in text
     assert text.count("<svg") >= 7 and text.count('class="empty"') == 1, "only the plan is missing"
     assert "python -m jobs.plan" in text and "LRS" in text and "ARS" in text
-    report(str(run_folder), to=str(run_folder / "again"), published=("12.3 ± 0.4 (a paper, table 1; soft labels)",))
+    assert "published: 12.3 ± 0.4 (a paper, table 1; soft labels)" in text
+    report(str(run_folder), to=str(run_folder / "again"), published=figures)
     assert (run_folder / "again" / "index.html").read_text() == text, "the same run gives the same page"
 
 
@@ -104,12 +109,41 @@ def test_an_artifact_alone_says_which_commands_fill_the_rest(tmp_path, monkeypat
         report(str(tmp_path / "nowhere"))
 
 
-def test_a_hostile_class_name_is_text(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
-    from rayd.report import page
+HOSTILE = "\"><script>alert(1)</script><i x='$\\&"
 
+
+def spoiled(value):
+    """The same with markup behind every text."""
+    if isinstance(value, dict):
+        return {key: spoiled(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [spoiled(inner) for inner in value]
+    return value + HOSTILE if isinstance(value, str) else value
+
+
+def test_markup_in_a_text_stays_text(run_folder):
+    """Class names, the verdict, names of sets, networks and recipes, reasons, stages and the card's own words."""
+    facts = gather(Store(run_folder))
+    elements = set(Page(page.html(facts)).elements)
+    scores = spoiled({**facts.table, "skipped": {HOSTILE: "no room"}})
+    for row, plain in zip(scores["rows"], facts.table["rows"], strict=True):
+        row["set"] = plain["set"] + (HOSTILE if plain["set"] not in ("distilled", "full") else "")
+    card = facts.artifact.card
+    words = {"sentence": HOSTILE, "fingerprint": HOSTILE, "reads": HOSTILE, "claim": {"selection": HOSTILE}}
+    card = {**card, **words, "data": spoiled(card["data"]), "classes": spoiled(card["classes"])}
+    planned = [(HOSTILE, 1.0, 2.0)]
+    hostile = replace(facts, artifact=replace(facts.artifact, card=card), table=scores, plan=planned, published=(HOSTILE,),
+                      timing={**facts.timing, f"{HOSTILE}_s": 5.0})  # fmt: skip
+    text = page.html(hostile)
+    seen = Page(text).elements
+    assert "script" not in seen and set(seen) == elements
+    assert text.count("&lt;script&gt;") > 40
+
+
+def test_an_element_escapes_its_text_and_its_attributes():
+    assert tag("p", "<b>", tag("b", 1), class_='"', title=None) == '<p class="&quot;">&lt;b&gt;<b>1</b></p>'
     assert "<script>" not in page.picture(torch.zeros(1, 2, 2), '"><script>')
-    assert "&lt;b&gt;" in page._table(["<b>"], [["<b>"]])
+    assert "&lt;b&gt;" in table(["<b>"], [["<b>"]])
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
@@ -120,14 +154,14 @@ def test_a_browser_shows_it_without_scrolling_sideways(run_folder, tmp_path, wid
     probe = (
         "<script>document.title = [document.documentElement.scrollWidth, innerWidth, document.images.length]</script>"
     )
-    page = tmp_path / "probe.html"
-    page.write_text((run_folder / "report" / "index.html").read_text() + probe)
+    file = tmp_path / "probe.html"
+    file.write_text((run_folder / "report" / "index.html").read_text() + probe)
     place = (f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2400")
-    words = [CHROMIUM, *FLAGS, *place, "--dump-dom", page.as_uri()]
+    words = [CHROMIUM, *FLAGS, *place, "--dump-dom", file.as_uri()]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r"<title>(\d+),(\d+),(\d+)</title>", done.stdout)
-    assert found, done.stdout[:300]
-    content, window, pictures = map(int, found.groups())
+    title = re.search(r"<title>(\d+),(\d+),(\d+)</title>", done.stdout)
+    assert title, done.stdout[:300]
+    content, window, pictures = map(int, title.groups())
     assert content <= window and pictures > 3
 
 

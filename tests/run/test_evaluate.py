@@ -8,13 +8,13 @@ import torch
 
 import rayd
 from rayd import stats
-from rayd.artifact.load import reader, self_hash
+from rayd.artifact.load import self_hash
 from rayd.errors import Refused
 from rayd.evaluate import coreset, dd_ranking
+from rayd.evaluate.row import RowName
 from rayd.run import evaluate
 from rayd.run.rows import RowTask, Scorer
 from rayd.run.verify import verify
-from rayd.store import Store
 from tests.support.fakes import a_run, an_artifact
 
 
@@ -46,13 +46,13 @@ def test_controls_hold_no_more_than_the_artifact(tmp_path, cache):
     run = a_run()
     scorer = Scorer(run, rayd.load(an_artifact(tmp_path / "a", run)))
     size = scorer.artifact.ledger
-    assert len(scorer.real("random", "floats", 0)) == round(size["floats"] / 64) == 3
-    raw = scorer.real("herding", "raw", 0)
+    assert len(scorer.real(RowName("random", "floats"), 0)) == round(size["floats"] / 64) == 3
+    raw = scorer.real(RowName("herding", "raw"), 0)
     assert len(raw) * 65 <= size["bytes"] < (len(raw) + 1) * 65
-    few = scorer.real("random", "jpeg", 0)
+    few = scorer.real(RowName("random", "jpeg"), 0)
     assert few.spec == scorer.train.spec and len(few) >= 3
-    assert not torch.equal(scorer.real("random", "floats", 0).labels_N.sort()[0], torch.zeros(3))
-    assert sorted(scorer.real("random", "floats", 1).labels_N.tolist()) == [0, 1, 2]
+    assert not torch.equal(scorer.real(RowName("random", "floats"), 0).labels_N.sort()[0], torch.zeros(3))
+    assert sorted(scorer.real(RowName("random", "floats"), 1).labels_N.tolist()) == [0, 1, 2]
 
 
 def test_the_table_the_card_and_the_verdict_when_distillation_loses(tmp_path, cache):
@@ -179,8 +179,8 @@ def test_a_full_set_as_its_own_synthetic_set(tmp_path, cache):
 def test_an_ask_is_answered_alike_alone_and_in_company(tmp_path, cache):
     run = a_run()
     scorer = Scorer(run, rayd.load(an_artifact(tmp_path / "a", run)))
-    both = scorer.answer(RowTask("random@floats", 0, (1, 2)))
-    assert both[1].accuracy == scorer.answer(RowTask("random@floats", 0, (2,)))[0].accuracy
+    both = scorer.answer(RowTask(RowName("random", "floats"), 0, (1, 2)))
+    assert both[1].accuracy == scorer.answer(RowTask(RowName("random", "floats"), 0, (2,)))[0].accuracy
 
 
 @pytest.mark.ray
@@ -198,7 +198,6 @@ def test_tasks_answer_as_this_process_does(tmp_path, cache, ray_local):
         assert a == b if isinstance(a, str) else [s.accuracy for s in a] == [s.accuracy for s in b]
     told = [given for _, given in there if isinstance(given, str)]
     assert len(told) == 1 and "controls=nonsense@floats" in told[0]
-    assert Store(folder).exists("card.json") and reader(folder)("card.json")
 
 
 def test_controls_are_asked_by_name():

@@ -15,10 +15,19 @@ from rayd.errors import Refused
 from rayd.evaluate.recipe import RecipeConfig
 from rayd.nets.convnet import NetConfig
 from rayd.schema import parse
-from rayd.studies.continual import ContinualConfig, Outcome, class_orders, forgetting, live, remember, summary, units
-from rayd.studies.continual.memory import of_task
+from rayd.studies.continual.memory import memory_of, task_images
 from rayd.studies.continual.page import html, text
-from rayd.studies.continual.protocol import keep, open_store
+from rayd.studies.continual.protocol import (
+    ContinualConfig,
+    Outcome,
+    class_orders,
+    forgetting,
+    keep,
+    learn,
+    open_store,
+    summary,
+    units,
+)
 from tests.support.fakes import tiny
 
 DM: dict[str, Any] = {
@@ -56,7 +65,7 @@ def test_tasks_partition_the_classes_by_plan() -> None:
 
 def test_a_task_numbers_its_classes_from_zero() -> None:
     images = tiny(60, classes=3)
-    own = of_task(images, (2, 0))
+    own = task_images(images, (2, 0))
     assert own.classes == ("class 2", "class 0") and own.spec.classes == 2
     assert torch.equal(own.pixels_NCHW[own.labels_N == 0], images.pixels_NCHW[images.labels_N == 2])
 
@@ -64,9 +73,9 @@ def test_a_task_numbers_its_classes_from_zero() -> None:
 @pytest.mark.parametrize("kind", ["random", "herding", "dm"])
 def test_a_memory_holds_no_more_than_its_bytes(kind: str) -> None:
     images, room = tiny(60, classes=3), 400
-    what = config().memory("dm", DM) if kind == "dm" else kind
-    kept = remember(
-        what, of_task(images, (2, 0)), (2, 0), images.spec, room, net=NetConfig(depth=1, width=4),
+    what = config().memory("dm") if kind == "dm" else kind
+    kept = memory_of(
+        what, task_images(images, (2, 0)), (2, 0), images.spec, room, net=NetConfig(depth=1, width=4),
         transform=Transform.fit(images, "normalise"), recipe=RECIPE, seed=0,
     )  # fmt: skip
     assert 0.7 * 2 * room < kept.bytes <= 2 * room
@@ -81,14 +90,14 @@ def test_forgetting_is_what_was_once_known() -> None:
     assert forgetting([(0.9,)]) == 0.0
 
 
-def test_lives_are_kept_compared_and_go_on(tmp_path: Path) -> None:
+def test_outcomes_are_kept_and_a_second_command_continues(tmp_path: Path) -> None:
     asked = config(orders=1)
     store, done, left = open_store(run(tmp_path), asked)
     assert done == [] and len(left) == 2
-    outcome = live(run(tmp_path), asked, left[0])
+    outcome = learn(run(tmp_path), asked, left[0])
     assert [len(row) for row in outcome.accuracy] == [1, 2]
     assert outcome.bytes == (3200, 6400) and outcome.images == (50, 100)
-    assert live(run(tmp_path), asked, left[0]) == outcome
+    assert learn(run(tmp_path), asked, left[0]) == outcome
     keep(store, asked, outcome)
     store, done, left = open_store(run(tmp_path), config(orders=1, memories={"random": "random", "herd": "herding"}))
     assert done == [outcome] and [unit.memory for unit in left] == ["herd"]
@@ -104,12 +113,13 @@ def test_the_winner_is_said_with_its_interval() -> None:
     clear = [outcome("random", i, 0.5 + 0.01 * i) for i in range(3)] + [
         outcome("herd", i, 0.6 + 0.01 * i) for i in range(3)
     ]
-    told = summary(asked, clear)
-    assert told["verdict"].startswith("herd wins: +10.0 points over random")
-    forgetting = told["rows"]["herd"]["forgetting"]
-    assert forgetting["mean"] == pytest.approx(0.4) and forgetting["std"] == pytest.approx(0, abs=1e-9)
-    assert forgetting["n"] == 3
-    assert "herd" in text(told) and "<svg" in html(told)
+    comparison = summary(asked, clear)
+    assert comparison["verdict"].startswith("herd wins: +10.0 points over random")
+    spread = comparison["rows"]["herd"]["forgetting"]
+    assert (spread["mean"], spread["std"], spread["n"]) == (pytest.approx(0.4), pytest.approx(0, abs=1e-9), 3)
+    assert "herd" in text(comparison) and "<svg" in html(comparison)
+    hostile = {**comparison, "rows": {"<script>$": comparison["rows"]["herd"]}, "verdict": "<script>"}
+    assert "<script>" not in html(hostile)
     close = [outcome("random", i, 0.5) for i in range(3)] + [outcome("herd", i, 0.4 + 0.1 * i) for i in range(3)]
     assert "not beyond chance" in summary(asked, close)["verdict"]
 
@@ -128,10 +138,10 @@ def test_the_winner_is_said_with_its_interval() -> None:
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(Refused) as told:
+    with pytest.raises(Refused) as refusal:
         open_store(run(tmp_path), config(**wrong))
-    assert message in str(told.value)
+    assert message in str(refusal.value)
 
 
 def test_specs_of_tasks_are_their_own() -> None:
-    assert of_task(tiny(), (1,)).spec == Spec((1, 8, 8), 1)
+    assert task_images(tiny(), (1,)).spec == Spec((1, 8, 8), 1)

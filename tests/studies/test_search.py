@@ -1,4 +1,4 @@
-"""The search: points by plan, who stops, the book that survives, the front, how much dials mattered, trials on Ray."""
+"""The search: points by plan, who stops, the table that survives, the front, how much dials mattered, trials on Ray."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def test_points_come_from_the_plan(tmp_path: Path) -> None:
 
 def test_a_grid_is_every_combination_and_says_what_does_not_fit(tmp_path: Path) -> None:
     space = {"rank": [1, 4, 99], "method.optimiser.lr": {"low": 0.01, "high": 0.1, "grid": 2}}
-    made = plan(base(tmp_path), config(space=space, searcher="grid", trials=99), SPEC)
-    assert len(made.trials) == 4 and len(made.refused) == 2
-    assert "codec.rank=99" in made.refused[0][1]
+    planned = plan(base(tmp_path), config(space=space, searcher="grid", trials=99), SPEC)
+    assert len(planned.trials) == 4 and len(planned.refused) == 2
+    assert "codec.rank=99" in planned.refused[0][1]
     space["method.optimiser.lr"] = {"low": 0.01, "high": 0.1}
     with pytest.raises(Refused, match="at least 2 values"):
         plan(base(tmp_path), config(space=space, searcher="grid"), SPEC)
@@ -83,10 +83,10 @@ def test_families_have_dials_of_their_own_and_a_budget_may_be_one(tmp_path: Path
         "lss": {"fixed": {"method.codec": {"name": "lss"}}, "space": {"sharing": [4, 8]}},
     }
     asked = config(space={"ipc": [1, 2]}, families=families, trials=8, searcher="grid")
-    made = plan(base(tmp_path), asked, SPEC).trials
-    assert {t.run.method.part_names[0] for t in made} == {"lodc", "lss"}
-    assert {t.budget for t in made} == {"1 ipc", "2 ipc"}
-    assert all("method.codec.sharing" in t.point for t in made if t.point["family"] == "lss")
+    planned = plan(base(tmp_path), asked, SPEC).trials
+    assert {t.run.method.part_names[0] for t in planned} == {"lodc", "lss"}
+    assert {t.budget for t in planned} == {"1 ipc", "2 ipc"}
+    assert all("method.codec.sharing" in t.point for t in planned if t.point["family"] == "lss")
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,9 @@ def test_families_have_dials_of_their_own_and_a_budget_may_be_one(tmp_path: Path
     ],
 )
 def test_bad_searches_are_refused(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(Refused) as told:
+    with pytest.raises(Refused) as refusal:
         plan(base(tmp_path), config(**wrong), SPEC)
-    assert message in str(told.value)
+    assert message in str(refusal.value)
 
 
 def test_a_dial_reaches_both_ends() -> None:
@@ -197,8 +197,8 @@ def test_importance_finds_the_dial_that_matters() -> None:
     for i in range(40):
         a, b = rng.choice([1, 2, 4]), rng.random()
         records.append(record(i, 0.1 * a + 0.02 * rng.random(), a=a, b=b))
-    found = {one.dial: one.share for one in importance(records)}
-    assert found["a"] > 0.9 and found["b"] < 0.3
+    shares = {row.dial: row.share for row in importance(records)}
+    assert shares["a"] > 0.9 and shares["b"] < 0.3
     assert grouped([3.0, 1.0, 2.0, 5.0, 4.0, 6.0, 7.0, 8.0]) == [1, 0, 0, 2, 1, 2, 3, 3]
 
 
@@ -216,8 +216,8 @@ def test_yaml_is_read_back() -> None:
 def test_an_inline_search_stops_some_goes_on_and_reports(tmp_path: Path) -> None:
     run, asked = base(tmp_path), config()
     trials = {t.number: t for t in plan(run, asked, SPEC).trials}
-    book = TrialTable(run, asked, SPEC)
-    walk = search_inline(book, trials)
+    table = TrialTable(run, asked, SPEC)
+    walk = search_inline(table, trials)
     first = next(walk)
     walk.close()
     assert first.end == "finished" and first.std is not None and first.n == 2
@@ -230,10 +230,15 @@ def test_an_inline_search_stops_some_goes_on_and_reports(tmp_path: Path) -> None
     assert {one.end for one in rest} <= {"finished", "stopped"}
     for one in again.records():
         assert one.size is not None and one.size.fill <= 1
-    told = conclude(again)
-    assert told["trials"] == 4 and told["front"]
-    assert "4 trials" in text(told)
-    assert html(told, again.records()).count("<svg") >= 5
+    outcome = conclude(again)
+    assert outcome["trials"] == 4 and outcome["front"]
+    assert "4 trials" in text(outcome) and "rank" in text(outcome)
+    assert html(outcome, again.records()).count("<svg") >= 5
+    hostile = [
+        replace(row, end="<script>", reason="<script>", point={**row.point, "<script>": "$<script>"}) for row in rest
+    ]
+    page = html({**outcome, "searcher": "<script>"}, hostile)
+    assert "<script>" not in page and page.count("&lt;script&gt;") > 3
     rows = Store(tmp_path).read("search/trials.jsonl").decode().splitlines()
     assert len(rows) == 4 and json.loads(rows[0])["method.codec.rank"] in (1, 2, 3, 4)
     from omegaconf import OmegaConf
@@ -255,8 +260,7 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(tmp_path: Path) -> Non
     walk = advance(cut, config())
     assert next(walk)[0] == 2
     walk.close()
-    told = [step for step, _ in advance(cut, config())]
-    assert told == [2, 4, 6, 8]
+    assert [step for step, _ in advance(cut, config())] == [2, 4, 6, 8]
     assert curve_of(cut, config()) == curve_of(whole, config())
 
 
@@ -271,9 +275,9 @@ def test_trials_do_not_depend_on_how_many_run_at_once(tmp_path: Path, ray_local:
     results = []
     for name, at_once in (("one", 1), ("two", 2)):
         run = base(tmp_path / name, scale={"name": "laptop"})
-        book = TrialTable(run, replace(asked, concurrent=at_once), SPEC)
-        search(book, {t.number: t for t in plan(run, asked, SPEC).trials})
-        results.append([(r.number, r.end, r.curve, r.accuracy, r.std) for r in book.records()])
+        table = TrialTable(run, replace(asked, concurrent=at_once), SPEC)
+        search(table, {t.number: t for t in plan(run, asked, SPEC).trials})
+        results.append([(r.number, r.end, r.curve, r.accuracy, r.std) for r in table.records()])
     assert len(results[0]) == 3
     assert results[0] == results[1]
 
@@ -290,7 +294,7 @@ def test_more_than_the_cluster_has_is_refused_soon(tmp_path: Path, ray_local: No
 
 
 @pytest.mark.ray
-def test_tpe_is_told_by_the_book(tmp_path: Path, ray_local: None) -> None:
+def test_tpe_continues_from_the_table(tmp_path: Path, ray_local: None) -> None:
     pytest.importorskip("optuna")
     from rayd.fleet.search import OptunaSearcher, search
 
@@ -303,20 +307,3 @@ def test_tpe_is_told_by_the_book(tmp_path: Path, ray_local: None) -> None:
     assert len(replayed.optuna._ot_study.trials) == 2
     search(longer, {})
     assert [one.number for one in longer.records()] == [0, 1, 2]
-
-
-SCRIPT = """
-import json, sys
-from rayd.fleet import cluster
-from rayd.fleet.search import search
-from rayd.config import Run
-from rayd.data.images import Spec
-from rayd.studies.search.space import SearchConfig, plan
-from rayd.studies.search.trials import TrialTable
-from rayd.schema import parse
-
-run, asked = parse(Run, json.loads(sys.argv[1])), parse(SearchConfig, json.loads(sys.argv[2]))
-spec = Spec((1, 8, 8), 10)
-search(TrialTable(run, asked, spec), {t.number: t for t in plan(run, asked, spec).trials})
-cluster.stop()
-"""

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from rayd.errors import Refused
 from rayd.methods.dc import parameter_gradient
-from rayd.studies.theory import (
-    OneStep,
-    Pairs,
-    Point,
-    Second,
-    Student,
-    Task,
-    TheoryConfig,
-    TheoryInputs,
-    angle,
-    energy,
-    measure,
-    slope,
-    sweep,
-    verdict,
-)
+from rayd.studies.theory.match import OneStep, Pairs, TheoryInputs
+from rayd.studies.theory.page import html
+from rayd.studies.theory.sweep import Points, TheoryConfig, TheoryPoint, angle, energy, measure, slope, sweep, verdict
+from rayd.studies.theory.task import Second, Student, Task
 
 SMALL = TheoryConfig(
     d=(8,), r=(1,), width=(16,), base_d=8, base_r=1, base_width=16, pairs=(2, 4), steps=250, pool=4, seeds=1
@@ -52,7 +43,7 @@ def test_one_step_matching_is_zero_on_the_training_set_itself() -> None:
     """The same objective as images': its gradient reaches vectors and labels."""
     task, student = Task.draw(6, 1, 2), Student(6, 8)
     x, y = task.examples(64, "train")
-    inputs = TheoryInputs.lay(task, student, x, y, 2)
+    inputs = TheoryInputs.build(task, student, x, y, 2)
     codec, objective = Pairs(64, 6, 0), OneStep(inputs)
     with torch.no_grad():
         codec.x_Md.copy_(x)
@@ -93,8 +84,18 @@ def test_a_small_memory_encodes_the_subspace() -> None:
     assert point.error < 0.1 < point.error_random
     assert list(sweep(SMALL, 0, points)) == []
     assert measure(SMALL, 8, 1, 16, 0) == point
-    told = verdict(SMALL, points)
-    assert told["not_reached"] == [] and told["energy"]["d=8 r=1 L=16"] > 0.9
+    answer = verdict(SMALL, points)
+    assert answer["not_reached"] == [] and answer["energy"]["d=8 r=1 L=16"] > 0.9
+
+
+def test_the_page_escapes_and_the_points_are_kept(tmp_path: Path) -> None:
+    point = TheoryPoint(8, 1, 16, 0, 2, 34, 0.95, 0.1, 0.01, 0.05, 0.04, 0.9, ((2, 0.05),))
+    Points(str(tmp_path), SMALL, 0).add(point)
+    assert Points(str(tmp_path), SMALL, 0).rows == [point]
+    with pytest.raises(Refused, match="another steps"):
+        Points(str(tmp_path), replace(SMALL, steps=9), 0)
+    page = html({**verdict(SMALL, [point]), "claim": "<script>", "not_reached": ["<script>"]})
+    assert page.count("<svg") == 4 and "<script>" not in page and page.count("&lt;script&gt;") == 2
 
 
 def test_slopes_come_with_intervals() -> None:
@@ -106,7 +107,7 @@ def test_slopes_come_with_intervals() -> None:
 
 
 def test_what_was_not_reached_is_said() -> None:
-    point = Point(8, 1, 16, 0, None, None, 0.5, 1.0, 1.0, 0.9, 0.1, 0.9, ((2, 0.9),))
+    point = TheoryPoint(8, 1, 16, 0, None, None, 0.5, 1.0, 1.0, 0.9, 0.1, 0.9, ((2, 0.9),))
     assert verdict(SMALL, [point])["not_reached"] == ["d=8 r=1 L=16 seed 0"]
 
 

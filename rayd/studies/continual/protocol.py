@@ -1,4 +1,4 @@
-"""Tasks, orders, units of work and what is measured. A unit is one memory under one class order, and is kept once done."""
+"""Tasks, orders, units of work and measurements. A unit is one memory under one class order; its outcome is a file."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rayd import stats
 from rayd.config import MethodConfig, Run
 from rayd.data.images import Images
 from rayd.data.load import load as load_data
@@ -22,10 +24,8 @@ from rayd.nets.convnet import Net
 from rayd.run.assemble import surroundings
 from rayd.schema import fingerprint, parse, positive, to_dict
 from rayd.seeds import generator, seed_of
-from rayd.stats import quantile
-from rayd.stats import summary as spread_of
 from rayd.store import Store
-from rayd.studies.continual.memory import Kept, check, of_task, remember
+from rayd.studies.continual.memory import Memory, check, memory_of, task_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class ContinualConfig:
     orders: int = 3
     """Random orders of the classes, by the run's seed."""
     class_orders: tuple[tuple[int, ...], ...] = ()
-    """Orders of one's own instead: each names every class once."""
+    """Orders to use instead; each names every class once."""
     bytes_per_class: int = 30720
     """As stored: ten 8-bit images of 32 x 32."""
     memories: Mapping[str, Any] = field(default_factory=lambda: {"random": "random", "herding": "herding"})
@@ -48,13 +48,12 @@ class ContinualConfig:
             positive(f"continual.{name}", getattr(self, name))
         if not self.memories:
             raise refuse("continual.memories", "{}", "at least one: random | herding | a method")
-        for name, one in self.memories.items():
-            self.memory(name, one)
+        for name in self.memories:
+            self.memory(name)
 
-    @staticmethod
-    def memory(name: str, one: Any) -> str | MethodConfig:
-        where = f"continual.memories.{name}"
-        return one if isinstance(one, str) else MethodConfig.from_plain(one, where)
+    def memory(self, name: str) -> str | MethodConfig:
+        plain = self.memories[name]
+        return plain if isinstance(plain, str) else MethodConfig.from_plain(plain, f"continual.memories.{name}")
 
 
 @dataclass(frozen=True)
@@ -89,17 +88,17 @@ def class_orders(config: ContinualConfig, classes: int, seed: int) -> list[list[
     """The tasks of each order; an order that is no partition of the classes is refused."""
     if not 1 <= config.tasks <= classes:
         raise refuse("continual.tasks", config.tasks, f"1 to {classes}, the number of classes")
-    given = config.class_orders or tuple(
+    orders = config.class_orders or tuple(
         tuple(torch.randperm(classes, generator=generator(seed, "order", i)).tolist()) for i in range(config.orders)
     )
-    for order in given:
+    for order in orders:
         if sorted(order) != list(range(classes)):
             odd = sorted(set(range(classes)) ^ set(order)) or [c for c in order if order.count(c) > 1]
             raise refuse(
                 "continual.class_orders", list(order), f"every class from 0 to {classes - 1} once", f"see {odd[0]}"
             )
     cuts = [round(i * classes / config.tasks) for i in range(config.tasks + 1)]
-    return [[order[a:b] for a, b in pairwise(cuts)] for order in given]
+    return [[order[a:b] for a, b in pairwise(cuts)] for order in orders]
 
 
 def units(config: ContinualConfig) -> list[ContinualRun]:
@@ -108,46 +107,36 @@ def units(config: ContinualConfig) -> list[ContinualRun]:
     return [ContinualRun(name, order) for order in range(orders) for name in config.memories]
 
 
-def live(run: Run, config: ContinualConfig, unit: ContinualRun) -> Outcome:
-    """One life: task after task, memory after memory, a fresh network after each."""
+def learn(run: Run, config: ContinualConfig, unit: ContinualRun) -> Outcome:
+    """Task after task: the memory of the task is made, then a fresh network is trained on all memories and tested."""
     use_threads(run.scale.threads)
-    splits, transform, _ = surroundings(run)
+    splits, transform, net = surroundings(run)
     spec = splits.train.spec
     tasks = class_orders(config, spec.classes, run.seed)[unit.order]
-    what = config.memory(unit.memory, config.memories[unit.memory])
-    net = run.net.build(spec)
-    kept: list[Kept] = []
+    what = config.memory(unit.memory)
+    parts: list[Memory] = []
     table: list[tuple[float, ...]] = []
-    averages: list[float] = []
+    averages, sizes, counts = list[float](), list[int](), list[int]()
     for t, classes in enumerate(tasks):
-        own = of_task(splits.train, classes)
         seed = seed_of(run.seed, "memory", unit.memory, unit.order, t)
-        kept.append(
-            remember(
-                what,
-                own,
-                classes,
-                spec,
-                config.bytes_per_class,
-                net=run.net,
-                transform=transform,
-                recipe=run.recipe,
-                seed=seed,
-            )
-        )
-        memory = Kept.together(kept)
+        images = task_images(splits.train, classes)
+        part = memory_of(what, images, classes, spec, config.bytes_per_class, net=run.net, transform=transform,
+                         recipe=run.recipe, seed=seed)  # fmt: skip
+        parts.append(part)
+        memory = Memory.joined(parts)
         source = ImageSet.tensors(memory.images_NCHW, memory.classes_N, spec, memory.targets_NK)
         seeds = [seed_of(run.seed, "learner", unit.order, t, i) for i in range(run.recipe.seeds)]
-        seen = [c for part in tasks[: t + 1] for c in part]
+        seen = [c for task in tasks[: t + 1] for c in task]
         test = ImageSet.of(_of_classes(splits.test, seen), transform)
-        rights = [right(net, trained(run.recipe, net, source, None, one), test, seen) for one in seeds]
+        rights = [right(net, trained(run.recipe, net, source, None, seed), test, seen) for seed in seeds]
         hits_N = torch.stack(rights).float().mean(0)
-        masks = [torch.isin(test.classes_N, torch.tensor(part)) for part in tasks[: t + 1]]
+        masks = [torch.isin(test.classes_N, torch.tensor(task)) for task in tasks[: t + 1]]
         table.append(tuple(round(float(hits_N[mask].mean()), 6) for mask in masks))
         averages.append(round(float(hits_N.mean()), 6))
-    sizes = [Kept.together(kept[: t + 1]) for t in range(len(kept))]
+        sizes.append(memory.bytes)
+        counts.append(len(memory.classes_N))
     return Outcome(unit.memory, unit.order, tuple(tasks), tuple(table), tuple(averages), forgetting(table),
-                   tuple(one.bytes for one in sizes), tuple(len(one.classes_N) for one in sizes))  # fmt: skip
+                   tuple(sizes), tuple(counts))  # fmt: skip
 
 
 def _of_classes(images: Images, classes: Sequence[int]) -> Images:
@@ -156,103 +145,91 @@ def _of_classes(images: Images, classes: Sequence[int]) -> Images:
 
 @torch.no_grad()
 def right(net: Net, theta_P: Tensor, test: ImageSet, seen: Sequence[int]) -> Tensor:
-    """Which test images the network takes for their class, among the classes seen."""
-    allowed_K = torch.full((net.spec.classes,), -math.inf)
-    allowed_K[list(seen)] = 0.0
-    found = [(net(theta_P, test.decode(part)[0]) + allowed_K).argmax(1) for part in torch.arange(len(test)).split(500)]
-    return torch.cat(found) == test.classes_N
+    """Which test images the network classifies correctly, its answers restricted to the classes seen."""
+    bias_K = torch.full((net.spec.classes,), -math.inf)
+    bias_K[list(seen)] = 0.0
+    answers = [(net(theta_P, test.decode(part)[0]) + bias_K).argmax(1) for part in torch.arange(len(test)).split(500)]
+    return torch.cat(answers) == test.classes_N
 
 
 def forgetting(table: Sequence[Sequence[float]]) -> float:
     """Mean over all tasks but the last of (best at an earlier time - at the end); 0 for a single task."""
     last = len(table) - 1
     drops = [max(table[t][s] for t in range(s, last)) - table[last][s] for s in range(last)]
-    return math.fsum(drops) / len(drops) if drops else 0.0
+    return fmean(drops) if drops else 0.0
 
 
-# ---- all of it ---------------------------------------------------------------------------------------------------------
+# ---- all units ---------------------------------------------------------------------------------------------------------
 
 
 def open_store(run: Run, config: ContinualConfig) -> tuple[Store, list[Outcome], list[ContinualRun]]:
-    """Where it is kept, what is done, what is left; everything that can be refused is refused here."""
+    """The store, the outcomes in it, and the units left. Everything that can be refused is refused here."""
     spec = load_data(run.data).train.spec
     for tasks in class_orders(config, spec.classes, run.seed):
         for size in {len(classes) for classes in tasks}:
-            for name, one in config.memories.items():
-                check(name, config.memory(name, one), config.bytes_per_class, spec, size)
+            for name in config.memories:
+                check(name, config.memory(name), config.bytes_per_class, spec, size)
     store = Store(run.out).sub("continual")
-    plain = {name: one for name, one in to_dict(config).items() if name not in ("memories", "orders")}
-    asked = {"run": run.fingerprint(), "recipe": fingerprint(run.recipe), "continual": plain}
-    if store.exists("plan.json") and store.read_json("plan.json") != asked:
+    plain = {name: value for name, value in to_dict(config).items() if name not in ("memories", "orders")}
+    plan = {"run": run.fingerprint(), "recipe": fingerprint(run.recipe), "continual": plain}
+    if store.exists("plan.json") and store.read_json("plan.json") != plan:
         raise Refused(
             f"out={run.out}: holds another continual run; give another out (memories and orders may be added)"
         )
-    store.write_json("plan.json", asked)
-    done: list[Outcome] = []
+    store.write_json("plan.json", plan)
+    outcomes: list[Outcome] = []
     left: list[ContinualRun] = []
     for unit in units(config):
-        name = name_of(unit, config)
+        name = file_of(unit, config)
         if store.exists(name):
-            done.append(parse(Outcome, store.read_json(name)))
+            outcomes.append(parse(Outcome, store.read_json(name)))
         else:
             left.append(unit)
-    return store, done, left
+    return store, outcomes, left
 
 
-def name_of(unit: ContinualRun, config: ContinualConfig) -> str:
+def file_of(unit: ContinualRun, config: ContinualConfig) -> str:
     """A memory of the same name and another meaning is another file."""
     return f"units/{unit.memory}-{unit.order}-{fingerprint(config.memories[unit.memory])[:8]}.json"
 
 
 def keep(store: Store, config: ContinualConfig, outcome: Outcome) -> None:
-    store.write_json(name_of(ContinualRun(outcome.memory, outcome.order), config), asdict(outcome))
+    store.write_json(file_of(ContinualRun(outcome.memory, outcome.order), config), asdict(outcome))
 
 
 def inline(run: Run, config: ContinualConfig, left: Sequence[ContinualRun]) -> Iterator[Outcome]:
     for unit in left:
-        yield live(run, config, unit)
+        yield learn(run, config, unit)
 
 
 def summary(config: ContinualConfig, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """By memory: average accuracy after each task and forgetting, mean, std and n over orders; who wins at the end."""
+    """By memory: average accuracy after each task and forgetting, mean, std and n over orders; the verdict."""
     rows: dict[str, Any] = {}
     for name in config.memories:
-        own = [one for one in outcomes if one.memory == name]
-        if not own:
-            continue
-        steps = list(zip(*(one.average for one in own), strict=True))
-        rows[name] = {
-            "average": [spread_of(values) for values in steps],
-            "mean_over_tasks": spread_of([math.fsum(one.average) / len(one.average) for one in own]),
-            "forgetting": spread_of([one.forgetting for one in own]),
-            "bytes": own[0].bytes[-1],
-            "images": own[0].images[-1],
-        }
-    return {
-        "tasks": config.tasks,
-        "bytes_per_class": config.bytes_per_class,
-        "rows": rows,
-        "verdict": verdict(outcomes),
-    }
+        members = [outcome for outcome in outcomes if outcome.memory == name]
+        if members:
+            rows[name] = {
+                "average": [stats.summary(step) for step in zip(*(o.average for o in members), strict=True)],
+                "mean_over_tasks": stats.summary([fmean(o.average) for o in members]),
+                "forgetting": stats.summary([o.forgetting for o in members]),
+                "bytes": members[0].bytes[-1],
+                "images": members[0].images[-1],
+            }
+    sizes = {"tasks": config.tasks, "bytes_per_class": config.bytes_per_class}
+    return {**sizes, "rows": rows, "verdict": verdict(outcomes)}
 
 
 def verdict(outcomes: Sequence[Outcome]) -> str:
-    """Who wins at equal bytes, at the end, by the differences within each order (paired t, 95 %)."""
+    """Which memory wins at equal bytes after the last task, by the differences within each order (paired t, 95 %)."""
     final: dict[str, dict[int, float]] = {}
-    for one in outcomes:
-        final.setdefault(one.memory, {})[one.order] = one.average[-1]
+    for outcome in outcomes:
+        final.setdefault(outcome.memory, {})[outcome.order] = outcome.average[-1]
     if len(final) < 2:
         return "one memory: nothing to compare"
-    ranked = sorted(final, key=lambda name: -_mean(list(final[name].values())))
-    first, second = ranked[:2]
-    shared = sorted(set(final[first]) & set(final[second]))
-    gaps = [final[first][order] - final[second][order] for order in shared]
-    told = spread_of(gaps)
-    n = told["n"]
-    half = quantile(n - 1) * told["std"] / math.sqrt(n) if n > 1 else math.inf
-    sure = "wins" if told["mean"] - half > 0 else "leads, not beyond chance"
-    return f"{first} {sure}: {100 * told['mean']:+.1f} points over {second} (95 % ± {100 * half:.1f}, {n} orders)"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / max(len(values), 1)
+    first, second = sorted(final, key=lambda name: -fmean(final[name].values()))[:2]
+    orders = sorted(set(final[first]) & set(final[second]))
+    gap = stats.summary([final[first][order] - final[second][order] for order in orders])
+    half = gap["ci95"] if gap["n"] > 1 else math.inf
+    sure = "wins" if gap["mean"] - half > 0 else "leads, not beyond chance"
+    points = f"{100 * gap['mean']:+.1f} points over {second} (95 % ± {100 * half:.1f}, {gap['n']} orders)"
+    return f"{first} {sure}: {points}"

@@ -18,7 +18,6 @@ import torch
 from rayd.config import Run
 from rayd.data.images import Images
 from rayd.distill.contract import Codec
-from rayd.distill.loop import identity
 from rayd.errors import Refused
 from rayd.evaluate.score import WORTH, evaluate
 from rayd.experts.buffer import Buffer, BufferWriter
@@ -26,7 +25,7 @@ from rayd.experts.config import plan_units
 from rayd.experts.train import train
 from rayd.experts.trajectory import Snapshot, Trajectory
 from rayd.machine import peak_memory, use_threads
-from rayd.run.assemble import assemble, last_matched
+from rayd.run.assemble import assemble, distillation, last_matched, step_size
 from rayd.run.distill import default_device
 from rayd.run.experts import ExpertPlan
 from rayd.schema import parse, to_dict
@@ -102,10 +101,10 @@ def distill(run: Run, seconds: float) -> dict[str, float]:
         began = time.perf_counter()
         assembled = assemble(run, default_device())
         start = time.perf_counter() - began
-        for _ in assembled.distillation((0, 1), identity).run():
+        for _ in distillation(assembled).run():
             break
         torch.compiler.reset()
-        work = assemble(run, default_device()).distillation((0, 1), identity)
+        work = distillation(assemble(run, default_device()))
         times = []
         for step in work.run():
             times.append(step.seconds)
@@ -135,7 +134,8 @@ def scoring(run: Run, seconds: float) -> dict[str, float]:
             began = time.perf_counter()
             evaluate(
                 replace(recipe, steps=steps), assembled.inputs.net, source, assembled.splits.test,
-                assembled.inputs.transform, [0], device=assembled.device, step_size=assembled.step_size(), compile=compiles,
+                assembled.inputs.transform, [0], device=assembled.device, step_size=step_size(assembled.objective),
+                compile=compiles,
             )  # fmt: skip
             return time.perf_counter() - began
 

@@ -1,4 +1,12 @@
-"""The search over a method's dials at a fixed budget: the space, the trials, who dies early, and what came of it.
+"""The search over a method's dials at a fixed budget. Everything that decides is here and needs no Ray.
 
-Everything that decides is here and needs no Ray; rayd.fleet.search runs the same trials under Ray Tune.
+    space      dials, families of methods, the run of a point
+    points     the points of a search by number, each with its size
+    asha       which trials continue
+    trials     one trial, and the table of all
+    outcome    the front, the importance of each dial, the winners
+    winner     a winner as a method's YAML, its fresh runs, its test
+    page       a search as a page
+
+rayd.fleet.search runs the same trials under Ray Tune.
 """

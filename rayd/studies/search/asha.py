@@ -1,15 +1,16 @@
-"""Who goes on: asynchronous successive halving (Li et al., MLSys 2020, arXiv 1810.05934), as a record of rungs.
+"""Which trials continue: asynchronous successive halving (Li et al., MLSys 2020, arXiv 1810.05934), as a record of rungs.
 
-A trial that reaches a rung is compared with those that reached it before, and stops where it is not among the best one
-in `reduction`. The record is filled again from stored curves, so an interrupted search goes on deciding where it stood.
+A trial that reaches a rung is compared with those that reached it before, and stops unless it is in the best
+1 / `reduction` of them. The record is rebuilt from stored curves, so a continued search decides as if never interrupted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-Curve = Iterable[tuple[int, float]]
+Curve = Sequence[tuple[int, float]]
+"""(step, accuracy), ascending."""
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -23,7 +24,7 @@ def percentile(values: list[float], share: float) -> float:
 
 @dataclass
 class Rungs:
-    """The rungs of trials that are comparable (one budget): step -> trial -> what it reached there."""
+    """The rungs of the trials of one budget: step -> trial -> its value there."""
 
     grace: int
     reduction: float
@@ -37,27 +38,27 @@ class Rungs:
             step *= self.reduction
 
     def survives(self, trial: int, step: int, value: float) -> bool:
-        """Record what `trial` reached and say whether it goes on; a rung is climbed once, by its first visit."""
+        """Record what `trial` reached and say whether it continues. Only the first visit to a rung counts."""
         for rung in sorted(self.reached, reverse=True):
-            there = self.reached[rung]
+            values = self.reached[rung]
             if step < rung:
                 continue
-            if trial in there:
+            if trial in values:
                 return True
-            cutoff = percentile(list(there.values()), 1 - 1 / self.reduction) if there else value
-            there[trial] = value
+            cutoff = percentile(list(values.values()), 1 - 1 / self.reduction) if values else value
+            values[trial] = value
             return value >= cutoff
         return True
 
     def replay(self, trial: int, curve: Curve) -> None:
-        """What a trial reached in an earlier life of the search."""
+        """Record the curve of an earlier trial."""
         for step, value in curve:
             self.survives(trial, step, value)
 
 
 @dataclass
 class Halving:
-    """Rungs by budget; `on` false: nobody stops."""
+    """Rungs by budget. Where `on` is false no trial stops."""
 
     grace: int
     reduction: float

@@ -9,8 +9,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
+from rayd.studies.search.space import FAMILY, ROOMS, short
 from rayd.studies.search.trials import ENDS, TrialRow, TrialTable
 from rayd.studies.search.winner import method_text, name_of
 
@@ -18,25 +20,30 @@ GROUPS = 4
 """Classes that the values of a numeric dial are sorted into, by rank."""
 
 
+def finished(records: Sequence[TrialRow]) -> list[tuple[float, TrialRow]]:
+    """Accuracy and record of the trials that ran to their end, by number."""
+    ordered = sorted(records, key=lambda record: record.number)
+    return [(record.accuracy, record) for record in ordered if record.whole and record.accuracy is not None]
+
+
 def front(records: Sequence[TrialRow]) -> list[TrialRow]:
     """Finished trials that no other beats in bytes without losing accuracy; by bytes. Ties: the earlier trial."""
-    done = [one for one in records if one.whole and one.size is not None and one.accuracy is not None]
-    best, kept = -math.inf, []
-    for one in sorted(done, key=lambda r: (r.size.bytes if r.size else 0, -(r.accuracy or 0), r.number)):
-        assert one.accuracy is not None
-        if one.accuracy > best:
-            best = one.accuracy
-            kept.append(one)
-    return kept
+    sized = [(record.size.bytes, -accuracy, record) for accuracy, record in finished(records) if record.size]
+    least, rows = math.inf, []
+    for _, loss, record in sorted(sized, key=lambda entry: entry[:2]):
+        if loss < least:
+            least = loss
+            rows.append(record)
+    return rows
 
 
 def winners(records: Sequence[TrialRow]) -> dict[str, TrialRow]:
-    """The best finished trial of each budget."""
-    best: dict[str, TrialRow] = {}
-    for one in sorted((r for r in records if r.whole and r.accuracy is not None), key=lambda r: r.number):
-        if one.budget not in best or (one.accuracy or 0) > (best[one.budget].accuracy or 0):
-            best[one.budget] = one
-    return best
+    """The best finished trial of each budget. Ties: the earlier trial."""
+    best: dict[str, tuple[float, TrialRow]] = {}
+    for accuracy, record in finished(records):
+        if record.budget not in best or accuracy > best[record.budget][0]:
+            best[record.budget] = accuracy, record
+    return {budget: record for budget, (_, record) in best.items()}
 
 
 @dataclass(frozen=True)
@@ -56,20 +63,25 @@ def importance(records: Sequence[TrialRow]) -> list[Importance]:
     Main effects only: what two dials do together is in nobody's share. Trials of several budgets are compared within
     their budget.
     """
-    first = {record.number: record for record in records if record.curve}
-    if not first:
-        return []
-    step = min(record.curve[0][0] for record in first.values())
-    at = [(r, dict(r.curve)[step]) for r in first.values() if step in dict(r.curve)]
-    means = {b: _mean([v for r, v in at if r.budget == b]) for b in {r.budget for r, _ in at}}
-    centred = [(r, v - means[r.budget]) for r, v in at]
-    paths = dict.fromkeys(path for r, _ in centred for path in r.point)
-    found = []
-    for path in paths:
-        having = [(r.point[path], v) for r, v in centred if path in r.point]
-        labels = grouped([value for value, _ in having])
-        found.append(Importance(path, _explained(labels, [v for _, v in having]), len(having), len(set(labels))))
-    return sorted(found, key=lambda one: -one.share)
+    effects = centred([record for record in records if record.curve])
+    rows = []
+    for path in dict.fromkeys(path for record, _ in effects for path in record.point):
+        values = [(record.point[path], effect) for record, effect in effects if path in record.point]
+        labels = grouped([value for value, _ in values])
+        share = _explained(labels, [effect for _, effect in values])
+        rows.append(Importance(path, share, len(values), len(set(labels))))
+    return sorted(rows, key=lambda row: -row.share)
+
+
+def centred(records: Sequence[TrialRow]) -> list[tuple[TrialRow, float]]:
+    """Accuracy of each trial at the first milestone, less the mean of its budget."""
+    step = min((record.curve[0][0] for record in records), default=0)
+    reached = [(record, dict(record.curve)[step]) for record in records if step in dict(record.curve)]
+    by_budget: dict[str, list[float]] = {}
+    for record, accuracy in reached:
+        by_budget.setdefault(record.budget, []).append(accuracy)
+    means = {budget: fmean(values) for budget, values in by_budget.items()}
+    return [(record, accuracy - means[record.budget]) for record, accuracy in reached]
 
 
 def grouped(values: Sequence[Any]) -> list[int]:
@@ -84,80 +96,59 @@ def grouped(values: Sequence[Any]) -> list[int]:
 
 def _explained(labels: Sequence[int], values: Sequence[float]) -> float:
     n, k = len(values), len(set(labels))
-    mean = _mean(values)
-    total = math.fsum((v - mean) ** 2 for v in values)
+    total = _squares(values)
     if n <= k or k < 2 or total <= 0:
         return 0.0
-    within = 0.0
-    for label in set(labels):
-        own = [v for g, v in zip(labels, values, strict=True) if g == label]
-        within += math.fsum((v - _mean(own)) ** 2 for v in own)
+    groups: dict[int, list[float]] = {}
+    for label, value in zip(labels, values, strict=True):
+        groups.setdefault(label, []).append(value)
+    within = sum(_squares(group) for group in groups.values())
     return max(0.0, (total - within - (k - 1) * within / (n - k)) / total)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / max(len(values), 1)
-
-
-def counts(records: Sequence[TrialRow]) -> dict[str, int]:
-    return {end: sum(one.end == end for one in records) for end in ENDS}
+def _squares(values: Sequence[float]) -> float:
+    """Sum of squared differences from the mean."""
+    mean = fmean(values)
+    return math.fsum((value - mean) ** 2 for value in values)
 
 
 # ---- written down --------------------------------------------------------------------------------------------------
 
 
-def conclude(book: TrialTable) -> dict[str, Any]:
+def conclude(table: TrialTable) -> dict[str, Any]:
     """Tables, front, importance and winners into `search/`; returns what a page needs."""
-    records = book.records()
-    book.write_table()
-    tried = len(records)
+    records = table.records()
+    table.write_table()
     best = winners(records)
     for budget, record in best.items():
         name = "winner" if len(best) == 1 else name_of(budget)
-        book.store.write(f"method/{name}.yaml", method_text(book.base, book.config, record, tried).encode())
-    told = {
-        "trials": tried,
-        "ends": counts(records),
-        "front": [one.row() for one in front(records)],
-        "winners": {budget: one.row() for budget, one in best.items()},
-        "importance": [vars(one) for one in importance(records)],
-        "steps": book.config.steps,
-        "searcher": book.config.searcher,
-        "scheduler": book.config.scheduler,
-        "recipe": book.base.recipe.name,
+        table.store.write(f"method/{name}.yaml", method_text(table.base, table.config, record, len(records)).encode())
+    outcome = {
+        "trials": len(records),
+        "ends": {end: sum(record.end == end for record in records) for end in ENDS},
+        "front": [record.flat() for record in front(records)],
+        "winners": {budget: record.flat() for budget, record in best.items()},
+        "importance": [vars(row) for row in importance(records)],
+        "steps": table.config.steps,
+        "searcher": table.config.searcher,
+        "scheduler": table.config.scheduler,
+        "recipe": table.base.recipe.name,
     }
-    book.store.write_json("outcome.json", told)
-    return told
+    table.store.write_json("outcome.json", outcome)
+    return outcome
 
 
-def text(told: Mapping[str, Any]) -> str:
+def text(outcome: Mapping[str, Any]) -> str:
     """The outcome for a terminal."""
-    ends = ", ".join(f"{count} {end}" for end, count in told["ends"].items() if count)
-    lines = [f"{told['trials']} trials: {ends}", "front (validation accuracy against bytes, finished trials):"]
-    hidden = (
-        "std",
-        "n",
-        "steps",
-        "seconds",
-        "end",
-        "reason",
-        "budget",
-        "images",
-        "floats",
-        "bytes",
-        "fill",
-        "accuracy",
-        "trial",
-    )
-    for row in told["front"]:
-        std = f" +- {row['std']:.4f}" if row["std"] is not None else ""
-        dials = ", ".join(
-            f"{k.split('.')[-1]} {v}" for k, v in row.items() if k not in hidden and not k.startswith("codec.")
-        )
+    ends = ", ".join(f"{count} {end}" for end, count in outcome["ends"].items() if count)
+    lines = [f"{outcome['trials']} trials: {ends}", "front (validation accuracy against bytes, finished trials):"]
+    for row in outcome["front"]:
+        std = "" if row["std"] is None else f" +- {row['std']:.4f}"
+        dials = ", ".join(f"{short(path)} {row[path]}" for path in row if path == FAMILY or path.startswith(ROOMS))
         lines.append(
             f"  {row['bytes']:>8} bytes  {row['accuracy']:.4f}{std} (n={row['n']})  {dials}  "
             f"[{row['images']} images, {row['fill']:.1%} of {row['budget']}, trial {row['trial']}]"
         )
-    shares = ", ".join(f"{one['dial'].split('.')[-1]} {one['share']:.0%}" for one in told["importance"])
+    shares = ", ".join(f"{short(row['dial'])} {row['share']:.0%}" for row in outcome["importance"])
     lines.append(f"explained by each dial alone, at the first milestone: {shares or 'nothing to compare'}")
     return "\n".join(lines)

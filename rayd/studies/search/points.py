@@ -1,4 +1,4 @@
-"""The points of a search by number, each with its run and its size: known before anything runs."""
+"""The points of a search by number, each with its run and its size. They are known before anything runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rayd.seeds import generator
 from rayd.studies.search.space import FAMILY, Point, SearchConfig, run_of
 
 ATTEMPTS = 64
-"""Draws for one trial before the space is called empty: points that do not fit the budget are drawn again."""
+"""Draws for one trial: a point that does not fit the budget, or was drawn before, is drawn again."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def size_of(run: Run, spec: Spec) -> Size:
     fill = ledger.bytes / budget.bytes if budget.bytes is not None else ledger.floats / budget.limit(spec)
     if fill > 1:
         raise refuse("budget", budget, f"at least {ledger.floats} floats, {ledger.bytes} bytes")
-    plain = {name: one for name, one in to_dict(config).items() if isinstance(one, int) and not isinstance(one, bool)}
-    return Size(plain, len(codec), ledger.floats, ledger.bytes, fill)
+    numbers = {name: value for name, value in to_dict(config).items() if type(value) is int}
+    return Size(numbers, len(codec), ledger.floats, ledger.bytes, fill)
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,8 @@ class Trial:
 
     @property
     def budget(self) -> str:
-        """Trials are held against those of the same budget only."""
-        given = {name: one for name, one in vars(self.run.budget.build()).items() if one is not None}
-        return next(f"{one:g} {name}" for name, one in given.items())
+        """Trials are compared with those of the same budget only."""
+        return next(f"{size:g} {name}" for name, size in vars(self.run.budget.build()).items() if size is not None)
 
 
 def make(base: Run, config: SearchConfig, spec: Spec, number: int, point: Point) -> Trial:
@@ -90,29 +89,32 @@ def grid(config: SearchConfig) -> Iterator[Point]:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The trials of a random or grid search, and the points that cannot be: with the reason."""
+class TrialPlan:
+    """The trials of a random or grid search, and the refused points, each with its reason."""
 
     trials: tuple[Trial, ...]
     refused: tuple[tuple[Point, str], ...]
 
 
-def plan(base: Run, config: SearchConfig, spec: Spec) -> Plan:
+def plan(base: Run, config: SearchConfig, spec: Spec) -> TrialPlan:
     """All trials before any runs. Each point once: two dials may well resolve to the same set."""
     config.require()
     trials: list[Trial] = []
     refused: list[tuple[Point, str]] = []
     seen: set[str] = set()
 
-    def take(point: Point) -> None:
+    def take(point: Point) -> bool:
+        """Whether the point became a trial."""
         key = repr(sorted(point.items(), key=str))
         if key in seen:
-            return
+            return False
         seen.add(key)
         try:
             trials.append(make(base, config, spec, len(trials), point))
         except Refused as refusal:
             refused.append((point, str(refusal)))
+            return False
+        return True
 
     if config.searcher == "grid":
         for point in grid(config):
@@ -120,12 +122,9 @@ def plan(base: Run, config: SearchConfig, spec: Spec) -> Plan:
                 take(point)
     else:
         for number in range(config.trials):
-            for attempt in range(ATTEMPTS):
-                if len(trials) == number:
-                    take(drawn(config, base.seed, number, attempt))
-            if len(trials) == number:
+            if not any(take(drawn(config, base.seed, number, attempt)) for attempt in range(ATTEMPTS)):
                 break
     if not trials:
         reason = refused[0][1] if refused else "no point was drawn"
         raise refuse("search.space", f"{len(refused)} points", "at least one that fits the budget", reason)
-    return Plan(tuple(trials), tuple(refused))
+    return TrialPlan(tuple(trials), tuple(refused))

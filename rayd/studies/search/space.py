@@ -15,15 +15,15 @@ from typing import Any, Literal
 
 from rayd.config import Run
 from rayd.errors import refuse
-from rayd.run.assemble import FROM_BUFFER
 from rayd.schema import parse, positive, read, to_dict
 
 Point = dict[str, Any]
+"""Path -> value, with the family's name where there are several."""
 FAMILY = "family"
 SHORT = {"rank": "method.codec.rank", "sharing": "method.codec.sharing", "ipc": "budget.ipc", "bytes": "budget.bytes"}
 """Names one may use instead of the whole path."""
 ROOMS = ("method.", "budget.")
-"""What may vary: everything else (data, network, experts, recipe) is what makes trials comparable."""
+"""The paths that may vary: everything else (data, network, experts, recipe) is what makes trials comparable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ class Dial:
             raise refuse("search.space.low", self.low, "above 0 on a log scale")
 
     @classmethod
-    def of(cls, given: Any, where: str) -> Dial:
-        """A list says choices, a mapping says a range."""
-        if isinstance(given, list | tuple):
-            return cls(choices=tuple(given))
-        return read(cls, given, where) if isinstance(given, Mapping) else cls(choices=(given,))
+    def of(cls, plain: Any, where: str) -> Dial:
+        """A list holds choices, a mapping a range; anything else is the only choice."""
+        if isinstance(plain, Mapping):
+            return read(cls, plain, where)
+        return cls(choices=tuple(plain) if isinstance(plain, list | tuple) else (plain,))
 
     def at(self, share: float) -> Any:
         """The value at a share of the dial, from 0 to 1."""
@@ -64,9 +64,9 @@ class Dial:
             value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
         else:
             value = self.low + share * (self.high - self.low)
-        return (
-            min(max(round(value), math.ceil(self.low)), math.floor(self.high)) if self.whole else float(f"{value:.6g}")
-        )
+        if self.whole:
+            return min(max(round(value), math.ceil(self.low)), math.floor(self.high))
+        return float(f"{value:.6g}")
 
     def values(self, where: str) -> tuple[Any, ...]:
         """What a grid takes."""
@@ -136,15 +136,13 @@ class SearchConfig:
 
     def dials(self, family: str) -> dict[str, Dial]:
         """Path -> dial, those of the family last."""
-        own = self.families[family].space if family else {}
-        found = {
-            SHORT.get(path, path): Dial.of(one, f"search.space.{path}") for path, one in {**self.space, **own}.items()
-        }
-        for path in found:
+        space = {**self.space, **(self.families[family].space if family else {})}
+        dials = {SHORT.get(path, path): Dial.of(plain, f"search.space.{path}") for path, plain in space.items()}
+        for path in dials:
             if not path.startswith(ROOMS):
                 raise refuse("search.space", path, "a path under method. or budget., or rank | sharing | ipc | bytes",
                              "data, network, experts and recipe stay fixed: they make trials comparable")  # fmt: skip
-        return found
+        return dials
 
     def require(self) -> None:
         """Refuse a search of nothing."""
@@ -154,7 +152,7 @@ class SearchConfig:
     def identity(self) -> dict[str, Any]:
         """What makes two searches one: all but how many trials, how many at once and what follows."""
         plain: dict[str, Any] = to_dict(self)
-        return {name: one for name, one in plain.items() if name not in ("trials", "concurrent", "winner")}
+        return {name: value for name, value in plain.items() if name not in ("trials", "concurrent", "winner")}
 
     @property
     def milestones(self) -> tuple[int, ...]:
@@ -167,6 +165,11 @@ class SearchKeys:
     """The keys that jobs.search takes beyond those of a run."""
 
     search: SearchConfig = field(default_factory=SearchConfig)
+
+
+def short(path: str) -> str:
+    """A dial's name in a table."""
+    return path.rsplit(".", 1)[-1]
 
 
 def placed(plain: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -187,9 +190,9 @@ def run_of(base: Run, config: SearchConfig, point: Point) -> Run:
     plain: dict[str, Any] = to_dict(base)
     family = point.get(FAMILY, "")
     fixed = config.families[family].fixed if family else {}
-    values = {**fixed, **{path: one for path, one in point.items() if path != FAMILY}}
-    for path, value in values.items():
-        plain = placed(plain, SHORT.get(path, path), value)
+    for path, value in {**fixed, **point}.items():
+        if path != FAMILY:
+            plain = placed(plain, SHORT.get(path, path), value)
     steps = {"steps": config.steps, "validate": config.every, "checkpoint": config.every, "select": "last"}
     return parse(Run, {**plain, "method": {**plain["method"], **steps}, "buffer": base.experts_at})
 
@@ -210,11 +213,5 @@ def corners(base: Run, config: SearchConfig) -> Iterator[Run]:
 
 def experts_for(base: Run, config: SearchConfig) -> Run | None:
     """The corner whose experts serve every trial: the longest window; none where no trial asks for experts."""
-    asking = [run for run in corners(base, config) if needs_experts(run)]
-    return max(asking, key=lambda run: getattr(run.method.objective, "last_epoch", run.expert.epochs), default=None)
-
-
-def needs_experts(run: Run) -> bool:
-    codec = run.method.codec
-    labelled = getattr(codec, "labels", "hard") == "soft" or getattr(codec, "start", "real") == "confident"
-    return bool(FROM_BUFFER & set(run.method.needs)) or labelled
+    reading = [run for run in corners(base, config) if run.method.reads_experts]
+    return max(reading, key=lambda run: getattr(run.method.objective, "last_epoch", run.expert.epochs), default=None)

@@ -1,25 +1,26 @@
-"""A trial, and the book of all of them: what each was, how far it came and why it ended.
+"""A trial, and the table of all of them: what each was, how far it came and why it ended.
 
-A trial is ordinary runs (one a seed) that checkpoint and validate at every milestone, so its curve lies in its own
-store and a lost one goes on from there. The book holds one small file a trial, written once it has ended; a continued
-search is told by these files alone.
+A trial is ordinary runs, one a seed, that checkpoint and validate at every milestone: its curve lies in its own store,
+and a lost trial continues from there. The table is one small file a trial, written when the trial has ended; a
+continued search reads these files alone.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, Literal
 
 from rayd import load
 from rayd.config import Run
 from rayd.data.images import Spec
 from rayd.errors import Failed, Refused
 from rayd.evaluate.batches import ImageSet
-from rayd.evaluate.score import evaluate
+from rayd.evaluate.score import Score, evaluate
 from rayd.machine import use_threads
 from rayd.run.assemble import surroundings
 from rayd.run.distill import default_device, distill
@@ -27,13 +28,12 @@ from rayd.schema import fingerprint
 from rayd.seeds import seed_of
 from rayd.stats import summary
 from rayd.store import Store
-from rayd.studies.search.asha import Halving
+from rayd.studies.search.asha import Curve, Halving
 from rayd.studies.search.points import Size, Trial, make
 from rayd.studies.search.space import Point, SearchConfig
 
 FINISHED, STOPPED, FAILED, INFEASIBLE = "finished", "stopped", "failed", "infeasible"
 ENDS = (FINISHED, STOPPED, FAILED, INFEASIBLE)
-Curve = list[tuple[int, float]]
 
 
 # ---- one trial -----------------------------------------------------------------------------------------------------
@@ -53,21 +53,20 @@ def lines_of(run: Run) -> list[dict[str, float]]:
 
 def curve_of(run: Run, config: SearchConfig) -> Curve:
     """Milestones that every seed has reached, and the mean validation accuracy there."""
-    found: list[dict[int, float]] = []
-    for one in seeded(run, config):
-        found.append({int(line["step"]): line["val"] for line in lines_of(one) if "val" in line})
-    common = [step for step in config.milestones if all(step in curve for curve in found)]
-    return [(step, math.fsum(curve[step] for curve in found) / len(found)) for step in common]
+    curves = [
+        {int(line["step"]): line["val"] for line in lines_of(member) if "val" in line} for member in seeded(run, config)
+    ]
+    reached = [step for step in config.milestones if all(step in curve for curve in curves)]
+    return [(step, fmean(curve[step] for curve in curves)) for step in reached]
 
 
 def seconds_of(run: Run, config: SearchConfig) -> float:
-    return math.fsum(line["seconds"] for one in seeded(run, config) for line in lines_of(one))
+    return math.fsum(line["seconds"] for member in seeded(run, config) for line in lines_of(member))
 
 
 def advance(run: Run, config: SearchConfig) -> Iterator[tuple[int, float]]:
     """Distil all seeds of a trial in this process, side by side; yields each new milestone and the accuracy there."""
-    walks = [distill(one) for one in seeded(run, config)]
-    told = 0
+    walks = [distill(member) for member in seeded(run, config)]
     for milestone in config.milestones:
         curve = dict(curve_of(run, config))
         if milestone not in curve:
@@ -76,8 +75,7 @@ def advance(run: Run, config: SearchConfig) -> Iterator[tuple[int, float]]:
                     if step.number >= milestone and milestone < config.steps:
                         break
             curve = dict(curve_of(run, config))
-        if milestone in curve and milestone > told:
-            told = milestone
+        if milestone in curve:
             yield milestone, curve[milestone]
 
 
@@ -86,21 +84,30 @@ def score(run: Run, config: SearchConfig) -> dict[str, Any]:
     store = Store(run.out)
     if store.exists("score.json"):
         return dict(store.read_json("score.json"))
-    splits, transform, net = surroundings(run)
-    scores = []
-    for one in seeded(run, config):
-        artifact = load(Store(one.out).sub("artifact").read)
-        seeds = [seed_of(one.seed, "trial score", i) for i in range(run.recipe.seeds)]
-        source = ImageSet.of(artifact.codec)
-        scores += evaluate(run.recipe, net, source, splits.val, transform, seeds, device=default_device(),
-                           step_size=artifact.step_size, compile=run.method.compiled)  # fmt: skip
-    told = summary([score.accuracy for score in scores])
-    kept = {"accuracy": told["mean"], "std": told["std"] if told["n"] > 1 else None, "n": told["n"]}
-    store.write_json("score.json", kept)
-    return kept
+    _, scores = scored(seeded(run, config), "val", "trial score")
+    row = summary([score.accuracy for score in scores])
+    result = {"accuracy": row["mean"], "std": row["std"] if row["n"] > 1 else None, "n": row["n"]}
+    store.write_json("score.json", result)
+    return result
 
 
-# ---- the book ------------------------------------------------------------------------------------------------------
+def scored(runs: Sequence[Run], split: Literal["val", "test"], purpose: str) -> tuple[list[float], list[Score]]:
+    """The artifacts of these runs under the whole recipe: the mean of each, and every score."""
+    splits, transform, net = surroundings(runs[0])
+    means, scores = list[float](), list[Score]()
+    for run in runs:
+        artifact = load(run.at("artifact"))
+        seeds = [seed_of(run.seed, purpose, i) for i in range(run.recipe.seeds)]
+        networks = evaluate(
+            run.recipe, net, ImageSet.of(artifact.codec), getattr(splits, split), transform, seeds, device=default_device(),
+            step_size=artifact.step_size, compile=run.method.compiled,
+        )  # fmt: skip
+        means.append(fmean(score.accuracy for score in networks))
+        scores += networks
+    return means, scores
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -126,30 +133,30 @@ class TrialRow:
         return self.end == FINISHED
 
     def plain(self) -> dict[str, Any]:
-        return {**asdict(self), "curve": [list(one) for one in self.curve]}
+        return {**asdict(self), "curve": [list(point) for point in self.curve]}
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> TrialRow:
         size = Size(**plain["size"]) if plain["size"] else None
         return cls(**{**plain, "size": size, "curve": tuple((int(s), float(v)) for s, v in plain["curve"])})
 
-    def row(self) -> dict[str, Any]:
-        """Flat, for a table: every dial, what it stored, what came of it."""
+    def flat(self) -> dict[str, Any]:
+        """One level of columns: the dials, what the trial stored, its result."""
         dials = {
             path: json.dumps(value) if isinstance(value, dict | list | tuple) else value
             for path, value in self.point.items()
         }
         size = self.size or Size({}, 0, 0, 0, 0.0)
         numbers = {f"codec.{name}": value for name, value in size.numbers.items()}
-        known = {"images": size.images, "floats": size.floats, "bytes": size.bytes, "fill": size.fill}
+        stored = {"images": size.images, "floats": size.floats, "bytes": size.bytes, "fill": size.fill}
         steps = self.curve[-1][0] if self.curve else 0
-        came = {"accuracy": self.accuracy, "std": self.std, "n": self.n, "steps": steps, "seconds": self.seconds}
-        return {"trial": self.number, **dials, "budget": self.budget, **numbers, **known, **came,
-                "end": self.end, "reason": self.reason}  # fmt: skip
+        result = {"accuracy": self.accuracy, "std": self.std, "n": self.n, "steps": steps, "seconds": self.seconds}
+        end = {"end": self.end, "reason": self.reason}
+        return {"trial": self.number, **dials, "budget": self.budget, **numbers, **stored, **result, **end}
 
 
 class TrialTable:
-    """`search/` under the run: plan.json (what is searched), planned/ (points proposed later), results/, trials/."""
+    """`search/` under the run: plan.json (what is searched), planned/ (a searcher's points), results/, trials/."""
 
     def __init__(self, base: Run, config: SearchConfig, spec: Spec) -> None:
         self.base, self.config, self.spec = base, config, spec
@@ -159,19 +166,19 @@ class TrialTable:
 
     def _agree(self) -> None:
         """The same search goes on; another one is refused with what differs."""
-        asked: dict[str, Any] = {
+        plan: dict[str, Any] = {
             "base": self.base.fingerprint(),
             "recipe": fingerprint(self.base.recipe),
             "search": self.config.identity(),
         }
         if not self.store.exists("plan.json"):
-            self.store.write_json("plan.json", asked)
+            self.store.write_json("plan.json", plan)
             return
-        there = self.store.read_json("plan.json")
-        if there == asked:
+        earlier = self.store.read_json("plan.json")
+        if earlier == plan:
             return
-        keys = sorted(k for k in asked["search"] if there["search"].get(k) != asked["search"][k])
-        named = [f"search.{k}" for k in keys] + [k for k in ("base", "recipe") if there[k] != asked[k]]
+        keys = sorted(k for k in plan["search"] if earlier["search"].get(k) != plan["search"][k])
+        named = [f"search.{k}" for k in keys] + [k for k in ("base", "recipe") if earlier[k] != plan[k]]
         raise Refused(
             f"out={self.base.out}: holds another search ({', '.join(named)} differ); give another out, or ask as "
             "before (search.trials, search.concurrent and search.winner may change)"
@@ -180,16 +187,16 @@ class TrialTable:
     # ---- points --------------------------------------------------------------------------------------------------
 
     def propose(self, trial: Trial, raw: Mapping[str, Any]) -> None:
-        """A point that a searcher thought of, kept before it runs: its trial is the same after a restart."""
+        """Keep a searcher's point before it runs: its trial is the same after a restart."""
         self.store.write_json(f"planned/{trial.name}.json", {"point": trial.point, "raw": dict(raw)})
 
     def proposed(self) -> dict[int, tuple[Trial, dict[str, Any]]]:
-        """Trials that a searcher thought of in earlier lives, with its own words for them."""
-        found = {}
+        """Trials of a searcher's earlier points by number, each with the searcher's raw values."""
+        trials = {}
         for name in self.store.list("planned/"):
             plain, number = self.store.read_json(name), int(Path(name).stem)
-            found[number] = (make(self.base, self.config, self.spec, number, plain["point"]), plain["raw"])
-        return found
+            trials[number] = (make(self.base, self.config, self.spec, number, plain["point"]), plain["raw"])
+        return trials
 
     # ---- ends ----------------------------------------------------------------------------------------------------
 
@@ -200,15 +207,14 @@ class TrialTable:
         return {int(Path(name).stem) for name in self.store.list("results/")}
 
     def write(self, record: TrialRow) -> TrialRow:
-        """An end is written once and never again."""
+        """Each trial's end is written once."""
         name = f"results/{record.number:05d}.json"
         if not self.store.exists(name):
             self.store.write_json(name, record.plain())
         return TrialRow.of(self.store.read_json(name))
 
     def finish(self, trial: Trial) -> TrialRow:
-        told = score(trial.run, self.config)
-        return self._end(trial, FINISHED, "all steps", **told)
+        return self._end(trial, FINISHED, "all steps", **score(trial.run, self.config))
 
     def stop(self, trial: Trial) -> TrialRow:
         curve = curve_of(trial.run, self.config)
@@ -221,19 +227,19 @@ class TrialTable:
     def refuse(self, number: int, point: Point, reason: str) -> TrialRow:
         return self.write(TrialRow(number, point, None, "", INFEASIBLE, reason))
 
-    def _end(self, trial: Trial, end: str, reason: str, **told: Any) -> TrialRow:
+    def _end(self, trial: Trial, end: str, reason: str, **result: Any) -> TrialRow:
         curve = tuple(curve_of(trial.run, self.config))
-        if not told and curve:
-            told = {"accuracy": curve[-1][1], "n": 2 * self.config.seeds}
-        spent = seconds_of(trial.run, self.config)
+        if not result and curve:
+            result = {"accuracy": curve[-1][1], "n": 2 * self.config.seeds}
+        seconds = seconds_of(trial.run, self.config)
         return self.write(
-            TrialRow(trial.number, trial.point, trial.size, trial.budget, end, reason, curve, seconds=spent, **told)
+            TrialRow(trial.number, trial.point, trial.size, trial.budget, end, reason, curve, seconds=seconds, **result)
         )
 
     # ---- the table -----------------------------------------------------------------------------------------------
 
     def halving(self, trials: Mapping[int, Trial]) -> Halving:
-        """The rungs as all earlier lives of this search left them."""
+        """The rungs as the trials so far left them."""
         config = self.config
         halving = Halving(config.grace, config.reduction, config.steps, config.scheduler == "asha")
         ended = {record.number: record for record in self.records()}
@@ -249,7 +255,7 @@ class TrialTable:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        rows = [record.row() for record in self.records()]
+        rows = [record.flat() for record in self.records()]
         columns = list(dict.fromkeys(key for row in rows for key in row))
         full = [{key: row.get(key) for key in columns} for row in rows]
         self.store.write("trials.jsonl", "".join(json.dumps(row) + "\n" for row in full).encode())
@@ -262,8 +268,9 @@ def _texts(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]
     """A column of several kinds of value is written as text."""
     out = {}
     for key, value in row.items():
-        kinds = {type(one[key]) for one in rows if one[key] is not None}
-        out[key] = str(value) if len(kinds - {int, float}) > 0 and len(kinds) > 1 and value is not None else value
+        kinds = {type(other[key]) for other in rows if other[key] is not None}
+        mixed = len(kinds) > 1 and not kinds <= {int, float}
+        out[key] = str(value) if mixed and value is not None else value
     return out
 
 
@@ -276,20 +283,20 @@ def line(record: TrialRow) -> str:
 # ---- without Ray ---------------------------------------------------------------------------------------------------
 
 
-def search_inline(book: TrialTable, trials: Mapping[int, Trial]) -> Iterator[TrialRow]:
+def search_inline(table: TrialTable, trials: Mapping[int, Trial]) -> Iterator[TrialRow]:
     """Every trial that has not ended, one after another, in this process."""
-    use_threads(book.base.scale.threads)
-    halving, ended = book.halving(trials), book.ended()
-    for number in sorted(set(trials) - ended):
-        yield follow(book, trials[number], halving)
+    use_threads(table.base.scale.threads)
+    halving = table.halving(trials)
+    for number in sorted(set(trials) - table.ended()):
+        yield follow(table, trials[number], halving)
 
 
-def follow(book: TrialTable, trial: Trial, halving: Halving) -> TrialRow:
+def follow(table: TrialTable, trial: Trial, halving: Halving) -> TrialRow:
     """One trial to its end."""
     try:
-        for step, value in advance(trial.run, book.config):
-            if step < book.config.steps and not halving.survives(trial.budget, trial.number, step, value):
-                return book.stop(trial)
-        return book.finish(trial)
+        for step, value in advance(trial.run, table.config):
+            if step < table.config.steps and not halving.survives(trial.budget, trial.number, step, value):
+                return table.stop(trial)
+        return table.finish(trial)
     except (Refused, Failed) as error:
-        return book.fail(trial, str(error))
+        return table.fail(trial, str(error))

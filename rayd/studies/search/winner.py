@@ -7,33 +7,26 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rayd import load
 from rayd.config import Run
-from rayd.evaluate.batches import ImageSet
-from rayd.evaluate.score import Score, evaluate
-from rayd.run.assemble import surroundings
-from rayd.run.distill import default_device
 from rayd.schema import parse, to_dict
 from rayd.seeds import seed_of
 from rayd.stats import summary
-from rayd.store import Store
 from rayd.studies.search.space import SearchConfig, run_of
-from rayd.studies.search.trials import TrialRow, TrialTable
+from rayd.studies.search.trials import TrialRow, TrialTable, scored
 
 
 def method_of(base: Run, config: SearchConfig, record: TrialRow) -> dict[str, Any]:
     """The winner's sentence, to be run for the base method's own steps and validated as it is."""
-    plain = dict(to_dict(run_of(base, config, record.point).method))
-    own = base.method
-    return {**plain, "steps": own.steps, "validate": own.validate, "checkpoint": own.checkpoint, "select": own.select}
+    sentence = to_dict(run_of(base, config, record.point).method)
+    return {**sentence, **{key: getattr(base.method, key) for key in ("steps", "validate", "checkpoint", "select")}}
 
 
 def method_text(base: Run, config: SearchConfig, record: TrialRow, tried: int) -> str:
     """A file for configs/method/."""
     value = "unscored" if record.accuracy is None else f"{record.accuracy:.4f}"
-    told = f"{value} on the validation split (n={record.n}, {config.steps} steps)"
+    score = f"{value} on the validation split (n={record.n}, {config.steps} steps)"
     head = (
-        f"# Found by jobs.search: trial {record.number}, the best of {tried} tried at {record.budget}: {told}.\n"
+        f"# Found by jobs.search: trial {record.number}, the best of {tried} tried at {record.budget}: {score}.\n"
         "# Of the best of many trials the validation figure is too high; the test set has not seen it.\n"
     )
     return head + yaml_text(method_of(base, config, record))
@@ -47,7 +40,7 @@ def yaml_text(mapping: Mapping[str, Any], indent: int = 0) -> str:
         if isinstance(value, Mapping) and value:
             lines.append(f"{pad}{key}:\n{yaml_text(value, indent + 2)}")
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            items = [yaml_text(one, indent + 4) for one in value]
+            items = [yaml_text(item, indent + 4) for item in value]
             lines.append(f"{pad}{key}:\n" + "".join(f"{pad}  - {text.lstrip()}" for text in items))
         else:
             lines.append(f"{pad}{key}: {json.dumps(value)}\n")
@@ -58,35 +51,25 @@ def name_of(budget: str) -> str:
     return f"winner-{budget.replace(' ', '-')}"
 
 
-def fresh(book: TrialTable, record: TrialRow) -> list[Run]:
+def fresh(table: TrialTable, record: TrialRow) -> list[Run]:
     """The winner under seeds that no trial had, for the base method's own steps."""
-    base, config = book.base, book.config
-    chosen = run_of(base, config, record.point)
-    plain = {**to_dict(chosen), "method": method_of(base, config, record)}
-    place = book.store.sub(f"winners/{name_of(record.budget)}").uri
+    base, config = table.base, table.config
+    plain = {**to_dict(run_of(base, config, record.point)), "method": method_of(base, config, record)}
+    folder = table.store.sub(f"winners/{name_of(record.budget)}").uri
     run = parse(Run, plain)
-    return [replace(run, seed=seed_of(base.seed, "winner", i), out=f"{place}/seed-{i}") for i in range(config.winner)]
+    return [replace(run, seed=seed_of(base.seed, "winner", i), out=f"{folder}/seed-{i}") for i in range(config.winner)]
 
 
-def tested(book: TrialTable, record: TrialRow) -> dict[str, Any]:
-    """The fresh artifacts on the test set: looked at once, and kept."""
+def tested(table: TrialTable, record: TrialRow) -> dict[str, Any]:
+    """The fresh artifacts on the test set, which is read once: the result is kept."""
     name = f"winners/{name_of(record.budget)}/test.json"
-    if book.store.exists(name):
-        return dict(book.store.read_json(name))
-    splits, transform, net = surroundings(book.base)
-    recipe, scores = book.base.recipe, list[Score]()
-    means = []
-    for run in fresh(book, record):
-        artifact = load(Store(run.out).sub("artifact").read)
-        seeds = [seed_of(run.seed, "test", i) for i in range(recipe.seeds)]
-        own = evaluate(recipe, net, ImageSet.of(artifact.codec), splits.test, transform, seeds, device=default_device(),
-                       step_size=artifact.step_size, compile=run.method.compiled)  # fmt: skip
-        means.append(summary([score.accuracy for score in own])["mean"])
-        scores += own
-    told = summary([score.accuracy for score in scores]) | {
+    if table.store.exists(name):
+        return dict(table.store.read_json(name))
+    means, scores = scored(fresh(table, record), "test", "test")
+    result = summary([score.accuracy for score in scores]) | {
         "by_seed": means,
         "trial": record.number,
-        "steps": book.base.method.steps,
+        "steps": table.base.method.steps,
     }
-    book.store.write_json(name, told)
-    return told
+    table.store.write_json(name, result)
+    return result

@@ -1,4 +1,4 @@
-"""What distilled data encode of a task, seen: gradient matching on multi-index models.
+"""What distilled data encode of a task: gradient matching on multi-index models, measured.
 
 Kinoshita, Nishikawa and Toyoizumi (2025) prove that distilling the gradient-based training of a two-layer network of width
 L on a function of an r-dimensional projection of d inputs encodes the projection, with memory ~ r^2 d + L. Their text
@@ -15,27 +15,10 @@ The objective is the matching of gradients as in rayd.methods.dc, the loop rayd.
 "images" are vectors of d numbers. By construction the L numbers of the second layer are additive: the experiment can only
 speak about the r^2 d.
 
+    task     the teacher, the student, its second layer
+    match    the pairs as a codec, one-step matching as an objective
+    sweep    the sweeps, the measurement of a point, the stored points, the verdict
+    page     the verdict as text and as a page
+
 Shapes: N examples, M pairs, L neurons, d inputs, r directions.
 """
-
-from __future__ import annotations
-
-from rayd.studies.theory.match import OneStep, Pairs, TheoryInputs
-from rayd.studies.theory.sweep import (
-    Point,
-    Slope,
-    TheoryConfig,
-    TheoryKeys,
-    angle,
-    energy,
-    measure,
-    slope,
-    sweep,
-    verdict,
-)
-from rayd.studies.theory.task import Second, Student, Task
-
-__all__ = [
-    "OneStep", "Pairs", "Point", "Second", "Slope", "Student", "Task", "TheoryConfig", "TheoryInputs", "TheoryKeys", "angle",
-    "energy", "measure", "slope", "sweep", "verdict",
-]  # fmt: skip

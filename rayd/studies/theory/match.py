@@ -1,4 +1,7 @@
-"""Distilled pairs, by the parts and the loop of images. Shapes: M pairs, d inputs, Q starts, P parameters."""
+"""Distilled pairs: a codec and an objective under the same loop as images.
+
+Shapes: M pairs, d inputs, Q starts, P parameters.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ START = 0.4
 
 @dataclass
 class TheoryInputs:
-    """A world without images: a student, and the gradients of the training set on a pool of its starts."""
+    """Inputs without images: a student, and the gradients of the training set on a pool of its starts."""
 
     task: Task
     student: Student
@@ -37,15 +40,14 @@ class TheoryInputs:
         self.transform = Transform("none", torch.zeros(1), torch.ones(1))
 
     @classmethod
-    def lay(cls, task: Task, student: Student, x_Nd: Tensor, y_N: Tensor, pool: int) -> TheoryInputs:
+    def build(cls, task: Task, student: Student, x_Nd: Tensor, y_N: Tensor, pool: int) -> TheoryInputs:
         starts = [student.init(generator(task.seed, "student", q)) for q in range(pool)]
         gradients = [parameter_gradient(student.loss, theta_P, x_Nd, y_N) for theta_P in starts]
         return cls(task, student, torch.stack(starts), torch.stack(gradients), task.seed)
 
 
 class Pairs(Codec):
-    """M vectors with a number each. They start small: what grows out of little is what the gradient asks for, while of a
-    large start its directions stay."""
+    """M vectors with a number each. They start small: of a large start the random directions would stay."""
 
     def __init__(self, pairs: int, d: int, seed: int) -> None:
         super().__init__()
@@ -71,7 +73,7 @@ class Pairs(Codec):
 
 
 class OneStep(Objective):
-    """The gradient of the pairs on one start is to be that of the training set, relative to its size."""
+    """Squared distance of the pairs' gradient on one start from the training set's, relative to its size."""
 
     uses_labels: ClassVar[bool] = True
 

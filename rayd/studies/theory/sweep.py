@@ -1,26 +1,30 @@
-"""The sweeps, what is measured of each task, and what it says of the claim. Shapes: M pairs, d inputs, r directions."""
+"""The sweeps, the measurement of each task, and the verdict on the claim. Shapes: M pairs, d inputs, r directions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from rayd.distill.budget import Ledger, Stored
-from rayd.errors import refuse
+from rayd.errors import Refused, refuse
 from rayd.methods.dc import parameter_gradient
-from rayd.schema import positive
+from rayd.schema import positive, to_dict
 from rayd.seeds import generator, seed_of
 from rayd.stats import quantile
+from rayd.store import Store
 from rayd.studies.theory.match import Pairs, TheoryInputs, distilled
 from rayd.studies.theory.task import Second, Student, Task
 
 TEST = 4000
 CLAIM = "r^2 d + L"
+FREE = ("d", "r", "width", "seeds")
+"""Fields that may change without making earlier points others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +87,13 @@ def angle(x_Md: Tensor, basis_dr: Tensor) -> float:
     r = basis_dr.shape[1]
     if len(x_Md) < r:
         return 1.0
-    own_dr = torch.linalg.svd(x_Md.T.double(), full_matrices=False)[0][:, :r]
-    cosine = torch.linalg.svdvals(own_dr.T @ basis_dr.double())[-1].clamp(max=1)
+    span_dr = torch.linalg.svd(x_Md.T.double(), full_matrices=False)[0][:, :r]
+    cosine = torch.linalg.svdvals(span_dr.T @ basis_dr.double())[-1].clamp(max=1)
     return math.sqrt(max(0.0, 1 - float(cosine) ** 2))
 
 
 @dataclass(frozen=True)
-class Point:
+class TheoryPoint:
     """One task and seed: the smallest memory that reproduces generalisation, and what it encodes."""
 
     d: int
@@ -110,13 +114,13 @@ class Point:
     """Pairs and test error of every memory tried."""
 
 
-def measure(config: TheoryConfig, d: int, r: int, width: int, seed: int) -> Point:
+def measure(config: TheoryConfig, d: int, r: int, width: int, seed: int) -> TheoryPoint:
     """Ascend the numbers of pairs until one reproduces what training on everything reaches."""
     Task.check(d, r, width)
     task, student = Task.draw(d, r, seed_of(seed, "theory", d, r)), Student(d, width, config.activation)
     x_Nd, y_N = task.examples(max(2000, config.examples * d * d // r), "train")
     test_Nd, truth_N = task.examples(TEST, "test", noise=0.0)
-    inputs = TheoryInputs.lay(task, student, x_Nd, y_N, config.pool)
+    inputs = TheoryInputs.build(task, student, x_Nd, y_N, config.pool)
     start_P = student.init(generator(task.seed, "fresh"))
 
     def reached(gradient_P: Tensor, x: Tensor, y: Tensor, probes: bool) -> float:
@@ -130,25 +134,25 @@ def measure(config: TheoryConfig, d: int, r: int, width: int, seed: int) -> Poin
 
     full = reached(parameter_gradient(student.loss, start_P, x_Nd, y_N), x_Nd, y_N, False)
     tried: list[tuple[int, float]] = []
-    codec, loss, found = Pairs(1, d, seed), math.inf, None
+    codec, loss, enough = Pairs(1, d, seed), math.inf, None
     for pairs in config.pairs:
         codec, loss = distilled(inputs, pairs, config.steps, config.lr)
         x_Md, y_M = (p.detach() for p in codec.decode(torch.arange(pairs)))
         tried.append((pairs, reached(parameter_gradient(student.loss, start_P, x_Md, y_M), x_Nd, y_N, True)))
         if 1 - tried[-1][1] >= config.share * (1 - full):
-            found = pairs
+            enough = pairs
             break
     labels = Stored(torch.zeros(width), "labels")
     floats = Ledger.of({**codec.stored(), "probes": labels}).floats
     few = max(2, floats // (d + 1))
     random = reached(parameter_gradient(student.loss, start_P, x_Nd[:few], y_N[:few]), x_Nd[:few], y_N[:few], False)
     x_Md = codec.x_Md.detach() * codec.y_M.detach().abs().sqrt()[:, None]
-    return Point(d, r, width, seed, found, floats if found else None, energy(x_Md, task.basis_dr),
+    return TheoryPoint(d, r, width, seed, enough, floats if enough else None, energy(x_Md, task.basis_dr),
                  angle(x_Md, task.basis_dr), loss, tried[-1][1], full, random, tuple(tried))  # fmt: skip
 
 
-def sweep(config: TheoryConfig, seed: int, done: Sequence[Point] = ()) -> Iterator[Point]:
-    """Every task under every seed; those that are done already are skipped."""
+def sweep(config: TheoryConfig, seed: int, done: Sequence[TheoryPoint] = ()) -> Iterator[TheoryPoint]:
+    """Every task under every seed, but for those in `done`."""
     known = {(p.d, p.r, p.width, p.seed) for p in done}
     for d, r, width in config.points():
         for s in range(config.seeds):
@@ -156,7 +160,32 @@ def sweep(config: TheoryConfig, seed: int, done: Sequence[Point] = ()) -> Iterat
                 yield measure(config, d, r, width, s + seed)
 
 
-# ---- what it says ------------------------------------------------------------------------------------------------------
+class Points:
+    """The measured points, a file each under `theory/`: an interrupted sweep continues."""
+
+    def __init__(self, out: str, config: TheoryConfig, seed: int) -> None:
+        self.store = Store(out).sub("theory")
+        plan = {name: value for name, value in to_dict(config).items() if name not in FREE} | {"seed": seed}
+        if self.store.exists("plan.json"):
+            earlier = self.store.read_json("plan.json")
+            keys = [name for name in plan if earlier.get(name) != plan[name]]
+            if keys:
+                raise Refused(f"out={out}: holds a sweep with another {', '.join(keys)}; give another out")
+        else:
+            self.store.write_json("plan.json", plan)
+        self.rows = [_restored(self.store.read_json(name)) for name in self.store.list("points/")]
+
+    def add(self, point: TheoryPoint) -> None:
+        self.rows.append(point)
+        name = f"points/d{point.d:04d}-r{point.r:02d}-L{point.width:05d}-{point.seed}.json"
+        self.store.write_json(name, asdict(point))
+
+
+def _restored(plain: dict[str, Any]) -> TheoryPoint:
+    return TheoryPoint(**{**plain, "tried": tuple((int(m), float(e)) for m, e in plain["tried"])})
+
+
+# ---- the verdict --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -170,12 +199,12 @@ class Slope:
 
 
 def slope(points: Sequence[tuple[float, float]]) -> Slope | None:
-    """None where fewer than three points, or a single x, say nothing."""
+    """None for fewer than three points or a single x."""
     x, y = ([math.log(p[i]) for p in points] for i in (0, 1))
     n = len(points)
     if n < 3 or max(x) - min(x) < 1e-9:
         return None
-    mx, my = math.fsum(x) / n, math.fsum(y) / n
+    mx, my = fmean(x), fmean(y)
     sxx = math.fsum((v - mx) ** 2 for v in x)
     b = math.fsum((v - mx) * (w - my) for v, w in zip(x, y, strict=True)) / sxx
     rest = math.fsum((w - my - b * (v - mx)) ** 2 for v, w in zip(x, y, strict=True))
@@ -183,31 +212,33 @@ def slope(points: Sequence[tuple[float, float]]) -> Slope | None:
     return Slope(b, b - half, b + half, n)
 
 
-def verdict(config: TheoryConfig, points: Sequence[Point]) -> dict[str, Any]:
-    """The exponents of the first layer's floats, M (d + 1), in d and in r, and where nothing tried was enough."""
-    found = [p for p in points if p.pairs is not None]
-    at_d = [p for p in found if (p.r, p.width) == (config.base_r, config.base_width)]
-    at_r = [p for p in found if (p.d, p.width) == (config.base_d, config.base_width)]
-    at_width = [p for p in found if (p.d, p.r) == (config.base_d, config.base_r)]
+def verdict(config: TheoryConfig, points: Sequence[TheoryPoint]) -> dict[str, Any]:
+    """The exponents of the first layer's floats, M (d + 1), in d and in r; the tasks that no number of pairs reproduced."""
+    base = {"d": config.base_d, "r": config.base_r, "width": config.base_width}
 
-    def fitted(kept: Sequence[Point], name: str, value: str) -> dict[str, Any] | None:
-        pairs = [(float(getattr(p, name)), float((p.pairs or 0) * (p.d + 1 if value == "floats" else 1))) for p in kept]
-        told = slope(pairs)
-        return asdict(told) if told else None
+    def fitted(axis: str, floats: bool) -> dict[str, Any] | None:
+        """Over the sweep along one axis."""
+        rest = {name: value for name, value in base.items() if name != axis}
+        swept = [p for p in points if p.pairs and all(getattr(p, name) == value for name, value in rest.items())]
+        fit = slope([(float(getattr(p, axis)), float((p.pairs or 0) * (p.d + 1 if floats else 1))) for p in swept])
+        return asdict(fit) if fit else None
 
+    def mean(value: str, task: tuple[int, int, int]) -> float | None:
+        values = [getattr(p, value) for p in points if (p.d, p.r, p.width) == task]
+        return fmean(values) if values else None
+
+    means = {value: {f"d={d} r={r} L={w}": mean(value, (d, r, w)) for d, r, w in config.points()}
+             for value in ("energy", "angle")}  # fmt: skip
     return {
         "claim": CLAIM,
-        "floats_in_d": fitted(at_d, "d", "floats"),
-        "pairs_in_d": fitted(at_d, "d", "pairs"),
-        "floats_in_r": fitted(at_r, "r", "floats"),
-        "pairs_in_width": fitted(at_width, "width", "pairs"),
-        "energy": {f"d={d} r={r} L={w}": _mean([p.energy for p in points if (p.d, p.r, p.width) == (d, r, w)])
-                   for d, r, w in config.points()},
-        "angle": {f"d={d} r={r} L={w}": _mean([p.angle for p in points if (p.d, p.r, p.width) == (d, r, w)])
-                  for d, r, w in config.points()},
+        "floats_in_d": fitted("d", True),
+        "pairs_in_d": fitted("d", False),
+        "floats_in_r": fitted("r", True),
+        "pairs_in_width": fitted("width", False),
+        **means,
         "not_reached": [f"d={p.d} r={p.r} L={p.width} seed {p.seed}" for p in points if p.pairs is None],
         "points": [asdict(p) for p in points],
-    }  # fmt: skip
+    }
 
 
 @dataclass(frozen=True)
@@ -215,7 +246,3 @@ class TheoryKeys:
     """The keys that jobs.theory takes beyond those of a run."""
 
     theory: TheoryConfig = field(default_factory=TheoryConfig)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None

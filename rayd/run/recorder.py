@@ -1,0 +1,153 @@
+"""What is kept of a distillation while it runs and when it ends: metrics, checkpoints, validations, the artifact."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from rayd.artifact import write
+from rayd.config import Run
+from rayd.distill.budget import Ledger
+from rayd.distill.contract import Codec
+from rayd.distill.loop import Distillation, State, Step
+from rayd.errors import refuse
+from rayd.evaluate.score import evaluate
+from rayd.machine import peak_memory
+from rayd.run.assemble import Assembled, step_size
+from rayd.run.checkpoints import Checkpoints, MetricsFile
+from rayd.schema import to_dict
+from rayd.seeds import seed_of
+from rayd.store import Store
+
+log = logging.getLogger(__name__)
+
+VALIDATION_IMAGES = 1000
+VALIDATION_NETS = 2
+VALIDATION_SHARE = 4
+"""A validation trains its networks for a quarter of the recipe's steps."""
+
+
+class Recorder:
+    """Records metrics, writes checkpoints, validates, keeps the best codec and writes the artifact."""
+
+    def __init__(self, assembled: Assembled, work: Distillation, writes: bool) -> None:
+        self.assembled, self.work, self.writes = assembled, work, writes
+        self.run: Run = assembled.run
+        self.store = Store(self.run.out)
+        self.checkpoints = Checkpoints(self.store.sub("checkpoints"), self.run.fingerprint())
+        self.metrics = MetricsFile(self.store)
+        self.best: tuple[float, State] | None = None
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        state = self.checkpoints.latest()
+        if state is None:
+            return
+        best = {name.removeprefix("best/"): tensor for name, tensor in state.items() if name.startswith("best/")}
+        if best:
+            self.best = (float(best.pop("accuracy")), best)
+        device = self.assembled.device
+        self.work.load({name: tensor.to(device) for name, tensor in state.items() if not name.startswith("best/")})
+        self.metrics.load(self.work.number)
+        log.info("resumed at step %d of %d", self.work.number, self.run.method.steps)
+
+    def after(self, step: Step) -> None:
+        method = self.run.method
+        line = {"step": step.number, "loss": step.value, "seconds": step.seconds, **step.metrics}
+        if step.skipped:
+            line["skipped"] = 1.0
+            log.warning("step %d skipped: %s", step.number, step.skipped)
+        last = step.number == method.steps
+        if method.validate and (step.number % method.validate == 0 or last):
+            line["val"] = self._validate()
+        line["memory"] = float(peak_memory(self.assembled.device.type))
+        self.metrics.lines.append(line)
+        if step.number % method.checkpoint == 0 and not last:
+            state = self.work.checkpoint()
+            if self.writes:
+                self._save(step.number, state)
+
+    def _save(self, step: int, state: State) -> None:
+        if self.best is not None:
+            accuracy, codec = self.best
+            state = state | {"best/accuracy": torch.tensor(accuracy)}
+            state |= {f"best/{name}": tensor for name, tensor in codec.items()}
+        self.metrics.save()
+        self.checkpoints.save(step, state)
+        inputs = self.assembled.inputs
+        self.store.write("preview.png", write.preview(self.work.averaged(), inputs.transform, inputs.spec))
+
+    def _validate(self) -> float:
+        """Accuracy on the validation split. Worker 0 decides; selection is its alone to hand over."""
+        if not self.writes:
+            return float("nan")
+        codec = self.work.averaged()
+        accuracy = validate(self.assembled, codec)
+        if self.best is None or accuracy > self.best[0]:
+            self.best = (accuracy, codec.state())
+        return accuracy
+
+    def finish(self) -> None:
+        """The artifact, and no checkpoints any more."""
+        if not self.writes:
+            return
+        codec = self.work.averaged()
+        method, lines = self.run.method, self.metrics.lines
+        if method.select == "best_val" and self.best is not None:
+            codec.load(self.best[1])
+        self.metrics.save()
+        timing = {
+            "distill_s": sum(line["seconds"] for line in lines),
+            "distill_peak": max((line["memory"] for line in lines), default=0.0),
+            "steps": self.work.number,
+        }
+        claim: dict[str, Any] = {"select": method.select, "skipped": self.work.skipped, "rollbacks": self.work.rolled}
+        if self.best is not None:
+            claim["best_val"] = self.best[0]
+        write_artifact(self.assembled, codec, timing, claim)
+        self.checkpoints.clear()
+
+
+def validate(assembled: Assembled, codec: Codec) -> float:
+    """Mean accuracy, on the validation split, of a few networks trained for a part of the recipe."""
+    run, val = assembled.run, assembled.splits.val
+    scores = evaluate(
+        replace(run.recipe, steps=max(1, run.recipe.steps // VALIDATION_SHARE)),
+        assembled.inputs.net,
+        codec,
+        val.select(torch.arange(min(VALIDATION_IMAGES, len(val)))),
+        assembled.inputs.transform,
+        [seed_of(run.seed, "validate", i) for i in range(VALIDATION_NETS)],
+        device=assembled.device,
+        step_size=step_size(assembled.objective),
+        compile=assembled.inputs.compiled,
+    )
+    return fmean(score.accuracy for score in scores)
+
+
+def write_artifact(assembled: Assembled, codec: Codec, timing: Mapping[str, Any], claim: Mapping[str, Any]) -> None:
+    """The artifact of every part's stored numbers, in the run's folder. Refused if it came out over budget."""
+    run, spec = assembled.run, assembled.inputs.spec
+    stored = dict(codec.stored())
+    for part in (assembled.objective, *assembled.terms):
+        stored |= part.stored()
+    budget, floats = run.budget.build(), Ledger.of(stored).floats
+    if floats > budget.limit(spec, assembled.codec_config.storage):
+        raise refuse("budget", budget, f"at least the {floats} floats that {run.method.sentence} stores")
+    provenance = write.Provenance(
+        codec={"name": run.method.part_names[0], **to_dict(assembled.codec_config)},
+        spec=spec,
+        classes=assembled.splits.train.classes,
+        sentence=run.method.sentence,
+        config=to_dict(run),
+        fingerprint=run.fingerprint(),
+        data=assembled.splits.train.manifest,
+        seeds={"run": run.seed},
+        claim=claim,
+    )
+    write.save(Store(run.at("artifact")), write.files(provenance, codec, stored, assembled.inputs.transform, timing))
