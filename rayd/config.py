@@ -26,7 +26,8 @@ from rayd.schema import DERIVED, at, fields_of, fingerprint, parse, positive, re
 from rayd.store import within
 
 __all__ = [
-    "BudgetConfig", "GuardConfig", "MethodConfig", "OptimiserConfig", "Run", "ScaleConfig", "fingerprint", "parse", "to_dict",
+    "BudgetConfig", "GuardConfig", "MethodConfig", "OptimiserConfig", "Run", "ScaleConfig", "fingerprint", "parse",
+    "to_dict",
 ]  # fmt: skip
 
 
