@@ -13,6 +13,9 @@ from rayd.machine import can_compile
 from rayd.schema import positive
 from rayd.seeds import seed_of
 
+ROUNDING = 0.05
+"""Epochs by which a share may be short of a whole number: 0.6667 of 60 is 40, as 2 * 60 // 3 is in the papers' code."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertConfig:
@@ -28,6 +31,9 @@ class ExpertConfig:
     """Of SGD."""
     batch: int = 256
     """Real images of one step."""
+    last_batch: Literal["keep", "drop"] = "keep"
+    """keep: the images that whole batches leave over make a smaller one, as in the published loaders; drop: they are left
+    out, others in each epoch. A step on a handful of images at a high rate, just before the snapshot, costs it accuracy."""
     momentum: float = 0.0
     """Of SGD."""
     weight_decay: float = 0.0
@@ -35,7 +41,7 @@ class ExpertConfig:
     schedule: Literal["constant", "cosine", "step"] = "constant"
     """cosine: to zero at the last epoch; step: times `gamma` at every one of `drops`."""
     drops: tuple[float, ...] = (0.5,)
-    """Shares of the epochs after which the rate falls."""
+    """Shares of the epochs, rounded down to whole ones, after which the rate falls."""
     gamma: float = 0.1
     """What the rate is multiplied by at a drop."""
     sam: float = 0.0
@@ -51,7 +57,8 @@ class ExpertConfig:
     engine: Literal["auto", "stacked", "single"] = "auto"
     """stacked: all experts of a shard at once; single: one after another; auto: stacked on a GPU."""
     keep: Literal["matched", "all", "ends"] = "matched"
-    """matched: to the last epoch the recipe can match; all: every epoch; ends: first and last (pools, teachers)."""
+    """matched: to the last epoch that the method can match, and the final one where it has a teacher; all: every epoch;
+    ends: first and last (pools)."""
     storage: Literal["fp32", "fp16"] = "fp32"
     """The type of the rows on disk."""
     check: int = 1000
@@ -81,25 +88,26 @@ class ExpertConfig:
             names += ["drops", "gamma"]
         augment = self.augment
         plain = {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in names}
-        plain |= {"batches": "whole"}
+        plain |= {"batches": "whole" if self.last_batch == "drop" else "all"}
         return plain | {"augment": {"ops": list(augment.ops), "policy": augment.policy, "share": augment.share}}
 
-    def kept(self, last_epoch: int | None) -> tuple[int, ...]:
-        """The epochs whose snapshots are stored, when `last_epoch` is the last that the recipe can match."""
+    def kept(self, last_epoch: int | None, teacher: bool = False) -> tuple[int, ...]:
+        """The epochs whose snapshots are stored. `last_epoch`: the last that the method can match; `teacher`: whether it
+        needs fully trained experts as well."""
         last = self.epochs if last_epoch is None else last_epoch
         if last > self.epochs:
             raise refuse("expert.epochs", self.epochs, f"at least {last}, the last epoch that the method can match")
         if self.keep == "ends":
             return (0, self.epochs)
-        return tuple(range((self.epochs if self.keep == "all" else last) + 1))
+        matched = range((self.epochs if self.keep == "all" else last) + 1)
+        return (*matched, self.epochs) if teacher and self.epochs not in matched else tuple(matched)
 
     def rate(self, epoch: int) -> float:
         """The learning rate in epoch 1, 2, ..."""
-        share = (epoch - 1) / self.epochs
         if self.schedule == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * share))
+            return self.lr * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / self.epochs))
         if self.schedule == "step":
-            return self.lr * self.gamma ** sum(share >= drop for drop in self.drops)
+            return self.lr * self.gamma ** sum(epoch > int(drop * self.epochs + ROUNDING) for drop in self.drops)
         return self.lr
 
     def stacks(self, device_type: str) -> bool:
@@ -130,9 +138,11 @@ class ExpertUnit:
         return tuple(key_of(k) for k in self.experts)
 
 
-def plan_units(config: ExpertConfig, seed: int, last_epoch: int | None = None) -> list[ExpertUnit]:
+def plan_units(
+    config: ExpertConfig, seed: int, last_epoch: int | None = None, teacher: bool = False
+) -> list[ExpertUnit]:
     """All units of a run. Expert k is the same whatever the number of experts and units."""
-    epochs, size = config.kept(last_epoch), config.per_shard
+    epochs, size = config.kept(last_epoch, teacher), config.per_shard
     groups = [tuple(range(first, min(first + size, config.experts))) for first in range(0, config.experts, size)]
     return [
         ExpertUnit(n, group, tuple(seed_of(seed, "expert", k) for k in group), epochs) for n, group in enumerate(groups)

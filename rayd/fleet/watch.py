@@ -43,6 +43,8 @@ NOTES_EVERY = 10.0
 """Seconds between two lines of progress in the job's log."""
 WRITE_EVERY = 15.0
 """Seconds between two writes of the events: an object store cannot append, so each write is of the whole file."""
+READY = 180.0
+"""Seconds that the Monitor may take to start, on a machine that is busy."""
 ANSWER = 30.0
 """Seconds that the Monitor may take to answer."""
 
@@ -193,7 +195,7 @@ class Watch:
         options: dict[str, Any] = {"name": name, "num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
         actor: Any = ray.remote(Monitor)
         self._monitor = actor.options(**options).remote()
-        ray.get(self._monitor.look.remote(), timeout=self.scale.startup)
+        ray.get(self._monitor.look.remote(), timeout=READY)
         self._store = Store(self.out)
         self._lines = self._store.read(EVENTS).decode().splitlines() if self._store.exists(EVENTS) else []
         self._written = self._noted = time.monotonic()

@@ -35,6 +35,12 @@ from rayd.version import VERSION
 log = logging.getLogger(__name__)
 
 
+def units_of(run: Run, last_epoch: int | None = None) -> list[ExpertUnit]:
+    """All units of a run. `last_epoch`: the last epoch to match, where the run's method does not say."""
+    last = last_matched(run) if last_epoch is None else last_epoch
+    return plan_units(run.expert, run.seed, last, run.method.needs_teacher)
+
+
 @dataclass(frozen=True)
 class ExpertPlan:
     """What every unit of a run needs: images, transform, network, and the buffer to write."""
@@ -50,7 +56,7 @@ class ExpertPlan:
     @classmethod
     def open(cls, run: Run, last_epoch: int | None = None) -> ExpertPlan:
         """Read the data and name the units. `last_epoch`: the last epoch to match, where the run's method does not say."""
-        units = plan_units(run.expert, run.seed, last_matched(run) if last_epoch is None else last_epoch)
+        units = units_of(run, last_epoch)
         splits = load_data(run.data)
         transform = Transform.fit(splits.train, run.transform)
         net = run.net.build(splits.train.spec)

@@ -21,13 +21,12 @@ from rayd.distill.contract import Codec
 from rayd.errors import Refused
 from rayd.evaluate.score import WORTH, evaluate
 from rayd.experts.buffer import Buffer, BufferWriter
-from rayd.experts.config import plan_units
 from rayd.experts.train import train
 from rayd.experts.trajectory import Snapshot, Trajectory
 from rayd.machine import peak_memory, use_threads
 from rayd.run.assemble import assemble, distillation, last_matched, step_size
 from rayd.run.distill import default_device
-from rayd.run.experts import ExpertPlan
+from rayd.run.experts import ExpertPlan, units_of
 from rayd.schema import parse, to_dict
 from rayd.seeds import generator
 
@@ -167,7 +166,7 @@ def pretend(run: Run, folder: str) -> BufferWriter:
     """A buffer of one expert that wanders: real format, real size of a row."""
     plan = ExpertPlan.open(replace(run, buffer=f"{folder}/experts"))
     plan.writer.claim()
-    unit = plan_units(replace(run.expert, experts=1), run.seed, last_matched(run))[0]
+    unit = units_of(replace(run, expert=replace(run.expert, experts=1)))[0]
     rng = generator(run.seed, "pretend")
     theta = plan.net.init(rng)
     snapshots = []
