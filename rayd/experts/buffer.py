@@ -8,7 +8,7 @@ Shapes: P parameters.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ from rayd.experts.shards import (
     samples,
 )
 from rayd.experts.trajectory import Segment
+from rayd.experts.unfinished import FOLDER, Unfinished
 from rayd.store import Store
 
 __all__ = ["Buffer", "BufferWriter", "differences", "verify"]
@@ -61,6 +62,10 @@ class BufferWriter:
     def shard(self, name: str, storage: str) -> Shard:
         return Shard(self.store, self.fingerprint, name, DTYPES[storage])
 
+    def unfinished(self, name: str, experts: Sequence[int]) -> Unfinished:
+        """Epochs of a shard that is not committed yet."""
+        return Unfinished(self.store, name, {"fingerprint": self.fingerprint, "experts": experts})
+
     def fail(self, name: str, numbers: Mapping[str, Any]) -> None:
         """Record why a unit diverged, in place of its shard."""
         self.store.write_json(f"{name}.failed.json", dict(numbers))
@@ -71,6 +76,9 @@ class BufferWriter:
     def finish(self) -> int:
         """Write the manifest and remove temporary files; returns the bytes of all shards."""
         self.store.sweep()
+        leftover = self.store.sub(FOLDER)
+        for name in leftover.list():
+            leftover.delete(name)
         commits = read_commits(self.store)
         write_manifest(self.store, commits)
         return sum(commit.bytes for commit in commits)

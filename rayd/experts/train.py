@@ -29,6 +29,7 @@ from rayd.data.transform import Transform
 from rayd.errors import Failed
 from rayd.experts.config import ExpertConfig
 from rayd.experts.trajectory import Snapshot
+from rayd.experts.unfinished import Unfinished
 from rayd.machine import beat, compiled
 from rayd.nets.convnet import Net
 from rayd.nets.layers import MOMENTUM
@@ -63,24 +64,43 @@ def train(
     experts: Sequence[int] | None = None,
     val: Images | None = None,
     device: torch.device | str = "cpu",
+    unfinished: Unfinished | None = None,
 ) -> Iterator[Snapshot]:
-    """Snapshots 0 to `epochs` of one expert per seed. On a CPU an expert is finished before the next begins."""
+    """Snapshots 0 to `epochs` of one expert per seed. On a CPU an expert is finished before the next begins.
+
+    With `unfinished`, epochs that it holds are read instead of trained, and others are handed to it.
+    """
     device = torch.device(device)
     numbers = list(experts if experts is not None else range(len(seeds)))
     stacked = config.stacks(device.type)
     step = ExpertStep(config, net, transform.to(device), images, val, device, stacked)
     groups = [list(range(len(seeds)))] if stacked else [[place] for place in range(len(seeds))]
     last = config.epochs if epochs is None else epochs
-    for group in groups:
-        yield from _advance(step, [seeds[i] for i in group], [numbers[i] for i in group], last)
+    for number, group in enumerate(groups):
+        group_seeds, group_numbers = [seeds[i] for i in group], [numbers[i] for i in group]
+        yield from _advance(step, group_seeds, group_numbers, last, number, unfinished)
 
 
-def _advance(step: ExpertStep, seeds: Sequence[int], numbers: Sequence[int], epochs: int) -> Iterator[Snapshot]:
+def _advance(
+    step: ExpertStep,
+    seeds: Sequence[int],
+    numbers: Sequence[int],
+    epochs: int,
+    group: int,
+    unfinished: Unfinished | None,
+) -> Iterator[Snapshot]:
     """The experts of one group, side by side."""
     theta_KP = torch.stack([step.net.init(generator(seed, "init")) for seed in seeds]).to(step.device)
     velocity_KP = torch.zeros_like(theta_KP) if step.config.momentum else None
     losses: list[list[float]] = [[] for _ in seeds]
-    for epoch in range(epochs + 1):
+    first = 0
+    for block in unfinished.read(group) if unfinished is not None else ():
+        losses, first = block.losses, block.epochs[-1] + 1
+        theta_KP = block.thetas_SKP[-1].to(step.device, copy=True)
+        velocity_KP = None if block.velocity_KP is None else block.velocity_KP.to(step.device)
+        for epoch, thetas_KP, accuracies in zip(block.epochs, block.thetas_SKP, block.accuracies, strict=True):
+            yield from _snapshots(numbers, epoch, thetas_KP, losses, accuracies)
+    for epoch in range(first, epochs + 1):
         if epoch:
             losses_K = step.epoch(theta_KP, velocity_KP, seeds, epoch)
             finite_K = theta_KP.isfinite().all(1)
@@ -88,12 +108,25 @@ def _advance(step: ExpertStep, seeds: Sequence[int], numbers: Sequence[int], epo
                 losses[k].append(loss)
                 if not (math.isfinite(loss) and bool(finite_K[k])):
                     raise Diverged(numbers[k], epoch, losses[k])
-        accuracies = step.accuracies(theta_KP)
-        for k, number in enumerate(numbers):
-            metrics = {"train_loss": losses[k][-1]} if epoch else {}
-            if accuracies is not None:
-                metrics["val_accuracy"] = accuracies[k]
-            yield Snapshot(number, epoch, theta_KP[k].detach().to("cpu", copy=True), metrics)
+        accuracies, thetas_KP = step.accuracies(theta_KP), theta_KP.detach().to("cpu", copy=True)
+        if unfinished is not None:
+            unfinished.add(group, epoch, thetas_KP, velocity_KP, losses, accuracies)
+        yield from _snapshots(numbers, epoch, thetas_KP, losses, accuracies)
+
+
+def _snapshots(
+    numbers: Sequence[int],
+    epoch: int,
+    thetas_KP: Tensor,
+    losses: Sequence[Sequence[float]],
+    accuracies: Sequence[float] | None,
+) -> Iterator[Snapshot]:
+    """Of every expert of a group, at the end of an epoch."""
+    for k, number in enumerate(numbers):
+        metrics = {"train_loss": losses[k][epoch - 1]} if epoch else {}
+        if accuracies is not None:
+            metrics["val_accuracy"] = accuracies[k]
+        yield Snapshot(number, epoch, thetas_KP[k], metrics)
 
 
 class ExpertStep:

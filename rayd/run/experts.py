@@ -135,6 +135,7 @@ class ExpertPlan:
 def build_unit(plan: ExpertPlan, unit: ExpertUnit) -> Built:
     """Train the experts of one unit and commit their shard; a divergence is recorded, not retried."""
     run, began = plan.run, time.monotonic()
+    unfinished = plan.writer.unfinished(unit.name, unit.experts)
     snapshots = train(
         run.expert,
         plan.net,
@@ -145,6 +146,7 @@ def build_unit(plan: ExpertPlan, unit: ExpertUnit) -> Built:
         experts=unit.experts,
         val=plan.splits.val,
         device=plan.device_type,
+        unfinished=unfinished,
     )
     kept: dict[int, list[Snapshot]] = {expert: [] for expert in unit.experts}
     accuracies: list[float] = []
@@ -158,10 +160,12 @@ def build_unit(plan: ExpertPlan, unit: ExpertUnit) -> Built:
                     accuracies.append(snapshot.metrics.get("val_accuracy", float("nan")))
                     shard.add(Trajectory.of(kept.pop(snapshot.expert)), seed=seeds[snapshot.expert])
             commit = shard.publish(made_by())
+        unfinished.clear()
     except Diverged as error:
         log.warning("%s: %s", unit.name, error)
         numbers = {**error.numbers, "unit": unit.name, "reason": str(error), "fingerprint": plan.writer.fingerprint}
         plan.writer.fail(unit.name, numbers)
+        unfinished.clear()
         return Built(unit.name, 0, 0, time.monotonic() - began, failure=error.numbers)
     seconds, memory = time.monotonic() - began, peak_memory(plan.device_type)
     mean = sum(accuracies) / len(accuracies)
