@@ -62,7 +62,7 @@ class ExpertConfig:
     storage: Literal["fp32", "fp16"] = "fp32"
     """The type of the rows on disk."""
     check: int = 1000
-    """Validation images that each snapshot is scored on."""
+    """Validation images that each snapshot is scored on, of every class its share."""
     max_failed: float = 0.1
     """Share of diverged units above which the whole run counts as failed."""
 

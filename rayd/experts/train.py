@@ -148,8 +148,7 @@ class ExpertStep:
         self.device = device
         self.stacked = stacked
         self.pixels, self.labels = images.pixels_NCHW.to(device), images.labels_N.to(device)
-        checked = 0 if val is None else min(config.check, len(val))
-        self.val = val.select(torch.arange(checked)) if val is not None and checked else None
+        self.val = val.sample(config.check, 0) if val is not None and len(val) and config.check else None
         self.augment = config.augment.build()
         self.dtype = DTYPES[config.precision]
         self.batch = min(config.batch, len(self.labels))

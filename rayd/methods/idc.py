@@ -144,11 +144,15 @@ class Formation(Codec):
     def classes(self) -> Tensor:
         return self.under.classes().repeat_interleave(self.cells)
 
-    def draw(self, rng: torch.Generator, n: int) -> Tensor:
-        return self.draws(rng, n, 1)[0]
+    @property
+    def full_batch(self) -> int:
+        """All cells; of a codec with a smaller largest minibatch (HaBa), one cell of each of its images."""
+        full = self.under.full_batch
+        return len(self) if full == len(self.under) else full
 
     def draws(self, rng: torch.Generator, n: int, batches: int) -> list[Tensor]:
         """Minibatches as the codec underneath takes them, a random cell of each image, while it has enough images."""
+        n = min(n, self.full_batch)
         if n >= len(self.under):
             return super().draws(rng, n, batches)
         return [
@@ -172,12 +176,14 @@ class Formation(Codec):
         self.under.encode(lambda c, n: tiled(take(c, n * self.cells), self.config.factor), rng)
 
     @torch.no_grad()
-    def teach(self, predict: Callable[[Tensor], Tensor]) -> None:
+    def teach(self, predict: Callable[[Tensor, Tensor], Tensor]) -> None:
         """A label stands for all cells of its images."""
 
-        def mean_over_cells(x_NCHW: Tensor) -> Tensor:
+        def mean_over_cells(x_NCHW: Tensor, class_N: Tensor) -> Tensor:
             cells = split(x_NCHW, self.config.factor)
-            mean_NK: Tensor = predict(scaled(cells.flatten(0, 1), self.spec)).unflatten(0, cells.shape[:2]).mean(1)
+            class_of_cell = class_N.repeat_interleave(cells.shape[1])
+            logits = predict(scaled(cells.flatten(0, 1), self.spec), class_of_cell)
+            mean_NK: Tensor = logits.unflatten(0, cells.shape[:2]).mean(1)
             return mean_NK
 
         self.under.teach(mean_over_cells)

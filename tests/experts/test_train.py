@@ -172,6 +172,16 @@ def test_a_kept_last_batch_shows_every_image_once(digits: Splits, few: Images) -
     assert ExpertConfig().recipe() != ExpertConfig(last_batch="drop").recipe()
 
 
+def test_snapshots_are_scored_on_images_of_every_class(digits: Splits, few: Images) -> None:
+    """The validation images of a folder lie class after class; the first of them would be of one class."""
+    in_order = digits.val.select(digits.val.labels_N.argsort(stable=True))
+    config = ExpertConfig(**{**PLAIN, "check": 20})
+    transform = Transform.fit(few, "normalise")
+    step = ExpertStep(config, net_of(digits), transform, few, in_order, torch.device("cpu"), False)
+    assert step.val is not None and len(step.val) == 20
+    assert set(step.val.labels_N.tolist()) == set(range(10))
+
+
 def test_a_teacher_is_trained_to_the_end() -> None:
     config = ExpertConfig(epochs=9)
     assert config.kept(3, teacher=True) == (0, 1, 2, 3, 9)
