@@ -32,6 +32,8 @@ says, which cost 5 % of a step's time."""
 
 _listener: Callable[[str], None] | None = None
 
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
 LINKING_S = 20.0
 """Seconds: an empty library younger than this may still be being written."""
 
@@ -59,6 +61,17 @@ def on_beat(listener: Callable[[str], None] | None) -> None:
     """Let `listener` hear the beats of this process; None: nobody."""
     global _listener
     _listener = listener
+
+
+def memory(device: torch.device) -> int:
+    """Bytes that a device has: the GPU's, or this machine's, less where a container is allowed less."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit in CONTAINER_LIMITS:
+        if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+            total = min(total, int(text))
+    return total
 
 
 def peak_memory(device_type: str) -> int:
