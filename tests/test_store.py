@@ -24,6 +24,7 @@ from rayd.store.patience import is_transient
 from tests.support.faults import TRANSIENT, faulty
 from tests.support.limits import file_size_limit
 from tests.support.loopback import s3_server
+from tests.support.proxy import faulty_proxy
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +178,23 @@ def test_settings_travel_with_the_uri_and_are_checked(bucket: str) -> None:
         Store(f"{bucket}&patience=long")
     with pytest.raises(Refused, match=r"store.request_timeout=0"):
         StoreConfig(request_timeout=0)
+
+
+def test_a_server_that_drops_stalls_and_answers_503(bucket: str) -> None:
+    rates = {"drop": 0.12, "503": 0.12, "cut": 0.1, "stall": 0.02}
+    with faulty_proxy(f"{bucket}&patience=60&request_timeout=1&connect_timeout=1", rates, seed=2, stall_s=1.5) as (
+        uri,
+        proxy,
+    ):
+        store = Store(uri).sub("proxied")
+        data = os.urandom(200_000)
+        for i in range(6):
+            store.write(f"{i}", data)
+            assert store.read(f"{i}") == data and store.read_range(f"{i}", 1000, 10) == data[1000:1010]
+        assert store.sizes() == {name: len(data) for name in map(str, range(6))}
+        store.delete("0")
+        assert not store.exists("0")
+    assert all(proxy.counts[kind] for kind in ("drop", "503", "cut")), proxy.counts
 
 
 def test_a_dead_endpoint_costs_patience_and_no_more() -> None:

@@ -103,7 +103,7 @@ class LocalFiles:
         """Bytes from there (to the end where length is None), and the size of the whole file."""
         with open(self.path / name, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            return os.pread(file.fileno(), size - offset if length is None else length, offset), size
+            return os.pread(file.fileno(), max(size - offset, 0) if length is None else length, offset), size
 
     def write(self, name: str, data: bytes) -> None:
         with self.scratch(name) as temporary:
@@ -179,7 +179,8 @@ class RemoteFiles:
     def read_at(self, name: str, offset: int, length: int | None) -> tuple[bytes, int]:
         with self.filesystem.open_input_file(f"{self.root}/{name}") as file:
             size = int(file.size())
-            return bytes(file.read_at(size - offset if length is None else length, offset)), size
+            left = max(size - offset, 0)
+            return bytes(file.read_at(left if length is None else min(length, left), min(offset, size))), size
 
     def write(self, name: str, data: bytes) -> None:
         with self.filesystem.open_output_stream(f"{self.root}/{name}") as stream:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from rayd.data.sources.listing import Files
 from rayd.store.files import open_filesystem
-from rayd.store.patience import persist
+from rayd.store.patience import current, persist
 
 T = TypeVar("T")
 AHEAD = 2**20
@@ -32,13 +32,16 @@ class Folder:
         return sorted(listed)
 
     def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        path = self.path / name
+        return persist(path.read_bytes, "reading", str(path), current().patience)
 
     def open(self, name: str) -> BinaryIO:
-        return (self.path / name).open("rb")
+        path = self.path / name
+        return persist(lambda: path.open("rb"), "reading", str(path), current().patience)
 
     def stamp(self, name: str) -> list[Any]:
-        stat = (self.path / name).stat()
+        path = self.path / name
+        stat = persist(path.stat, "looking for", str(path), current().patience)
         return [name, stat.st_size, stat.st_mtime_ns]
 
 
