@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from rayd.data.config import DataConfig
 from rayd.distill.budget import Budget
-from rayd.distill.loop import GuardConfig, OptimiserConfig
+from rayd.distill.contract import OptimiserConfig
+from rayd.distill.guard import GuardConfig
 from rayd.errors import refuse
 from rayd.evaluate.score import RecipeConfig
 from rayd.experts.config import ExpertConfig

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -71,6 +72,16 @@ class Transform:
         if self.kind == "zca":
             return None
         return (0 - self.mean_C) / self.std_C, (1 - self.mean_C) / self.std_C
+
+    @property
+    def unit(self) -> float:
+        """RMS of the training pixels about their mean: 1 by construction where normalised, sqrt(mean of s / (s + eps))
+        over the eigenvalues s where whitened, which the matrix tells; pixels in [0, 1] keep their own unit, 1."""
+        if self.matrix_DD is None:
+            return 1.0
+        return math.sqrt(
+            max(0.0, 1 - EPS * float(self.matrix_DD.square().sum(dtype=torch.float64)) / len(self.matrix_DD))
+        )
 
     def to(self, device: torch.device | str) -> Transform:
         moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self._fields().items()}

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from rayd.data.images import Spec
 from rayd.distill.budget import Shape, Stored
-from rayd.distill.contract import Codec, Player
+from rayd.distill.contract import Codec, OptimiserConfig, Player
 from rayd.distill.fit import CodecOptions
 from rayd.seeds import generator
 
@@ -141,9 +141,9 @@ class Family(Codec):
             self._measure()
         players: list[Player] = [Player(name, (p,), scale=self._scales[name]) for name, p in self.factors().items()]
         if self.learns_labels:
-            own = self.config.lr_labels is not None
-            more: dict[str, Any] = {"lr": self.config.lr_labels, "optimiser": "sgd", "momentum": 0.9} if own else {}
-            players.append(Player("labels", (self.labels,), **more))
+            rate = self.config.lr_labels
+            sgd = None if rate is None else OptimiserConfig(name="sgd", lr=rate, momentum=0.9)
+            players.append(Player("labels", (self.labels,), optimiser=sgd))
         return players
 
     @torch.no_grad()

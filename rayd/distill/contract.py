@@ -4,7 +4,7 @@ Written against the hardest methods first:
 
 * NCFM's psi and HaBa's adversary are *players*: named groups of parameters with their own optimiser, moved by their own
   `autograd.grad` of their own loss, never through a shared `.grad`.
-* HaBa's minibatch (one hallucinator a batch) is the codec's `draw`; everything else takes whatever index `draw` returns.
+* HaBa's minibatch (bases under one hallucinator) is the codec's `draws`; the inner loop takes whatever index it returns.
 * DC's inner training is `Objective.after`: it runs on every worker alike once a step is taken, and lives in `state()`.
 * DATM's learned labels belong to the codec (stored, counted); its start and windows belong to the objective.
 * DWA's blocks are independent runs of the same engine; within one, `encode` gives the real start and the objective owns
@@ -19,16 +19,18 @@ whitened), which is what every codec decodes to; its projection onto legal pixel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
-from rayd.distill.budget import Budget, Stored
+from rayd.distill.budget import Stored
+from rayd.errors import Failed, refuse
 from rayd.experts.trajectory import Segment
 from rayd.nets.convnet import Net
 
@@ -57,19 +59,40 @@ class Match:
     """The item contributes nothing to the step (DATM's threshold); counted."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class OptimiserConfig:
+    """An optimiser and its rate: the run's, or a player's own, which inherits nothing from the run's."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    """Of the codec's parameters, where it is the run's."""
+    lr: float = 0.01
+    """For the unit of pixels; factors scale it so that a step moves the decoded images alike. Under Adam the unit is the
+    RMS of the network space, so one rate moves whitened and normalised pixels alike; under SGD it is the published rate."""
+    momentum: float = 0.5
+    """SGD's momentum, Adam's first beta (there at least 0.5)."""
+    beta2: float = 0.999
+    """Adam's second beta."""
+    weight_decay: float = 0.0
+    """Zero unless a paper decays its images."""
+    decay: Literal["constant", "cosine", "plateau"] = "constant"
+    """cosine: to zero at the last step; plateau: halved after 500 steps without a lower loss (NCFM's release)."""
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or not 0 <= self.momentum < 1 or not 0 < self.beta2 < 1 or self.weight_decay < 0:
+            raise refuse("optimiser", self, "lr > 0, 0 <= momentum < 1, 0 < beta2 < 1, weight_decay >= 0")
+
+
 @dataclass(frozen=True)
 class Player:
     """A group of parameters that one optimiser moves."""
 
     name: str
     params: tuple[Tensor, ...]
-    scale: float = 1.0
-    """Learning-rate scale: lr of the group = run's lr * scale, unless `lr` says an absolute one."""
-    lr: float | None = None
-    optimiser: str | None = None
-    """adam | adamw | sgd; None: the run's own."""
-    momentum: float | None = None
-    weight_decay: float = 0.0
+    scale: float | None = None
+    """Of factors of images: the run's rate for pixels times this is the rate of the factor; None: no images, the rate
+    as it stands."""
+    optimiser: OptimiserConfig | None = None
+    """Its own; None: the run's."""
     sign: int = 1
     """-1: ascends `Match.value` (NCFM's psi)."""
 
@@ -120,6 +143,17 @@ class Part(nn.Module):
     def load(self, state: Mapping[str, Tensor]) -> None:
         self.load_state_dict(dict(state))
 
+    def project(self, transform: Transform) -> None:
+        """After a step: back onto what is legal, if anything is."""
+
+
+def walk(length: int, n: int, batches: int, rng: torch.Generator) -> list[Tensor]:
+    """Minibatches of n out of `length`: walked through in a random order, reshuffled when exhausted."""
+    if n >= length:
+        return [torch.arange(length)] * batches
+    order = torch.cat([torch.randperm(length, generator=rng) for _ in range(-(-n * batches // length))])
+    return list(order[: n * batches].split(n))
+
 
 class Codec(Part):
     """What is stored, and how images and labels come out of it."""
@@ -128,23 +162,19 @@ class Codec(Part):
     spec: Spec
     axes: dict[str, int]
     """The index space: name -> length; `len(codec)` is their product. A flat index is row-major over the axes."""
-    per_class: ClassVar[bool] = True
-    """Index space splits by class: `of_class` works (all our codecs)."""
     learns_labels: bool = False
 
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def draw(self, rng: torch.Generator, n: int) -> Tensor:
-        """How a minibatch is taken: a flat int64 CPU index of n images without repetition where possible."""
-        return torch.randperm(len(self), generator=rng)[:n]
+    @property
+    def full_batch(self) -> int:
+        """Images of the largest minibatch of an inner loop."""
+        return len(self)
 
     def draws(self, rng: torch.Generator, n: int, batches: int) -> list[Tensor]:
-        """Minibatches for an inner loop: the set is walked through in a random order, reshuffled when exhausted."""
-        if n >= len(self):
-            return [torch.arange(len(self))] * batches
-        order = torch.cat([torch.randperm(len(self), generator=rng) for _ in range(-(-n * batches // len(self)))])
-        return list(order[: n * batches].split(n))
+        """Minibatches for an inner loop: flat int64 indices on the CPU."""
+        return walk(len(self), n, batches, rng)
 
     def of_class(self, c: int) -> Tensor:
         """Flat indices of the images of class c."""
@@ -163,10 +193,7 @@ class Codec(Part):
         raise NotImplementedError
 
     def teach(self, predict: Callable[[Tensor], Tensor]) -> None:
-        """Start learned labels from a teacher's logits."""
-
-    def project(self, transform: Transform) -> None:
-        """After a step: back onto what is legal, if anything is."""
+        """Start learned labels from logits: predict(images) gives [N, K] of one teacher or [E, N, K] of several."""
 
 
 class Objective(Part):
@@ -192,7 +219,7 @@ class Objective(Part):
         raise NotImplementedError
 
     def fetch(self, item: Item) -> Any:
-        """The item's data out of the world: runs ahead of the step, in a thread; no randomness but item.seed."""
+        """The item's data out of the inputs: runs ahead of the step, in a thread; no randomness but item.seed."""
         return None
 
     def forward(self, codec: Codec, item: Item, data: Any) -> Match:
@@ -201,27 +228,58 @@ class Objective(Part):
     def after(self, codec: Codec, step: int) -> None:
         """Once the step is taken, on every worker alike (DC's inner training)."""
 
+    def step_size(self) -> float | None:
+        """The learned step size of the inner loop, if there is one; it is then a key of `gives`, too."""
+        return None
+
 
 class Term(Part):
-    """A weighted addition fed by the Match's scene. Adds to `match.value` (times its weight) or to its own player's loss."""
+    """A weighted addition fed by the Match's scene: adds `weight` times its value, and losses of its own players.
+
+    Where no weight is given it is set once, before the first step, so that the term's gradient is `ratio` of the
+    objective's by norm, on the codec's parameters. The weight is then part of the state.
+    """
 
     Config: ClassVar[type[Any]]
     asks: ClassVar[frozenset[str]] = frozenset()
     multiclass: ClassVar[bool] = False
     """Meaningless on items of a single class."""
+    ratio: float | None = None
+    weight: Tensor | float
 
-    def forward(self, codec: Codec, item: Item, match: Match) -> Match:
+    def weigh(self, weight: float | None, ratio: float | None = None) -> None:
+        """Said by the constructor of a term: its weight, or the ratio that sets it."""
+        if weight is not None:
+            self.weight = weight
+            return
+        self.ratio = ratio
+        self.register_buffer("weight", torch.tensor(math.nan, dtype=torch.float64))
+
+    @property
+    def unweighted(self) -> bool:
+        return math.isnan(self.weight)
+
+    def balance(self, objective: float, term: float) -> None:
+        """Set the weight by the norms of the two gradients."""
+        assert self.ratio is not None and isinstance(self.weight, Tensor)
+        if not (objective > 0 and term > 0):
+            name = type(self).__name__.lower()
+            raise Failed(
+                f"term {name}: its weight follows from the gradients of the first step, and they are {objective:.3g} for "
+                f"the objective and {term:.3g} for the term; set the term's weight"
+            )
+        self.weight.fill_(self.ratio * objective / term)
+
+    def value(self, codec: Codec, item: Item, match: Match) -> Match:
+        """The term alone: its value, metrics and losses."""
         raise NotImplementedError
 
-
-class CodecConfig(Protocol):
-    """What every codec's frozen Config offers."""
-
-    def fit(self, budget: Budget, spec: Spec) -> Any:
-        """The largest configuration within the budget; refuses, with the nearest that would work."""
-        ...
-
-    def build(self, spec: Spec, rng: torch.Generator) -> Codec: ...
-
-
-Steps = Iterator[Any]
+    def forward(self, codec: Codec, item: Item, match: Match) -> Match:
+        if self.weight == 0:
+            return match
+        if self.unweighted:
+            raise ValueError(f"{type(self).__name__}: its weight is not set yet (Distillation.run does it)")
+        term = self.value(codec, item, match)
+        total = match.value + float(self.weight) * term.value
+        metrics, losses = match.metrics | term.metrics, match.losses | term.losses
+        return replace(match, value=total, metrics=metrics, losses=losses)

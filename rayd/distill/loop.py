@@ -1,9 +1,11 @@
 """One loop for every method: a generator of Steps over planned items, resumable from its state.
 
 The caller says which share of the items is this worker's and gives a `reduce` that sums a flat vector over the workers
-(identity for one). It never sees storage or Ray. Every worker holds the same state and takes the same optimiser step.
-Items are summed in double precision: the order of the sum, and so the number of workers, is then lost in rounding to
-single precision, where a single-precision sum would let Adam blow the last bit up.
+(identity for one). The loop never sees storage or Ray. Every worker holds the same state and takes the same step.
+Items are summed in float64 so that the result does not depend on the number of workers; in float32 Adam amplifies the
+rounding difference.
+
+What to do with a step is decided in guard.py, by pure functions of what every worker knows.
 """
 
 from __future__ import annotations
@@ -19,49 +21,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rayd.distill.contract import Codec, Item, Match, Objective, Player, Term
-from rayd.distill.contract import Inputs as Inputs
-from rayd.errors import Failed, refuse
+from rayd.distill.contract import Codec, Inputs, Item, Match, Objective, Player, Term
+from rayd.distill.contract import OptimiserConfig as OptimiserConfig
+from rayd.distill.guard import TALLY, Act, Record, Tally, Verdict, bad, verdict
+from rayd.distill.guard import GuardConfig as GuardConfig
+from rayd.errors import Failed
 
 State = dict[str, Tensor]
 Reduce = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimiserConfig:
-    """The run's own optimiser; a player may ask for another."""
-
-    name: Literal["adam", "adamw", "sgd"] = "adam"
-    """Of the codec's parameters."""
-    lr: float = 0.01
-    """For the unit of pixels; factors scale it so that a step moves the decoded images alike."""
-    momentum: float = 0.5
-    """sgd's momentum, adam's first beta when above 0.5"""
-    weight_decay: float = 0.0
-    """Zero unless a paper decays its images."""
-    decay: Literal["constant", "cosine"] = "constant"
-    """Of the rate; cosine: to zero at the last step."""
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0 or not 0 <= self.momentum < 1 or self.weight_decay < 0:
-            raise refuse("optimiser", self, "lr > 0, 0 <= momentum < 1, weight_decay >= 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GuardConfig:
-    """What happens when a step goes wrong: it is skipped; `patience` bad ones in a row roll back to the last checkpoint;
-    more than `rollbacks` of those end the run with a diagnosis."""
-
-    patience: int = 3
-    """Bad steps in a row that roll back to the last checkpoint."""
-    rollbacks: int = 2
-    """More of them end the run with a diagnosis."""
-    max_step_size: float = 10.0
-    """A learned step size above this has exploded."""
-
-    def __post_init__(self) -> None:
-        if self.patience < 1 or self.rollbacks < 0 or not self.max_step_size > 0:
-            raise refuse("guard", self, "patience >= 1, rollbacks >= 0, max_step_size > 0")
 
 
 @dataclass
@@ -78,20 +45,21 @@ def identity(flat: Tensor) -> Tensor:
     return flat
 
 
-def make_optimiser(player: Player, config: OptimiserConfig) -> torch.optim.Optimizer:
-    """A player's own optimiser. Its scale is for updates of unit size; sgd's carry the scale in the gradient once more."""
-    name = player.optimiser or config.name
-    scale = player.scale**2 if name == "sgd" else player.scale
-    lr = player.lr if player.lr is not None else config.lr * scale
-    momentum = player.momentum if player.momentum is not None else config.momentum
-    decay = player.weight_decay or config.weight_decay
-    params = list(player.params)
-    if name == "sgd":
-        return torch.optim.SGD(params, lr=lr, momentum=momentum, weight_decay=decay)
-    betas = (max(momentum, 0.5), 0.999)
-    if name == "adam":
-        return torch.optim.Adam(params, lr=lr, betas=betas, weight_decay=decay)
-    return torch.optim.AdamW(params, lr=lr, betas=betas, weight_decay=decay)
+def make_optimiser(player: Player, run: OptimiserConfig, unit: float = 1.0) -> torch.optim.Optimizer:
+    """A player's own optimiser, or the run's. `unit`: RMS of the network space.
+
+    A player's scale is for updates of unit size, as Adam's are, and those are in the unit of the space. The update of SGD
+    carries the scale in its gradient once more, and its rate is as published.
+    """
+    config = player.optimiser or run
+    lr, scale = config.lr, player.scale
+    if scale is not None and player.optimiser is None:
+        lr = lr * scale**2 if config.name == "sgd" else lr * scale * unit
+    params, decay = list(player.params), config.weight_decay
+    if config.name == "sgd":
+        return torch.optim.SGD(params, lr=lr, momentum=config.momentum, weight_decay=decay)
+    adam = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return adam(params, lr=lr, betas=(max(config.momentum, 0.5), config.beta2), weight_decay=decay)
 
 
 class Distillation:
@@ -118,19 +86,25 @@ class Distillation:
         names = [p.name for p in self.players]
         if len(set(names)) != len(names):
             raise ValueError(f"players share a name: {names}")
-        self.optimisers = [make_optimiser(p, optimiser) for p in self.players]
+        unit = inputs.transform.unit if inputs.transform is not None else 1.0
+        self.optimisers = [make_optimiser(p, optimiser, unit) for p in self.players]
         self.rates = [o.param_groups[0]["lr"] for o in self.optimisers]
-        self.number = 0
-        self.bad = self.rolled = self.skipped = 0
+        self.codec_numbers = sum(p.numel() for player in codec.players() for p in player.params)
+        self.record = Record()
         self.ema_decay = ema
         self.average = {k: v.detach().clone() for k, v in codec.state_dict().items()} if ema else {}
         self.good: State | None = None
+
+    @property
+    def number(self) -> int:
+        """Steps that are done."""
+        return self.record.number
 
     # ---- state ------------------------------------------------------------------------------------------------------
 
     def state(self) -> State:
         """Everything a resume needs, as flat named tensors."""
-        out: State = {"step": torch.tensor([self.number, self.bad, self.rolled, self.skipped])}
+        out: State = {"step": self.record.tensor()}
         for name, part in self._parts():
             out |= {f"{name}/{k}": v for k, v in part.state().items()}
         out |= {f"ema/{k}": v.clone() for k, v in self.average.items()}
@@ -147,7 +121,7 @@ class Distillation:
         return self.good
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        self.number, self.bad, self.rolled, self.skipped = (int(v) for v in state["step"])
+        self.record = Record.of(state["step"])
         for name, part in self._parts():
             part.load(_under(state, name))
         self.average = {k: v.clone() for k, v in _under(state, "ema").items()}
@@ -178,6 +152,7 @@ class Distillation:
 
     def run(self) -> Iterator[Step]:
         """Steps from where the state stands to the last."""
+        self._balance()
         self.good = self.good or self.state()
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch") as pool:
             ahead = self._ask(pool, self.number)
@@ -190,6 +165,20 @@ class Distillation:
                 step.seconds = time.perf_counter() - began
                 yield step
 
+    def _balance(self) -> None:
+        """Weights that follow from gradients, at the first item of the first step: the same on every worker."""
+        for term in self.terms:
+            if term.ratio is None or not term.unweighted:
+                continue
+            item = self.objective.plan(0)[0]
+            match = self.objective(self.codec, item, self.objective.fetch(item))
+            params = [p for player in self.codec.players() for p in player.params]
+            norms = []
+            for loss in (term.value(self.codec, item, match).value, match.value):
+                parts = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
+                norms.append(math.sqrt(sum(float(g.double().square().sum()) for g in parts if g is not None)))
+            term.balance(norms[1], norms[0])
+
     def _ask(self, pool: ThreadPoolExecutor, number: int) -> tuple[list[Item], list[Future[Any]]]:
         rank, size = self.share
         mine = [item for item in self.objective.plan(number) if item.number % size == rank]
@@ -197,35 +186,41 @@ class Distillation:
 
     def _step(self, items: list[Item], data: list[Any]) -> Step:
         self._schedule()
+        flat, metrics = self._sum(items, data)
+        tally, gradient = Tally(*flat[:TALLY].tolist()), flat[TALLY:]
+        mean = self.objective.reduction == "mean" and tally.items > 0
+        gradient = gradient / tally.items if mean else gradient
+        norm, codec_norm = float(gradient.norm()), float(gradient[: self.codec_numbers].norm())
+        decision = verdict(self.guard, self.record, tally, norm, codec_norm, self.number + 1 == self.steps)
+        step = Step(self.number + 1, tally.value / tally.items if mean else tally.value)
+        step.metrics = metrics | {"grad_norm": norm, "items_skipped": tally.skipped}
+        if decision.act is Act.STEP:
+            decision = self._move(gradient, decision)
+        elif decision.act is Act.SKIP and tally.items == 0:
+            self.objective.after(self.codec, self.number)
+        step.skipped = self._conclude(decision)
+        return step
+
+    def _sum(self, items: list[Item], data: list[Any]) -> tuple[Tensor, dict[str, float]]:
+        """The tally and every player's gradient over the items of all workers, and the metrics of this one's."""
         params = [p for player in self.players for p in player.params]
         totals = [torch.zeros_like(p, dtype=torch.float64) for p in params]
-        tally = torch.zeros(3, dtype=torch.float64, device=self.inputs.device)  # value, items that count, items skipped
+        tally = torch.zeros(TALLY, dtype=torch.float64, device=self.inputs.device)
         metrics: dict[str, Tensor] = {}
         for item, datum in zip(items, data, strict=True):
             match = self.objective(self.codec, item, datum)
             for term in self.terms:
                 match = term(self.codec, item, match)
             value = match.value.detach().double().reshape(())
+            nothing, one = torch.zeros_like(value), torch.ones_like(value)
+            tally += torch.stack([nothing, nothing, one] if match.skip else [value, one, nothing])
             if match.skip:
-                tally += torch.stack([torch.zeros_like(value), torch.zeros_like(value), torch.ones_like(value)])
                 continue
-            tally += torch.stack([value, torch.ones_like(value), torch.zeros_like(value)])
             for k, v in match.metrics.items():
-                metrics[k] = metrics.get(k, torch.zeros_like(value)) + torch.as_tensor(v, device=value.device).detach()
+                metrics[k] = metrics.get(k, nothing) + torch.as_tensor(v, device=value.device).detach()
             self._add_gradients(match, totals)
         flat = self.reduce(torch.cat([tally, *(t.flatten() for t in totals)]))
-        value_sum, count, skips = (float(v) for v in flat[:3])
-        mean = self.objective.reduction == "mean"
-        gradient = flat[3:] / count if mean and count else flat[3:]
-        norm = float(gradient.norm())
-        self.number += 1
-        step = Step(self.number, value_sum / count if mean and count else value_sum)
-        step.metrics = {k: float(v) / len(items) for k, v in metrics.items()} | {
-            "grad_norm": norm,
-            "items_skipped": skips,
-        }
-        step.skipped = self._take(gradient, count, norm, step.value)
-        return step
+        return flat, {k: float(v) / len(items) for k, v in metrics.items()}
 
     def _add_gradients(self, match: Match, totals: list[Tensor]) -> None:
         """Each player's own gradient of its own loss; nothing is accumulated in a shared `.grad`."""
@@ -250,14 +245,10 @@ class Distillation:
                 yield i, p, player.name, player.sign
                 i += 1
 
-    def _take(self, gradient: Tensor, count: float, norm: float, value: float) -> str:
-        """The optimiser step, or why there is none."""
-        if count == 0:
-            self.skipped += 1
-            self.objective.after(self.codec, self.number - 1)
-            return "every item was above the threshold"
-        if not (math.isfinite(norm) and math.isfinite(value)):
-            return self._bad(f"loss {value:.3g}, gradient norm {norm:.3g}")
+    def _move(self, gradient: Tensor, decision: Verdict) -> Verdict:
+        """Every player's optimiser step; another verdict where the step size is too large before or after it."""
+        if self._exploded():
+            return bad(self.guard, decision.record, f"step size {self.objective.step_size():.3g}", at_once=True)
         at = 0
         for player, optimiser in zip(self.players, self.optimisers, strict=True):
             for p in player.params:
@@ -265,47 +256,49 @@ class Distillation:
                 at += p.numel()
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        self.codec.project(self.inputs.transform)
-        rate = self.step_size()
-        if rate is not None and not 0 < rate <= self.guard.max_step_size:
-            return self._bad(f"step size {rate:.3g}", restore=True)
-        self.objective.after(self.codec, self.number - 1)
-        if self.average:
-            with torch.no_grad():
-                for k, v in self.codec.state_dict().items():
-                    self.average[k].lerp_(v, 1 - self.ema_decay)
-        self.bad = 0
-        return ""
+        for part in (self.codec, self.objective):
+            part.project(self.inputs.transform)
+        if self._exploded():
+            return bad(self.guard, decision.record, f"step size {self.objective.step_size():.3g}", at_once=True)
+        self.objective.after(self.codec, self.number)
+        with torch.no_grad():
+            for k, v in (self.codec.state_dict() if self.average else {}).items():
+                self.average[k].lerp_(v, 1 - self.ema_decay)
+        return decision
 
-    def _bad(self, what: str, restore: bool = False) -> str:
-        self.bad += 1
-        self.skipped += 1
-        if self.bad < self.guard.patience and not restore:
-            return what
+    def _exploded(self) -> bool:
+        rate = self.objective.step_size()
+        return rate is not None and not 0 < rate <= self.guard.max_step_size
+
+    def _conclude(self, decision: Verdict) -> str:
+        """Remember, roll back or end as decided; why the step changed nothing, if it did not."""
+        if decision.act in (Act.STEP, Act.SKIP):
+            self.record = decision.record
+            return decision.why
         assert self.good is not None
-        number, rolled, skipped = self.number, self.rolled + 1, self.skipped
         self.load(self.good)
-        if rolled > self.guard.rollbacks:
-            raise Failed(
-                f"step {number}: {what}, after {rolled - 1} rollbacks and {skipped} skipped steps. The last "
-                f"good state is kept. Knobs: method.objective.step_size or lr_step (smaller), method.optimiser.lr "
-                f"(smaller), method.objective.skip_above, precision=fp32; then submit again with another out."
-            )
-        self.number, self.rolled, self.skipped, self.bad = number, rolled, skipped, 0
-        return f"{what}: rolled back to step {int(self.good['step'][0])}"
+        if decision.act is Act.END:
+            raise Failed(f"step {decision.record.number}: {decision.why}. {self._knobs()}")
+        good, self.record = self.number, decision.record
+        return f"{decision.why}: rolled back to step {good}"
 
-    def step_size(self) -> float | None:
-        """The learned step size of the inner loop, if the objective has one."""
-        rate = getattr(self.objective, "step_size", None)
-        return float(rate()) if callable(rate) else None
+    def _knobs(self) -> str:
+        rate = self.objective.step_size()
+        learned = "" if rate is None else f" The learned step size is {rate:.3g} in it."
+        return (
+            f"The last good state is kept.{learned} Knobs: method.objective.step_size and lr_step, first, last and "
+            "grow_from (the window of start epochs), skip_above (larger or null); method.optimiser.lr (smaller); "
+            "method.precision=fp32. Then submit again with another out."
+        )
 
     def _schedule(self) -> None:
-        factor = 1.0
-        if self.optimiser.decay == "cosine":
-            factor = 0.5 * (1 + math.cos(math.pi * self.number / self.steps))
-        for optimiser, rate in zip(self.optimisers, self.rates, strict=True):
+        """The rate of this step, by each optimiser's own decay."""
+        cosine = 0.5 * (1 + math.cos(math.pi * self.number / self.steps))
+        factors = {"constant": 1.0, "cosine": cosine, "plateau": self.record.factor}
+        for player, optimiser, rate in zip(self.players, self.optimisers, self.rates, strict=True):
+            config = player.optimiser or self.optimiser
             for group in optimiser.param_groups:
-                group["lr"] = rate * factor
+                group["lr"] = rate * factors[config.decay]
 
 
 def _under(state: Mapping[str, Tensor], prefix: str) -> State:

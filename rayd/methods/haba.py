@@ -6,7 +6,8 @@ enc: convolution k = 3 without padding, c_b -> C; sigma, mu: elementwise [C, H -
 No nonlinearity. Floats = U * c_b * s^2 + N_H * (9 c_b C + C + 2 C (H - 2)(W - 2) + 9 C^2 + C): 5,568 for each of the
 paper's five hallucinators at 32 px RGB, so that its 'IPC 1' is 1.9 IPC; here they fit into the budget or are refused.
 
-A minibatch of the inner loop uses one hallucinator. The adversary with its contrast is the term `contrast`.
+A minibatch of the inner loop is `objective.batch` bases under one random hallucinator, as released (null: all bases). The
+adversary with its contrast is the term `contrast`.
 
 What we changed: any resolution and channel count (the release runs at 3 x 32 x 32 only); bases of fewer channels or
 lower resolution where the budget asks for it; hallucinators start near the identity, so that images start near the real
@@ -39,7 +40,7 @@ from rayd.data.augment import AugmentConfig
 from rayd.data.images import Spec
 from rayd.distill.budget import Budget, Shapes
 from rayd.distill.codec import Family, Take, normal
-from rayd.distill.contract import Codec, Inputs, Item, Match, Player, Term
+from rayd.distill.contract import Codec, Inputs, Item, Match, OptimiserConfig, Player, Term, walk
 from rayd.distill.fit import CodecOptions, grown, with_numbers
 from rayd.errors import refuse
 from rayd.seeds import generator
@@ -160,29 +161,16 @@ class Haba(Family):
         image_NCHW: Tensor = conv(x, turned(self.dec[j]), self.dec_bias[j], 2)
         return image_NCHW
 
-    def draw(self, rng: torch.Generator, n: int) -> Tensor:
-        """One hallucinator for the minibatch; as many more as it takes to fill one larger than the bases."""
-        return self.draws(rng, n, 1)[0]
+    @property
+    def full_batch(self) -> int:
+        """All bases, under one hallucinator."""
+        return self.axes["base"]
 
     def draws(self, rng: torch.Generator, n: int, batches: int) -> list[Tensor]:
-        """The bases walked through in random order, each minibatch under hallucinators of its own."""
-        bases, styles = self.axes["base"], self.axes["hallucinator"]
-        if n >= len(self):
-            return [torch.arange(len(self))] * batches
-        out = []
-        order = torch.empty(0, dtype=torch.int64)
-        for _ in range(batches):
-            style = torch.randperm(styles, generator=rng)
-            whole = n // bases
-            index = [torch.arange(bases) * styles + style[i] for i in range(whole)]
-            rest = n - whole * bases
-            if rest:
-                if len(order) < rest:
-                    order = torch.randperm(bases, generator=rng)
-                index.append(order[:rest] * styles + style[whole])
-                order = order[rest:]
-            out.append(torch.cat(index))
-        return out
+        """The bases walked through in random order, each minibatch of n under one random hallucinator."""
+        styles = self.axes["hallucinator"]
+        style = torch.randint(styles, (batches,), generator=rng)
+        return [base_N * styles + style[i] for i, base_N in enumerate(walk(self.axes["base"], n, batches, rng))]
 
     def begin(self, take: Take, rng: torch.Generator) -> None:
         """Bases are real images, shrunk; with fewer channels, the first ones' mean over the channels."""
@@ -263,12 +251,13 @@ class Contrast(Term):
             allowed = f"a codec with two or more along one of its axes {' | '.join(AXES)}"
             raise refuse("contrast", dict(codec.axes), allowed, "codec=haba, or drop the term")
         self.config, self.inputs = config, inputs
+        self.weigh(config.weight)
         self.augment = config.augment.build()
         self.rival = nn.Parameter(inputs.net.init(generator(inputs.seed, "rival")).to(inputs.device))
 
     def players(self) -> list[Player]:
         c = self.config
-        return [Player("rival", (self.rival,), lr=c.lr, optimiser="sgd", momentum=c.momentum)]
+        return [Player("rival", (self.rival,), optimiser=OptimiserConfig(name="sgd", lr=c.lr, momentum=c.momentum))]
 
     def pair(self, codec: Codec, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Flat indices of the same images under two different alternatives."""
@@ -280,7 +269,7 @@ class Contrast(Term):
         second_N = (first_N + torch.randint(1, count, first_N.shape, generator=rng)) % count
         return index_N, index_N + (second_N - first_N) * after
 
-    def forward(self, codec: Codec, item: Item, match: Match) -> Match:
+    def value(self, codec: Codec, item: Item, match: Match) -> Match:
         rng = generator(item.seed, "contrast")
         pair = self.pair(codec, rng)
         decoded = [codec.decode(index_N) for index_N in pair]
@@ -289,9 +278,7 @@ class Contrast(Term):
         views = self.augment(images, self.augment.draw(rng, len(images), tuple(images.shape)).to(images.device))
         alike = self._alike(views, self.rival.detach())
         loss = self._rival_loss(views.detach(), targets)
-        metrics = match.metrics | {"contrast": alike.detach(), "rival": loss.detach()}
-        value = match.value + self.config.weight * (1 + alike) / 2
-        return replace(match, value=value, metrics=metrics, losses=match.losses | {"rival": loss})
+        return Match((1 + alike) / 2, {"contrast": alike.detach(), "rival": loss.detach()}, losses={"rival": loss})
 
     def _alike(self, views: Tensor, rival_P: Tensor) -> Tensor:
         """Mean cosine between an image's two embeddings."""

@@ -144,11 +144,15 @@ class Formation(Codec):
     def classes(self) -> Tensor:
         return self.under.classes().repeat_interleave(self.cells)
 
-    def draw(self, rng: torch.Generator, n: int) -> Tensor:
-        return self.draws(rng, n, 1)[0]
+    @property
+    def full_batch(self) -> int:
+        """All cells; of a codec with a smaller largest minibatch (HaBa), one cell of each of its images."""
+        full = self.under.full_batch
+        return len(self) if full == len(self.under) else full
 
     def draws(self, rng: torch.Generator, n: int, batches: int) -> list[Tensor]:
         """Minibatches as the codec underneath takes them, a random cell of each image, while it has enough images."""
+        n = min(n, self.full_batch)
         if n >= len(self.under):
             return super().draws(rng, n, batches)
         return [

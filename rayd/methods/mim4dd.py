@@ -15,7 +15,7 @@ R real and S synthetic images, N of either, D features of a block, K classes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayd.distill.classwise import BLOCK
-from rayd.distill.contract import Codec, Inputs, Item, Match, Player, Term
+from rayd.distill.contract import Codec, Inputs, Item, Match, OptimiserConfig, Player, Term
 from rayd.distill.unroll import DTYPES
 from rayd.errors import refuse
 from rayd.machine import compiled
@@ -51,8 +51,10 @@ class Mim4dd(Term):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        weight: float = 1.0
-        """Nats against the objective's own unit: a nat's gradient is small, hundreds balance DM's or NCFM's."""
+        weight: float | None = None
+        """Nats against the objective's own unit (100 to 2,000 served DM alike); null: it follows from `ratio`."""
+        ratio: float = 0.25
+        """Of the term's gradient to the objective's, at the first step."""
         temperature: float = 0.1
         batch_real: int = 64
         """Real images of each class in the contrast, out of those that the objective matches."""
@@ -62,8 +64,10 @@ class Mim4dd(Term):
         """Adam's, of the projections."""
 
         def __post_init__(self) -> None:
-            if not self.weight >= 0:
-                raise refuse("mim4dd.weight", self.weight, "at least 0")
+            if self.weight is not None and not self.weight >= 0:
+                raise refuse("mim4dd.weight", self.weight, "at least 0, or null for `ratio`")
+            if not self.ratio > 0:
+                raise refuse("mim4dd.ratio", self.ratio, "above 0", "mim4dd.weight=0 turns the term off")
             if not self.temperature > 0:
                 raise refuse("mim4dd.temperature", self.temperature, "above 0")
             if self.batch_real < 1 or self.width < 0 or not self.lr > 0:
@@ -75,6 +79,7 @@ class Mim4dd(Term):
     def __init__(self, config: Config, inputs: Inputs) -> None:
         super().__init__()
         self.config, self.inputs = config, inputs
+        self.weigh(config.weight, config.ratio)
         dtype = DTYPES[inputs.precision]
 
         def vectors(theta_P: Tensor, images_NCHW: Tensor) -> list[Tensor]:
@@ -94,9 +99,9 @@ class Mim4dd(Term):
     def players(self) -> list[Player]:
         if not self.config.width:
             return []
-        return [Player("mim4dd", tuple(self.heads), lr=self.config.lr, optimiser="adam")]
+        return [Player("mim4dd", tuple(self.heads), optimiser=OptimiserConfig(lr=self.config.lr, momentum=0.9))]
 
-    def forward(self, codec: Codec, item: Item, match: Match) -> Match:
+    def value(self, codec: Codec, item: Item, match: Match) -> Match:
         scene = match.scene
         chosen_R = self._chosen(scene["real_labels"])
         real_class_R, syn_class_S = scene["real_labels"][chosen_R], scene["labels"].detach().argmax(1)
@@ -116,8 +121,7 @@ class Mim4dd(Term):
         bounds = torch.stack(
             [bound(self._scores(layer, a, b), positive_RS) for layer, (a, b) in enumerate(zip(real, syn, strict=True))]
         )
-        value = match.value - self.config.weight * bounds.mean()
-        return replace(match, value=value, metrics=match.metrics | {"information": bounds.detach().mean()})
+        return Match(-bounds.mean(), {"information": bounds.detach().mean()})
 
     def _chosen(self, class_R: Tensor) -> Tensor:
         """The first `batch_real` of each class; they come in random order already."""

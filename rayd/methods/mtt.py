@@ -4,36 +4,43 @@ arXiv:2310.05773) and TESLA (Cui et al., ICML 2023, arXiv:2211.10586) are settin
     L = ||theta_N - theta*||^2 / ||theta_0 - theta*||^2,   theta_0 = expert[t], theta* = expert[t + M],
     theta_{i+1} = theta_i - beta * grad CE(f(theta_i, A(x_i)), y_i)
 
-What we changed: the gradient is exact in one step's memory (rayd.distill.loop.unroll); beta is exp of a learned number;
-the published rates for beta are for its raw value and are divided by beta_0 squared in our configs; t, expert, minibatches
-and augmentation are drawn from (seed, step, item). DATM: t comes from [first, T(step)) with
+beta is learned as its raw value by plain SGD, with a momentum of its own, and kept at 0.001 or above after each step, as
+in HaBa's and SPEED's code (MTT's has no floor): published rates and momenta hold as they stand.
+
+What we changed: the gradient is exact in one step's memory (rayd.distill.unroll); t, expert, minibatches and augmentation
+are drawn from (seed, step, item). DATM: t comes from [first, T(step)) with
 T(step) = grow_from + (last - grow_from) * step / grow_steps, at most `last`, and an item whose loss exceeds `skip_above`
 is left out; its learned labels are the codec's. TESLA: `gradient: tesla` freezes the adjoint (not MTT's gradient).
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from rayd.data.augment import AugmentConfig
+from rayd.data.transform import Transform
 from rayd.distill.budget import Stored
-from rayd.distill.contract import Codec, Inputs, Item, Match, Objective, Player
+from rayd.distill.contract import Codec, Inputs, Item, Match, Objective, OptimiserConfig, Player
 from rayd.distill.unroll import Inner, cross_entropy, unroll
 from rayd.errors import Failed, refuse
 from rayd.experts.trajectory import Segment
+from rayd.schema import read
 from rayd.seeds import generator, seed_of
+
+FLOOR = 0.001
+"""The least that a learned step size can be."""
 
 
 class Mtt(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"segment"})
     uses_labels: ClassVar[bool] = True
     multiclass: ClassVar[bool] = True
-    gives: ClassVar[frozenset[str]] = frozenset({"net", "theta", "theta_end", "step_size"})
+    gives: ClassVar[frozenset[str]] = frozenset({"net", "theta", "target", "step_size"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -52,15 +59,15 @@ class Mtt(Objective):
         skip_above: float | None = None
         """DATM: items with a loss above this are left out."""
         batch: int | None = 100
-        """Images of one inner step; null takes the whole set each time."""
+        """Images of one inner step (bases under one hallucinator, of HaBa); null takes as many as the codec has."""
         step_size: float = 0.01
         """beta_0."""
         learn_step: bool = True
         """Whether beta is learned; where not, it stays beta_0."""
-        lr_step: float = 0.01
-        """Learning rate of log(beta), under `step_optimiser`."""
-        step_optimiser: Literal["adam", "adamw", "sgd"] = "adam"
-        """Of log(beta)."""
+        lr_step: float = 1e-5
+        """SGD's, of beta itself."""
+        step_momentum: float = 0.5
+        """Of that SGD."""
         items: int = 1
         """Segments per step; at least as many as workers."""
         gradient: Literal["exact", "tesla"] = "exact"
@@ -82,8 +89,21 @@ class Mtt(Objective):
                 )
             if not self.step_size > 0:
                 raise refuse("objective.step_size", self.step_size, "a positive number")
+            if self.learn_step and self.step_size < FLOOR:
+                raise refuse("objective.step_size", self.step_size, f"at least {FLOOR}, the least that one can learn")
             if self.batch is not None and (self.batch < 1 or self.batch % self.micro):
                 raise refuse("objective.batch", self.batch, f"a positive multiple of micro={self.micro}")
+
+        @classmethod
+        def from_plain(cls, mapping: Mapping[str, Any], where: str = "") -> Mtt.Config:
+            """Cards of version 0.1 have a rate for the logarithm of the step size, under `step_optimiser`."""
+            plain = {key: value for key, value in mapping.items() if key not in ("name", "step_optimiser")}
+            former = mapping.get("step_optimiser")
+            if former == "sgd":
+                plain["lr_step"] = plain.get("lr_step", 0.01) * plain.get("step_size", 0.01) ** 2
+            elif former is not None:
+                plain.pop("lr_step", None)
+            return read(cls, plain, where)
 
         @property
         def last_epoch(self) -> int:
@@ -103,22 +123,33 @@ class Mtt(Objective):
                 "train longer experts (expert.epochs) or lower objective.last",
             )
         self.config, self.inputs = config, inputs
-        self.log_step = nn.Parameter(torch.tensor(math.log(config.step_size), device=inputs.device))
+        self.step = nn.Parameter(torch.tensor(config.step_size, device=inputs.device))
         self.augment = config.augment.build()
         loss = cross_entropy(inputs.net, inputs.precision)
         exact = config.gradient == "exact"
         self.inner = Inner(loss, inputs.device, compile=inputs.compiled, micro=config.micro, exact=exact)
 
-    def step_size(self) -> Tensor:
-        return self.log_step.detach().exp()
+    def step_size(self) -> float:
+        return float(self.step.detach())
 
     def players(self) -> list[Player]:
         if not self.config.learn_step:
             return []
-        return [Player("step_size", (self.log_step,), lr=self.config.lr_step, optimiser=self.config.step_optimiser)]
+        sgd = OptimiserConfig(name="sgd", lr=self.config.lr_step, momentum=self.config.step_momentum)
+        return [Player("step_size", (self.step,), optimiser=sgd)]
+
+    @torch.no_grad()
+    def project(self, transform: Transform) -> None:
+        if self.config.learn_step:
+            self.step.clamp_(min=FLOOR)
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Version 0.1 kept the logarithm of the step size."""
+        former = {"step": state["log_step"].exp()} if "log_step" in state else {}
+        super().load({key: tensor for key, tensor in state.items() if key != "log_step"} | former)
 
     def stored(self) -> dict[str, Stored]:
-        return {"step_size": Stored(self.step_size().reshape(1), "step")}
+        return {"step_size": Stored(self.step.detach().reshape(1), "step")}
 
     def ceiling(self, step: int) -> int:
         """Start epochs of this step are below this."""
@@ -151,7 +182,7 @@ class Mtt(Objective):
                 f"segment {dict(item.what)}: distance from start to end is {float(distance)}; the buffer holds a row "
                 "that is not finite or two equal rows; run jobs.experts verify=true"
             )
-        n = min(c.batch or len(codec), len(codec))
+        n = min(c.batch or codec.full_batch, codec.full_batch)
         indices = codec.draws(generator(item.seed, "index"), n, c.inner_steps)
         shape = (n, *codec.spec.shape)
         draws = [self.augment.draw(generator(item.seed, "augment", i), n, shape) for i in range(c.inner_steps)]
@@ -161,9 +192,9 @@ class Mtt(Objective):
             return self.augment(images, draws[i]), targets
 
         leaves = [p for p in codec.parameters() if p.requires_grad]
-        theta = unroll(self.inner, start, batch, c.inner_steps, self.log_step.exp(), leaves)
+        theta = unroll(self.inner, start, batch, c.inner_steps, self.step, leaves)
         value = (theta - end).square().sum() / distance
         skip = c.skip_above is not None and float(value.detach()) > c.skip_above
         metrics: dict[str, Tensor | float] = {"step_size": self.step_size(), "start": float(item.what["first"])}
-        scene = {"net": self.inputs.net, "theta": start, "theta_end": theta, "step_size": self.log_step.exp()}
+        scene = {"net": self.inputs.net, "theta": start, "target": end, "step_size": self.step}
         return Match(value, metrics, scene, skip=skip)

@@ -26,7 +26,7 @@ N synthetic images of an item, K classes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from rayd.data.augment import AugmentConfig
 from rayd.distill.classwise import Batch, Classwise, Source, refuse_untrained_batch_norm
-from rayd.distill.contract import Codec, Inputs, Item, Match, Player, Term
+from rayd.distill.contract import Codec, Inputs, Item, Match, OptimiserConfig, Player, Term
 from rayd.distill.unroll import DTYPES
 from rayd.errors import refuse
 from rayd.machine import compiled
@@ -168,7 +168,8 @@ class Ncfm(Classwise):
         if self.psi is None or self.config.psi is None:
             return []
         c = self.config.psi
-        return [Player("psi", tuple(self.psi.parameters()), lr=c.lr, optimiser="sgd", momentum=c.momentum, sign=-1)]
+        sgd = OptimiserConfig(name="sgd", lr=c.lr, momentum=c.momentum)
+        return [Player("psi", tuple(self.psi.parameters()), optimiser=sgd, sign=-1)]
 
     def source(self, step: int) -> Source:
         c, inputs = self.config, self.inputs
@@ -229,6 +230,7 @@ class Calibrate(Term):
     def __init__(self, config: Config, inputs: Inputs) -> None:
         super().__init__()
         self.config, self.inputs = config, inputs
+        self.weigh(config.weight)
         self.augment = config.augment.build()
         dtype = DTYPES[inputs.precision]
 
@@ -238,7 +240,7 @@ class Calibrate(Term):
 
         self._losses = compiled(losses, inputs.device, inputs.compiled)
 
-    def forward(self, codec: Codec, item: Item, match: Match) -> Match:
+    def value(self, codec: Codec, item: Item, match: Match) -> Match:
         if "teacher" not in match.scene:
             allowed = "an objective with a pool of trained networks"
             raise refuse("method.terms", "calibrate", allowed, "set objective.pool above 0")
@@ -249,5 +251,4 @@ class Calibrate(Term):
         class_N = labels_NK.detach().argmax(1)
         share_N = 1 / torch.bincount(class_N, minlength=labels_NK.shape[1])[class_N]
         value = (losses_N * share_N).sum()
-        metrics = match.metrics | {"calibration": value.detach() / len(class_N.unique())}
-        return replace(match, value=match.value + self.config.weight * value, metrics=metrics)
+        return Match(value, {"calibration": value.detach() / len(class_N.unique())})

@@ -15,8 +15,9 @@ NSD's guidance by the distribution of real samples. Yang et al., ECCV 2024, arXi
 
     + weight * mean_c || mean phi(A(real_c)) - mean phi(A(synthetic_c)) ||^2 / || mean phi(A(real_c)) ||^2
 
-phi: the embedding before the classifier, of the network the item is at (an expert's start: already loaded). The paper's
-formula could not be had; dividing by the real features' size, so that one weight serves every network, is ours.
+phi: the embedding before the classifier, of the network that the item matches towards (an expert's later row, already
+loaded) or, where an objective has none, of the one it is at. The paper's formula could not be had; dividing by the real
+features' size, and the weight that makes its gradient a fifth of the objective's at the first step, are ours.
 
 Real and synthetic images get the same operations (siamese, as in DSA). `classes` of the classes, by the item's seed,
 bound the cost. c classes looked at, D features.
@@ -225,19 +226,23 @@ class Guidance(Term):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        weight: float = 0.1
-        """Against the objective's value."""
+        weight: float | None = None
+        """Against the objective's value; null: it follows from `ratio`."""
+        ratio: float = 0.2
+        """Of the guidance's gradient to the objective's, at the first step."""
         classes: int = 10
         """Classes looked at in an item."""
         batch_real: int = 64
         """Real images of each."""
-        batch_syn: int = 32
+        batch_syn: int = 64
         """Synthetic images of each, at most."""
         augment: AugmentConfig = field(default_factory=AugmentConfig)
 
         def __post_init__(self) -> None:
-            if not self.weight >= 0:
-                raise refuse("guidance.weight", self.weight, "0 or more", "0 turns it off")
+            if self.weight is not None and not self.weight >= 0:
+                raise refuse("guidance.weight", self.weight, "0 or more, or null for `ratio`", "0 turns it off")
+            if not self.ratio > 0:
+                raise refuse("guidance.ratio", self.ratio, "above 0", "guidance.weight=0 turns it off")
             for name in ("classes", "batch_real", "batch_syn"):
                 if getattr(self, name) < 1:
                     raise refuse(f"guidance.{name}", getattr(self, name), "a whole number from 1")
@@ -248,12 +253,11 @@ class Guidance(Term):
     def __init__(self, config: Config, inputs: Inputs) -> None:
         super().__init__()
         self.config, self.inputs = config, inputs
+        self.weigh(config.weight, config.ratio)
         self.augment = config.augment.build()
 
-    def forward(self, codec: Codec, item: Item, match: Match) -> Match:
-        if self.config.weight == 0:
-            return match
-        theta_P: Tensor = match.scene["theta"].detach()
+    def value(self, codec: Codec, item: Item, match: Match) -> Match:
+        theta_P: Tensor = match.scene.get("target", match.scene["theta"]).detach()
         rng = generator(item.seed, "guidance")
         chosen = torch.randperm(self.inputs.spec.classes, generator=rng)[: self.config.classes].tolist()
         real = [some(self.inputs.members(c), self.config.batch_real, rng) for c in chosen]
@@ -265,8 +269,7 @@ class Guidance(Term):
         synthetic_CD = self._means(theta_P, codec.decode(torch.cat(synthetic))[0], draw, synthetic)
         size_C = real_CD.square().sum(1).clamp_min(1e-12)
         value = ((real_CD - synthetic_CD).square().sum(1) / size_C).mean()
-        metrics = match.metrics | {"guidance": value.detach()}
-        return replace(match, value=match.value + self.config.weight * value, metrics=metrics)
+        return Match(value, {"guidance": value.detach()})
 
     def _means(self, theta_P: Tensor, images_NCHW: Tensor, draw: Draw, parts: list[Tensor]) -> Tensor:
         """Mean embedding of each class [c, D]."""

@@ -96,8 +96,7 @@ def distillation(assembled: Assembled, share: tuple[int, int] = (0, 1), reduce: 
 
 def step_size(objective: Objective) -> float | None:
     """The learned step size of the inner loop, if the objective has one."""
-    rate = getattr(objective, "step_size", None)
-    return float(rate()) if callable(rate) else None
+    return objective.step_size()
 
 
 def surroundings(run: Run) -> tuple[Splits, Transform, Net]:

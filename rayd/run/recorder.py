@@ -106,7 +106,8 @@ class Recorder:
             "distill_peak": max((line["memory"] for line in lines), default=0.0),
             "steps": self.work.number,
         }
-        claim: dict[str, Any] = {"select": method.select, "skipped": self.work.skipped, "rollbacks": self.work.rolled}
+        record = self.work.record
+        claim: dict[str, Any] = {"select": method.select, "skipped": record.skipped, "rollbacks": record.rolled}
         if self.best is not None:
             claim["best_val"] = self.best[0]
         write_artifact(self.assembled, codec, timing, claim)

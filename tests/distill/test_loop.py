@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -12,7 +12,9 @@ from rayd.data.augment import AugmentConfig
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
 from rayd.distill.budget import Budget
-from rayd.distill.loop import Distillation, GuardConfig, OptimiserConfig, Reduce, identity
+from rayd.distill.contract import OptimiserConfig, Player
+from rayd.distill.guard import GuardConfig
+from rayd.distill.loop import Distillation, Reduce, Step, identity, make_optimiser
 from rayd.errors import Failed, Refused
 from rayd.experts.trajectory import Segment
 from rayd.methods.mtt import Mtt
@@ -160,12 +162,63 @@ def test_a_row_that_is_not_finite_is_named() -> None:
         list(make(inputs=Walks(spoiled=True)).run())
 
 
-def test_items_above_the_threshold_are_left_out() -> None:
-    distillation = make(skip_above=1e-9)
+def test_items_above_the_threshold_are_left_out_and_end_the_run() -> None:
+    distillation = make(skip_above=1e-9, steps=100, guard=GuardConfig(patience=6))
     before = flat(distillation).clone()
-    steps = list(distillation.run())
+    steps: list[Step] = []
+    with pytest.raises(Failed, match=r"step 6: nothing was learned in 6 steps.*skip_above"):
+        steps.extend(distillation.run())
+    assert len(steps) == 5
     assert all(step.skipped and step.metrics["items_skipped"] == 4 for step in steps)
     assert torch.equal(flat(distillation), before)
+
+
+def test_a_gradient_that_is_gone_ends_the_run() -> None:
+    """A step size at which nothing in the inner loop moves: the images get no gradient, and the loss stays 1."""
+    distillation = make(steps=100, guard=GuardConfig(patience=4), learn_step=False)
+    steps: list[Step] = []
+    with pytest.raises(Failed, match=r"step 7: nothing was learned in 4 steps.*gradient of the codec.*step_size"):
+        for step in distillation.run():
+            steps.append(step)
+            if step.number == 3:
+                with torch.no_grad():
+                    distillation.objective.step.fill_(1e-12)  # type: ignore[union-attr, operator]
+    assert len(steps) == 6
+
+
+def test_a_run_shorter_than_the_patience_ends_too() -> None:
+    with pytest.raises(Failed, match="nothing was learned in 6 steps"):
+        list(make(skip_above=1e-9, steps=6).run())
+
+
+def test_a_players_own_optimiser_inherits_nothing() -> None:
+    run = OptimiserConfig(name="adamw", lr=0.3, momentum=0.9, weight_decay=0.1, decay="cosine")
+    own = OptimiserConfig(name="sgd", lr=1e-5)
+    leaf = torch.zeros(2, requires_grad=True)
+    (group,) = make_optimiser(Player("step_size", (leaf,), optimiser=own), run, unit=0.5).param_groups
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (1e-5, 0.5, 0.0)
+    (group,) = make_optimiser(Player("labels", (leaf,)), run, unit=0.5).param_groups
+    assert (group["lr"], group["weight_decay"]) == (0.3, 0.1)
+
+
+def test_one_rate_moves_whitened_and_normalised_pixels_alike() -> None:
+    """Adam's in the unit of the space, SGD's as published."""
+    leaf = torch.zeros(2, requires_grad=True)
+    player = Player("core", (leaf,), scale=2.0)
+    for name, lr in (("adam", 0.3 * 2 * 0.25), ("adamw", 0.3 * 2 * 0.25), ("sgd", 0.3 * 4)):
+        (group,) = make_optimiser(player, OptimiserConfig(name=name, lr=0.3), unit=0.25).param_groups  # type: ignore[arg-type]
+        assert group["lr"] == pytest.approx(lr)
+
+
+def test_the_rate_falls_on_a_plateau_and_for_its_own_players_alone() -> None:
+    distillation = make(steps=3)
+    distillation.optimiser = OptimiserConfig(lr=0.05, decay="plateau")
+    distillation.record = replace(distillation.record, factor=0.5)
+    next(distillation.run())
+    rates = {
+        p.name: o.param_groups[0]["lr"] for p, o in zip(distillation.players, distillation.optimisers, strict=True)
+    }
+    assert rates == {"pixels": pytest.approx(0.025), "labels": pytest.approx(0.025), "step_size": 1e-5}
 
 
 def test_datm_window_grows() -> None:

@@ -15,8 +15,9 @@ def test_one_hallucinator_a_minibatch():
     batches = codec.draws(torch.Generator().manual_seed(0), 5, 40)
     assert all((b % styles).unique().numel() == 1 for b in batches)
     assert torch.cat(batches).unique().numel() > 0.8 * len(codec)
-    large = codec.draw(torch.Generator().manual_seed(0), bases + 3)
-    assert (large % styles).unique().numel() == 2 and large.unique().numel() == bases + 3
+    assert codec.full_batch == bases
+    for whole in codec.draws(torch.Generator().manual_seed(0), len(codec), 3):
+        assert (whole % styles).unique().numel() == 1 and (whole // styles).tolist() == list(range(bases))
 
 
 def test_hallucinators_have_the_gradient_of_their_convolutions():

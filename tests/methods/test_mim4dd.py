@@ -58,7 +58,7 @@ def trace(inputs: TinyWorld, term: Mim4dd.Config, steps: int, lr: float) -> list
 
 def test_the_term_raises_the_information_above_the_plain_objectives() -> None:
     inputs = TinyWorld()
-    plain = trace(inputs, Mim4dd.Config(weight=0.0), 15, 0.05)
+    plain = trace(inputs, Mim4dd.Config(weight=1e-9), 15, 0.05)
     told = trace(inputs, Mim4dd.Config(weight=20.0), 15, 0.05)
     assert told[-1] > plain[-1] and told[-1] > told[0]
     assert told[-1] <= math.log(inputs.classes)
@@ -68,7 +68,7 @@ def test_a_learned_projection_tightens_the_bound_on_frozen_images() -> None:
     inputs = TinyWorld()
     codec = TinyPixels(inputs, start=inputs.take)
     objective = Distribution.Config(batch_real=16).build(inputs)
-    term = Mim4dd.Config(width=8).build(inputs, codec)
+    term = Mim4dd.Config(weight=1.0, width=8).build(inputs, codec)
     (item,) = objective.plan(0)
     data = objective.fetch(item)
     (player,) = term.players()
@@ -88,7 +88,7 @@ def test_a_contrast_needs_classes() -> None:
     codec = TinyPixels(inputs)
     config = Ncfm.Config(batch_real=8, pool=0, frequencies=32, classes_per_item=1)
     assert not config.multiclass and Ncfm.Config().multiclass
-    objective, term = config.build(inputs), Mim4dd.Config().build(inputs, codec)
+    objective, term = config.build(inputs), Mim4dd.Config(weight=1.0).build(inputs, codec)
     item = objective.plan(0)[0]
     with pytest.raises(Refused, match="classes_per_item=0"):
         term(codec, item, objective(codec, item, objective.fetch(item)))

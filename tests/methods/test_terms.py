@@ -14,10 +14,12 @@ from rayd.distill.contract import Item, Match, Objective
 from rayd.distill.loop import Distillation, OptimiserConfig
 from rayd.errors import Refused
 from rayd.methods.haba import Contrast, Haba, supervised_contrast
+from rayd.methods.mtt import Mtt
 from rayd.methods.nsd import Guidance, Nsd
 from rayd.methods.pixel import Pixel
 from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import seed_of
+from tests.support.worlds import TinyWorld
 
 SPEC = Spec((3, 16, 16), 3)
 NONE = AugmentConfig(ops=())
@@ -90,15 +92,59 @@ def test_guidance_is_zero_for_the_real_images_themselves():
     codec.encode(inputs.take, torch.Generator())
     item = Nothing(inputs).plan(0)[0]
     match = Nothing(inputs)(codec, item, None)
-    assert float(Guidance.Config(augment=NONE).build(inputs, codec)(codec, item, match).value.detach()) < 1e-6
+    assert (
+        float(Guidance.Config(weight=0.1, augment=NONE).build(inputs, codec)(codec, item, match).value.detach()) < 1e-6
+    )
     off = Guidance.Config(weight=0.0).build(inputs, codec)(codec, item, match)
     assert off is match, "weight 0 costs nothing"
+
+
+def test_a_weight_by_ratio_of_gradients():
+    """At the first step the term's gradient is `ratio` of the objective's; a resumed run keeps the weight."""
+
+    def work(steps):
+        inputs = TinyWorld()
+        codec = Pixel.Config().fit(Budget(ipc=2), inputs.spec).build(inputs.spec, torch.Generator().manual_seed(0))
+        objective = Mtt.Config(inner_steps=3, expert_epochs=1, last=2, items=2).build(inputs)
+        term = Guidance.Config(ratio=0.3).build(inputs, codec)
+        run = OptimiserConfig(lr=0.02)
+        return Distillation(codec, objective, [term], steps=steps, optimiser=run, inputs=inputs)
+
+    first = work(3)
+    codec, (term,), objective = first.codec, first.terms, first.objective
+    item = objective.plan(0)[0]
+    match = objective(codec, item, objective.fetch(item))
+    with pytest.raises(ValueError, match="not set yet"):
+        term(codec, item, match)
+    alone, main = (
+        torch.autograd.grad(loss, codec.pixels, retain_graph=True)[0].norm()
+        for loss in (term.value(codec, item, match).value, match.value)
+    )
+    list(first.run())
+    assert float(term.weight) == pytest.approx(0.3 * float(main / alone), rel=1e-4)
+    second = work(4)
+    second.load(first.state())
+    list(second.run())
+    assert second.terms[0].weight == term.weight
+
+
+def test_guidance_looks_from_where_the_item_goes():
+    """The network matched towards, where there is one."""
+    inputs = TinyWorld()
+    codec = Pixel.Config().fit(Budget(ipc=2), inputs.spec).build(inputs.spec, torch.Generator().manual_seed(0))
+    objective = Mtt.Config(inner_steps=1, expert_epochs=1, last=2).build(inputs)
+    item = objective.plan(0)[0]
+    match = objective(codec, item, objective.fetch(item))
+    term = Guidance.Config(weight=1.0).build(inputs, codec)
+    towards = term.value(codec, item, match).value
+    there = Match(match.value, scene={"net": inputs.net, "theta": inputs.segment(**item.what).end_P})
+    assert torch.equal(towards, term.value(codec, item, there).value)
 
 
 def test_guidance_repeats_itself():
     inputs = Small()
     codec = Pixel.Config().fit(Budget(ipc=2), SPEC).build(SPEC, torch.Generator().manual_seed(0))
-    term, item = Guidance.Config(classes=2).build(inputs, codec), Nothing(inputs).plan(4)[1]
+    term, item = Guidance.Config(weight=0.1, classes=2).build(inputs, codec), Nothing(inputs).plan(4)[1]
     one, two = (float(term(codec, item, Nothing(inputs)(codec, item, None)).value.detach()) for _ in range(2))
     assert one == two > 0
 

@@ -55,7 +55,7 @@ def rows(size: str = "default") -> Iterator[Row]:
         yield Row("codecs", f"network {where}", 1e3 * plain, "ms")
         for name, config in CODECS.items():
             codec = config.fit(Budget(ipc=ipc), spec).build(spec, generator(0, "codec")).to(device)
-            index = codec.draw(generator(0, "index"), min(batch, len(codec)))
+            index = codec.draws(generator(0, "index"), min(batch, len(codec)), 1)[0]
             leaves = [p for player in codec.players() for p in player.params]
             share = plain * len(index) / batch
 

@@ -110,4 +110,4 @@ def weigh(run: Run, spec: Spec, budget: Budget | None = None) -> Weight:
 
 def learns_step(method: MethodConfig, folder: str | None) -> bool:
     """Whether the artifact carries a step size of the inner loop."""
-    return hasattr(words(folder).objectives[method.part_names[1]], "step_size")
+    return "step_size" in words(folder).objectives[method.part_names[1]].gives

@@ -1,0 +1,88 @@
+"""What is decided about a step: a pure function of the tally, the gradient's norms and what is remembered."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rayd.distill.guard import PLATEAU_STEPS, Act, GuardConfig, Record, Tally, Verdict, bad, bytes_reduced, verdict
+
+GUARD = GuardConfig(patience=3, bad=2, rollbacks=1)
+GOOD, SKIPPED = Tally(1.0, 2, 0), Tally(0.0, 0, 2)
+
+
+def after(steps: list[tuple[Tally, float]], record: Record | None = None, total: int = 1000) -> Verdict:
+    """The last verdict on steps of (tally, norm of the codec's gradient)."""
+    decision = Verdict(Act.STEP, "", record or Record())
+    for tally, norm in steps:
+        last = decision.record.number + 1 == total
+        decision = verdict(GUARD, decision.record, tally, norm, norm, last)
+    return decision
+
+
+@pytest.mark.parametrize(
+    ("steps", "act", "why"),
+    [
+        ([(GOOD, 1.0)], Act.STEP, ""),
+        ([(SKIPPED, 0.0)], Act.SKIP, "threshold"),
+        ([(SKIPPED, 0.0)] * 2, Act.SKIP, "threshold"),
+        ([(SKIPPED, 0.0)] * 3, Act.END, "nothing was learned in 3 steps in a row: every item"),
+        ([(SKIPPED, 0.0), (SKIPPED, 0.0), (GOOD, 1.0), (SKIPPED, 0.0)], Act.SKIP, "threshold"),
+        ([(GOOD, 1.0), (GOOD, 1e-7), (GOOD, 1e-7)], Act.STEP, ""),
+        (
+            [(GOOD, 1.0), (GOOD, 1e-7), (SKIPPED, 0.0), (GOOD, 1e-8)],
+            Act.END,
+            "gradient of the codec is 1e-08, and was 1",
+        ),
+        ([(GOOD, 1.0), *[(GOOD, 2e-6)] * 9], Act.STEP, ""),
+        ([(GOOD, 0.0)] * 3, Act.END, "gradient of the codec is 0"),
+        ([(GOOD, math.nan)], Act.SKIP, "norm nan"),
+        ([(GOOD, math.nan), (GOOD, math.inf)], Act.ROLL_BACK, "norm inf"),
+        ([(GOOD, math.nan), (GOOD, 1.0), (GOOD, math.nan)], Act.SKIP, "norm nan"),
+        ([(GOOD, math.nan)] * 4, Act.END, "after 1 rollbacks and 4 skipped steps"),
+        ([(Tally(math.inf, 1, 0), 1.0)], Act.SKIP, "loss inf"),
+    ],
+)
+def test_verdicts(steps: list[tuple[Tally, float]], act: Act, why: str) -> None:
+    decision = after(steps)
+    assert decision.act is act and decision.record.number == len(steps)
+    assert why in decision.why if why else not decision.why
+
+
+def test_a_run_that_never_learned_ends_at_its_last_step() -> None:
+    assert after([(SKIPPED, 0.0)] * 2, total=2).act is Act.END
+    assert after([(GOOD, 1.0), (SKIPPED, 0.0)], total=2).act is Act.SKIP
+
+
+def test_an_exploded_step_size_rolls_back_at_once() -> None:
+    first = bad(GUARD, Record(number=5), "step size 11", at_once=True)
+    assert first.act is Act.ROLL_BACK and first.record.rolled == 1
+    assert bad(GUARD, first.record, "step size 11", at_once=True).act is Act.END
+
+
+def test_the_rate_is_halved_on_a_plateau() -> None:
+    flat = after([(GOOD, 1.0)] * (PLATEAU_STEPS + 1))
+    assert flat.record.factor == 1.0 and after([(GOOD, 1.0)], flat.record).record.factor == 0.5
+    assert after([(GOOD, 1.0)] * PLATEAU_STEPS, after([(GOOD, 1.0)], flat.record).record).record.factor == 0.5
+    falling = Record()
+    for i in range(2 * PLATEAU_STEPS):
+        falling = verdict(GUARD, falling, Tally(1.0 - 1e-3 * i, 1, 0), 1.0, 1.0, False).record
+    assert falling.factor == 1.0 and falling.lowest < 1e-2
+
+
+def test_a_record_is_kept_whole_and_that_of_an_earlier_version_is_read() -> None:
+    record = after([(GOOD, 0.1), (SKIPPED, 0.0)]).record
+    assert Record.of(record.tensor()) == record
+    assert Record.of(torch.tensor([7, 1, 0, 2])) == Record(number=7, bad=1, skipped=2)
+
+
+def test_bytes_of_a_step() -> None:
+    assert bytes_reduced(10) == 104
+
+
+def test_impossible_guards_are_refused() -> None:
+    for wrong in ({"patience": 0}, {"bad": 0}, {"rollbacks": -1}, {"max_step_size": 0.0}, {"stall": -1.0}):
+        with pytest.raises(ValueError, match="guard"):
+            GuardConfig(**wrong)  # type: ignore[arg-type]
