@@ -121,8 +121,8 @@ def keys_class(keys: str) -> type[Any]:
     if not keys:
         return Nothing
     module, _, name = keys.partition(":")
-    found: type[Any] = getattr(importlib.import_module(module), name)
-    return found
+    cls: type[Any] = getattr(importlib.import_module(module), name)
+    return cls
 
 
 def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
     name = objective.get("name") if isinstance(objective, dict) else None
     section = (mapping.get("by_objective") or {}).get(name)
     if section:
-        mapping, _ = _joined(verb, [*_leaves("method", section), *overrides], words)
+        mapping, _ = _joined(verb, [*_leaves("", section), *overrides], words)
     mapping.pop("by_objective", None)
     return mapping
 
@@ -177,7 +177,7 @@ def _leaves(path: str, section: Any) -> Iterator[str]:
     """A section of a preset as overrides that stand before the words of the command line."""
     if isinstance(section, dict) and section:
         for key, value in section.items():
-            yield from _leaves(f"{path}.{key}", value)
+            yield from _leaves(f"{path}.{key}" if path else key, value)
     else:
         yield f"++{path}={json.dumps(section)}"
 

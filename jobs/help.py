@@ -98,10 +98,10 @@ def keys_of(name: str, path: Path | None = None) -> dict[str, Key]:
         bases = source(where).classes.get(outer, ((), {}))[0]
         return next((keys for base in bases if (keys := keys_of(f"{base}.{inner}"))), {})
     bases, own = source(where).classes[name]
-    found: dict[str, Key] = {}
+    inherited: dict[str, Key] = {}
     for base in bases:
-        found |= keys_of(base)
-    return {**found, **own}
+        inherited |= keys_of(base)
+    return {**inherited, **own}
 
 
 def answer(verb: str, doc: str, keys: str, words: Sequence[str]) -> str:

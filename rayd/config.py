@@ -19,7 +19,7 @@ from rayd.distill.budget import Budget
 from rayd.distill.contract import OptimiserConfig
 from rayd.distill.guard import GuardConfig
 from rayd.errors import refuse
-from rayd.evaluate.score import RecipeConfig
+from rayd.evaluate.recipe import RecipeConfig
 from rayd.experts.config import ExpertConfig
 from rayd.methods import CODECS, OBJECTIVES, TERMS
 from rayd.nets.convnet import NetConfig
@@ -327,5 +327,4 @@ class Run:
 
 def run_of_card(config: Mapping[str, Any]) -> Run:
     """The run that an artifact's card records. Earlier cards hold a label in `method.name`, which decides nothing."""
-    method = {key: one for key, one in config["method"].items() if key != "name"}
-    return parse(Run, {**config, "method": method})
+    return parse(Run, {**config, "method": {key: one for key, one in config["method"].items() if key != "name"}})

@@ -36,13 +36,12 @@ class DataConfig:
     """Which dataset, where it is, and how it is split."""
 
     name: Name = "digits"
-    """The dataset, or the layout of a folder."""
     path: str | None = None
     """Folder of the dataset; null: $RAYD_DATA/NAME, then data/NAME and data/ here."""
     size: int | None = None
     """Side in pixels; null: the dataset's own."""
     channels: Literal[1, 3] | None = None
-    """1 or 3; null: the dataset's own (grey for digits and MNIST, else RGB)."""
+    """null: the dataset's own (grey for digits and MNIST, else RGB)."""
     resize: Literal["squash", "crop", "pad"] = "squash"
     """What happens to the aspect ratio: the whole image squashed, its middle cut out, or borders added."""
     val: float = 0.1
@@ -54,19 +53,16 @@ class DataConfig:
     seed: int = 0
     """Of the split, and of generated images."""
     mean: tuple[float, ...] | None = None
-    """Of each channel, to normalise by; null: the training images' own."""
     std: tuple[float, ...] | None = None
-    """Of each channel, to normalise by; null: the training images' own."""
+    """Statistics to normalise by, instead of the training images' own."""
     max_bad: float = 0.01
     """Largest share of files that are no readable images; more is refused."""
     image_column: str = "image"
-    """parquet: where the pictures are, as the Hugging Face layout has them."""
     label_column: str = "label"
-    """parquet: where the classes are."""
+    """parquet: the columns, read as the Hugging Face layout has them."""
     count: int = 512
-    """generated: training images; half as many test images."""
     classes: int = 10
-    """generated: classes."""
+    """generated: training images (half as many test images) and classes."""
 
     def __post_init__(self) -> None:
         if self.path is None and self.name in NEED_PATH:

@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import replace
+from typing import Any
 
 import torch
 
+from rayd.data.builder import cache_folder
 from rayd.data.config import DataConfig
 from rayd.data.images import Images, Splits, seeded_order
 from rayd.data.sources import cache, formats
 from rayd.errors import refuse
+from rayd.schema import fingerprint
+
+MOST_OPEN = 4
+_opened: OrderedDict[tuple[Any, ...], Splits] = OrderedDict()
+"""The datasets this process opened last."""
 
 
 def load(config: DataConfig) -> Splits:
-    """Training, validation and test images; the validation images are carved out of the training set."""
-    parts = cache.images(config, formats.find(config))
+    """Training, validation and test images; the validation images are carved out of the training set.
+
+    A process opens a dataset once. Its files are looked at each time: other names, sizes or times are another dataset.
+    """
+    source = formats.find(config)
+    key = fingerprint(config), fingerprint(source.identity), source.where, cache_folder()
+    if key not in _opened:
+        _opened[key] = _split(config, cache.images(config, source))
+    _opened.move_to_end(key)
+    while len(_opened) > MOST_OPEN:
+        _opened.popitem(last=False)
+    return _opened[key]
+
+
+def _split(config: DataConfig, parts: dict[str, Images]) -> Splits:
     train, val = _carve(config, parts["train"])
-    given = {"mean": list(config.mean), "std": list(config.std)} if config.mean and config.std else None
     channels = train.spec.shape[0]
-    if given and {len(given["mean"]), len(given["std"])} != {channels}:
-        raise refuse("data.mean", config.mean, f"one number for each of the {channels} channels, as in data.std")
-    splits = [replace(part, manifest={**part.manifest, "given": given}) for part in (train, val, parts["test"])]
-    return Splits(*splits)
+    if config.mean and config.std:
+        if {len(config.mean), len(config.std)} != {channels}:
+            raise refuse("data.mean", config.mean, f"one number for each of the {channels} channels, as in data.std")
+        given = {"mean": list(config.mean), "std": list(config.std)}
+    else:
+        given = None
+    return Splits(*(replace(part, manifest={**part.manifest, "given": given}) for part in (train, val, parts["test"])))
 
 
 def _carve(config: DataConfig, images: Images) -> tuple[Images, Images]:
@@ -33,8 +56,5 @@ def _carve(config: DataConfig, images: Images) -> tuple[Images, Images]:
         raise refuse("data.val", config.val, f"fewer than the {n} training images")
     if config.split == "next":
         return images.select(torch.arange(n_train)), images.select(torch.arange(n_train, n_train + n_val))
-    order = images.manifest.get("order")
-    if order == [config.seed, n_val]:
-        return images.select(torch.arange(n_val, n_val + n_train)), images.select(torch.arange(n_val))
-    drawn = seeded_order(n, config.seed)
-    return images.select(drawn[n_val : n_val + n_train].sort().values), images.select(drawn[:n_val].sort().values)
+    order = seeded_order(n, config.seed)
+    return images.select(order[n_val : n_val + n_train].sort().values), images.select(order[:n_val].sort().values)

@@ -27,6 +27,7 @@ from rayd.data.images import counts, statistics_of
 from rayd.data.sources import formats
 from rayd.data.sources.cache import Sink, decoded, too_bad
 from rayd.data.sources.decode import Shape
+from rayd.data.sources.prepared import PREPARED
 from rayd.errors import Failed, refuse
 from rayd.store import Store
 
@@ -114,7 +115,7 @@ class Preparation:
             "resize": self.shape.resize,
             "columns": columns,
             "per_shard": self.per_shard,
-            "kind": formats.PREPARED,
+            "kind": PREPARED,
         }
         if not self.store.exists(PLAN):
             self.store.write_json(PLAN, plan)
@@ -187,7 +188,7 @@ class Preparation:
                 "statistics": statistics_of(histogram_CV),
             }
         manifest = {
-            "kind": formats.PREPARED,
+            "kind": PREPARED,
             "data": self.config.name,
             "classes": list(self.contents.classes),
             "size": self.shape.size,

@@ -11,18 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rayd.data.images import Images, cache_folder
+from rayd.data.builder import build, cache_folder
+from rayd.data.images import Images
 from rayd.errors import refuse
 
 Kind = Literal["normalise", "zca", "none"]
@@ -43,8 +42,8 @@ class Transform:
     """zca: content hash of the images it was fitted on, which names it: eigensolvers differ in their last bits."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("normalise", "zca", "none"):
-            raise refuse("transform", self.kind, "normalise | zca | none")
+        if self.kind not in get_args(Kind):
+            raise refuse("transform", self.kind, " | ".join(get_args(Kind)))
         if self.kind == "zca" and (self.matrix_DD is None or self.inverse_DD is None):
             raise ValueError("zca needs its matrix and the inverse")
 
@@ -88,8 +87,13 @@ class Transform:
         return replace(self, **moved)
 
     def _fields(self) -> dict[str, Tensor]:
-        held = {"mean_C": self.mean_C, "std_C": self.std_C, "matrix_DD": self.matrix_DD, "inverse_DD": self.inverse_DD}
-        return {name: tensor for name, tensor in held.items() if tensor is not None}
+        fields = {
+            "mean_C": self.mean_C,
+            "std_C": self.std_C,
+            "matrix_DD": self.matrix_DD,
+            "inverse_DD": self.inverse_DD,
+        }
+        return {name: tensor for name, tensor in fields.items() if tensor is not None}
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything `restore` needs beyond `meta`; these are what a ledger lists beside the budget."""
@@ -121,13 +125,9 @@ class Transform:
             return cls(kind, *images.statistics())
         if kind == "none":
             return cls(kind, torch.zeros(channels), torch.ones(channels))
-        if kind != "zca":
-            raise refuse("transform", kind, "normalise | zca | none")
         source = str(images.manifest["content"])
-        stem = cache_folder() / f"zca-{hashlib.sha256(f'{source} {EPS}'.encode()).hexdigest()[:32]}"
-        path = Path(f"{stem}.npy")
-        if not path.exists():
-            _publish(path, _whiten(images))
+        path = cache_folder() / f"zca-{hashlib.sha256(f'{source} {EPS}'.encode()).hexdigest()[:32]}.npy"
+        build(path, Path.exists, lambda draft: _save(draft, _whiten(images)))
         both = torch.from_numpy(np.load(path, mmap_mode="c"))
         d = both.shape[1]
         return cls(kind, both[-1], torch.ones(channels), both[:d], both[d:-1], source)
@@ -138,11 +138,13 @@ def _whiten(images: Images) -> np.ndarray[Any, Any]:
     n, d = len(images), images.spec.floats
     if n < 2:
         raise refuse("transform", "zca", "a training set of at least two images")
-    chunks = [images.pixels_NCHW[i : i + CHUNK] for i in range(0, n, CHUNK)]
-    mean_D = sum(chunk.flatten(1).sum(0, dtype=torch.int64) for chunk in chunks).double() / (255 * n)  # type: ignore[union-attr]
+    total_D = torch.zeros(d, dtype=torch.int64)
+    for start in range(0, n, CHUNK):
+        total_D += images.pixels_NCHW[start : start + CHUNK].flatten(1).sum(0, dtype=torch.int64)
+    mean_D = total_D.double() / (255 * n)
     cov_DD = torch.zeros(d, d, dtype=torch.float64)
-    for chunk in chunks:
-        centred_ND = chunk.flatten(1).float() / 255 - mean_D.float()
+    for start in range(0, n, CHUNK):
+        centred_ND = images.pixels_NCHW[start : start + CHUNK].flatten(1).float() / 255 - mean_D.float()
         cov_DD += (centred_ND.T @ centred_ND).double()
     values_D, vectors_DD = torch.linalg.eigh(cov_DD / (n - 1))
     root_D = (values_D.clamp(min=0) + EPS).sqrt()
@@ -150,9 +152,6 @@ def _whiten(images: Images) -> np.ndarray[Any, Any]:
     return torch.cat([matrix_DD, inverse_DD, mean_D[None]]).float().numpy()
 
 
-def _publish(path: Path, array: np.ndarray[Any, Any]) -> None:
-    """All of the file or none of it, whoever else is fitting the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+def _save(path: Path, array: np.ndarray[Any, Any]) -> None:
+    with path.open("wb") as file:
         np.save(file, array, allow_pickle=False)
-    os.replace(file.name, path)

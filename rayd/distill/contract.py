@@ -64,7 +64,7 @@ class OptimiserConfig:
     """An optimiser and its rate: the run's, or a player's own, which inherits nothing from the run's."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
-    """Of the codec's parameters, where it is the run's."""
+    """Of the codec's parameters."""
     lr: float = 0.01
     """For the unit of pixels; factors scale it so that a step moves the decoded images alike. Under Adam the unit is the
     RMS of the network space, so one rate moves whitened and normalised pixels alike; under SGD it is the published rate."""
@@ -192,8 +192,8 @@ class Codec(Part):
         """Start from real images: take(c, n) gives n of class c in network space, chosen by plan."""
         raise NotImplementedError
 
-    def teach(self, predict: Callable[[Tensor], Tensor]) -> None:
-        """Start learned labels from logits: predict(images) gives [N, K] of one teacher or [E, N, K] of several."""
+    def teach(self, predict: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Start learned labels from the teachers' logits: predict(images, classes)."""
 
 
 class Objective(Part):

@@ -28,7 +28,7 @@ class GuardConfig:
     patience: int = 50
     """Steps in a row in which every item was skipped, or the gradient of the codec was below `stall` of its first."""
     stall: float = 1e-6
-    """The share of its first gradient below which a run learns nothing."""
+    """Share of the first gradient below which nothing is learned."""
     bad: int = 3
     """Steps in a row that are not finite."""
     rollbacks: int = 2

@@ -50,8 +50,10 @@ def test_prepared_is_what_was_prepared(tmp_path: Path) -> None:
     ready = load_data(DataConfig(name="prepared", path=str(tmp_path / "to")))
     for part in ("train", "val", "test"):
         ours, theirs = getattr(ready, part), getattr(plain, part)
-        assert torch.equal(ours.pixels_NCHW, theirs.pixels_NCHW) and torch.equal(ours.labels_N, theirs.labels_N)
-    assert ready.train.pixels_NCHW._base is not None, "a view of the mapped file, not a copy"
+        assert torch.equal(ours.pixels_NCHW[:], theirs.pixels_NCHW[:]) and torch.equal(ours.labels_N, theirs.labels_N)
+        assert np.array_equal(ours.histogram_CV, theirs.histogram_CV)
+    assert len(ready.train.pixels_NCHW.files) == 4, "views of the mapped shards"
+    assert not (tmp_path / "cache").exists(), "and no copy in the cache"
     assert ready.train.classes == plain.train.classes
     follow = load_data(DataConfig(name="prepared", path=str(tmp_path / "to"), split="next", limit=50, val=5))
     assert (len(follow.train), len(follow.val)) == (50, 5)
@@ -81,7 +83,7 @@ def test_bad_files_are_named_and_another_plan_is_refused(tmp_path: Path) -> None
     assert list(prepare(DataConfig(**base, max_bad=0.2), str(tmp_path / "to"), 5)) == [], "all shards were there"
     ready = load_data(DataConfig(name="prepared", path=str(tmp_path / "to"), val=0, max_bad=0.2))
     plain = load_data(DataConfig(**base, val=0, max_bad=0.2))
-    assert torch.equal(ready.train.pixels_NCHW, plain.train.pixels_NCHW)
+    assert torch.equal(ready.train.pixels_NCHW[:], plain.train.pixels_NCHW[:])
     assert [one["name"] for one in ready.train.manifest["skipped"]] in ([], ["train/a/005.jpg"])
     with pytest.raises(Refused, match=r"resize=pad.*crop.*another folder"):
         list(prepare(DataConfig(**(base | {"resize": "pad"})), str(tmp_path / "to"), 5))

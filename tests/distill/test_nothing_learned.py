@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs import distill
-from jobs.compose import Nothing, command
+from jobs.compose import command
 from rayd.run.experts import ExpertPlan, build_inline
 from tests.support.expert_runs import digits_run
 
@@ -34,7 +34,7 @@ def buffer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def ended(buffer: str, out: Path, *words: str) -> int:
     """The exit code of the job."""
-    return command("distill", None, distill.act, lambda: Nothing, [*WORDS, f"buffer={buffer}", f"out={out}", *words])
+    return command("distill", None, distill.act, "", [*WORDS, f"buffer={buffer}", f"out={out}", *words])
 
 
 @pytest.mark.parametrize("word", NOTHING)

@@ -136,6 +136,7 @@ def test_a_section_of_a_preset_stands_below_the_command_line() -> None:
     assert (run.method.steps, run.method.part_names, run.method.objective.inner_steps) == (200, ("nsd", "mtt"), 20)
     run = ask("distill", (*words, "method.steps=7", "method.terms=[{name: guidance}]")).run
     assert (run.method.steps, run.method.part_names) == (7, ("nsd", "mtt", "guidance"))
+    assert ask("distill", ("preset=cpu", "method=dwa", "out=/somewhere")).run.net.norm == "batch"
 
 
 def test_presets_of_a_method_stay_within_their_family() -> None:
@@ -159,8 +160,8 @@ def lines_of(text: str) -> Iterator[str]:
         if piece.startswith("|") and base and row:
             yield f"{base} {row.split('`')[1]}"
             continue
-        for found in re.findall(r"python -m (jobs\.[a-z]+[^`;|#]*)", piece):
-            line = " ".join(found.replace("$W", shared).split())
+        for words in re.findall(r"python -m (jobs\.[a-z]+[^`;|#]*)", piece):
+            line = " ".join(words.replace("$W", shared).split())
             base = line if "very row" in piece else ""
             yield line
 
@@ -232,8 +233,8 @@ def test_cfg_prints_the_run_and_does_nothing(capsys: pytest.CaptureFixture[str],
 def test_cfg_says_what_each_key_is_for() -> None:
     asked = ask("distill", ("preset=mtt/cifar10_ipc10", "out=/somewhere"))
     lines = [line for line in compose.resolved(asked).splitlines() if re.match(r" *(- )?\w+:", line)]
-    told = [line for line in lines if "   # " in line]
-    assert len(lines) > 100 and len(told) >= 0.9 * len(lines), set(lines) - set(told)
+    explained = [line for line in lines if "   # " in line]
+    assert len(lines) > 100 and len(explained) >= 0.9 * len(lines), set(lines) - set(explained)
     assert "  inner_steps: 30   # N: steps of the student." in compose.resolved(asked)
 
 

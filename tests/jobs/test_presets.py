@@ -98,15 +98,15 @@ def test_the_figures_of_the_full_scale_table_are_those_on_file() -> None:
     for _, method, _, _, figure, source, line, _ in lines:
         words = [word for word in line.strip("`").split() if "=" in word]
         asked = ask("pipeline", tuple(words))
-        found = [row for row in rows(asked.published, asked.run.data.name) if row.source == source]
-        assert any(str(row).startswith(figure.split(" (")[0] + " (") for row in found), (line, figure)
+        known = [row for row in rows(asked.published, asked.run.data.name) if row.source == source]
+        assert any(str(row).startswith(figure.split(" (")[0] + " (") for row in known), (line, figure)
         assert method == asked.published.method
 
 
 @pytest.mark.parametrize("recipe", options("recipe"))
 def test_a_recipe_says_what_differs_and_nothing_else(recipe: str) -> None:
-    said = OmegaConf.to_container(OmegaConf.load(CONFIGS / "recipe" / f"{recipe}.yaml"))
-    assert isinstance(said, dict) and said.pop("name") == recipe
+    stated = OmegaConf.to_container(OmegaConf.load(CONFIGS / "recipe" / f"{recipe}.yaml"))
+    assert isinstance(stated, dict) and stated.pop("name") == recipe
     plain = to_dict(RecipeConfig())
-    assert not [key for key, value in said.items() if value == plain[key]], "the default, said again"
-    assert parse(RecipeConfig, said).steps > 0
+    assert not [key for key, value in stated.items() if value == plain[key]], "a default"
+    assert parse(RecipeConfig, stated).steps > 0

@@ -29,9 +29,9 @@ def digits(files: Files, config: DataConfig) -> Source | None:
     def contents() -> Contents:
         from sklearn.datasets import load_digits
 
-        held = load_digits()
-        pixels = np.round(held.images * (255 / 16)).astype(np.uint8)[:, None]
-        labels = [int(label) for label in held.target]
+        digits = load_digits()
+        pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]
+        labels = [int(label) for label in digits.target]
         whole = Listing(Numbered("digit", len(labels)), labels, lambda start, stop: iter(pixels[start:stop]))
         return Contents(tuple(map(str, range(10))), split_test({"train": whole}))
 
@@ -57,14 +57,14 @@ def generated(files: Files, config: DataConfig) -> Source | None:
     parts = {"train": part("train", config.count), "test": part("test", max(config.count // 2, 1))}
     classes = tuple(f"class{c}" for c in range(config.classes))
     identity = [config.seed, config.count, config.classes, side, channels]
-    return Source(identity, lambda: Contents(classes, parts), channels, "generated")
+    return Source(identity, lambda: Contents(classes, parts), channels, "generated", in_place=True)
 
 
 def torchvision_set(files: Files, config: DataConfig) -> Source | None:
     """What torchvision downloaded: CIFAR, SVHN, MNIST, Fashion-MNIST."""
     cls, mark, channels = TORCHVISION[config.name]
-    known = [name for name in files.names() if name.startswith(mark)]
-    if not known:
+    names = [name for name in files.names() if name.startswith(mark)]
+    if not names:
         return None
     need("torchvision", "vision", config)
 
@@ -75,18 +75,18 @@ def torchvision_set(files: Files, config: DataConfig) -> Source | None:
         for part in ("train", "test"):
             which = {"split": part} if config.name == "svhn" else {"train": part == "train"}
             try:
-                held = kind(files.where, download=False, **which)
+                dataset = kind(files.where, download=False, **which)
             except RuntimeError as error:
                 raise refuse("data.path", files.where, f"all files of {config.name}, whole", str(error)) from error
-            pixels = np.asarray(held.data)
+            pixels = np.asarray(dataset.data)
             if pixels.shape[-1] == 3:
                 pixels = pixels.transpose(0, 3, 1, 2)
-            labels = [int(label) for label in (held.labels if config.name == "svhn" else held.targets)]
-            classes = tuple(getattr(held, "classes", classes))
+            labels = [int(label) for label in (dataset.labels if config.name == "svhn" else dataset.targets)]
+            classes = tuple(getattr(dataset, "classes", classes))
             parts[part] = _array(f"{config.name}-{part}", pixels[:, None] if pixels.ndim == 3 else pixels, labels)
         return Contents(classes, parts)
 
-    return Source([files.stamp(name) for name in known], contents, channels, files.where)
+    return Source([files.stamp(name) for name in names], contents, channels, files.where)
 
 
 def _array(name: str, pixels_NCHW: Array, labels: list[int]) -> Listing:

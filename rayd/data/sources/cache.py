@@ -1,7 +1,6 @@
 """Decoded datasets on disk: per part one uint8 .npy that is mapped and one of labels, published whole under a hash.
 
-The key holds what determines the bytes: the files' names, sizes and times, the size and resize rule. The manifest is
-written last, into a folder that appears by one rename.
+The key holds what determines the bytes: the files' names, sizes and times, the size and resize rule.
 """
 
 from __future__ import annotations
@@ -9,46 +8,48 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from rayd.data.builder import build, cache_folder
 from rayd.data.config import DataConfig
-from rayd.data.images import Images, cache_folder, counts, statistics_of
-from rayd.data.sources.decode import Array, Shape, decode_all
+from rayd.data.images import Images, Pixels, counts
+from rayd.data.sources.decode import Array, Shape, decode, in_threads
 from rayd.data.sources.listing import Contents, Listing, Source
 from rayd.errors import refuse
 
-VERSION = 1
+VERSION = 2
+"""Of the manifest; the cache of another version is built again."""
 
 
 def images(config: DataConfig, source: Source) -> dict[str, Images]:
     shape = Shape(config.size, config.channels or source.channels, config.resize)
-    if config.name == "generated":
+    facts: dict[str, Any] = {"name": config.name, "source": source.where, "resize": config.resize, "order": None}
+    if source.in_place:
         contents = source.contents()
-        parts = {part: _in_memory(config, source, contents, part) for part in contents.parts}
+        parts = {part: _in_place(contents, part, listing, facts) for part, listing in contents.parts.items()}
     else:
         columns = [config.image_column, config.label_column]
-        facts = [VERSION, config.name, shape.size, shape.channels, shape.resize, columns, source.identity]
-        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+        named = [VERSION, config.name, shape.size, shape.channels, shape.resize, columns, source.identity]
+        key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:24]
         home = cache_folder() / f"data-{config.name}-{key}"
-        if not _whole(home):
-            _build(home, source, shape)
+        build(home, _whole, lambda draft: _fill(draft, source, shape))
         manifest = json.loads((home / "manifest.json").read_bytes())
-        parts = {part: _map(home, part, config, source, manifest) for part in manifest["parts"]}
-    for part, one in parts.items():
-        _check(config, part, one)
+        parts = {part: _map(home, part, manifest, facts) for part in manifest["parts"]}
+    for part, loaded in parts.items():
+        _check(config, part, loaded)
     return parts
 
 
-def _check(config: DataConfig, part: str, one: Images) -> None:
-    too_bad(config, part, one.manifest["skipped"], len(one))
-    if len(one) == 0:
+def _check(config: DataConfig, part: str, loaded: Images) -> None:
+    too_bad(config, part, loaded.manifest["skipped"], len(loaded))
+    if len(loaded) == 0:
         raise refuse("data.path", config.path, f"a dataset with at least one {part} image")
 
 
@@ -71,28 +72,17 @@ def _whole(home: Path) -> bool:
     if not path.exists():
         return False
     manifest = json.loads(path.read_bytes())
-    held = {path.name: path.stat().st_size for path in home.iterdir()}
-    return all(held.get(name) == size for name, size in manifest["files"].items())
+    sizes = {path.name: path.stat().st_size for path in home.iterdir()}
+    return all(sizes.get(name) == size for name, size in manifest["files"].items())
 
 
-def _build(home: Path, source: Source, shape: Shape) -> None:
-    home.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=home.parent, prefix=f".{home.name}-"))
-    try:
-        contents = source.contents()
-        facts = {part: _write(draft, part, listing, shape, contents) for part, listing in contents.parts.items()}
-        sizes = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
-        manifest = {"files": sizes, "classes": contents.classes, "parts": facts}
-        (draft / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        if home.exists() and not _whole(home):
-            shutil.rmtree(home)
-        try:
-            os.rename(draft, home)
-        except OSError:
-            if not _whole(home):
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+def _fill(draft: Path, source: Source, shape: Shape) -> None:
+    draft.mkdir()
+    contents = source.contents()
+    facts = {part: _write(draft, part, listing, shape, contents) for part, listing in contents.parts.items()}
+    sizes = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
+    manifest = {"files": sizes, "classes": contents.classes, "parts": facts}
+    (draft / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
 def _write(folder: Path, part: str, listing: Listing, shape: Shape, contents: Contents) -> dict[str, Any]:
@@ -109,7 +99,7 @@ def _write(folder: Path, part: str, listing: Listing, shape: Shape, contents: Co
         "skipped": [*listing.skipped, *facts["skipped"]],
         "content": facts["sha256"],
         "counts": counts(labels, contents.classes),
-        "statistics": statistics_of(sink.histogram_CV),
+        "histogram": sink.histogram_CV.tolist(),
     }
 
 
@@ -118,7 +108,8 @@ def decoded(
 ) -> Iterator[tuple[str, int, Array | str]]:
     """Name, label and pixels (or what is wrong) of a slice of a listing, in order."""
     stop = len(listing) if stop is None else stop
-    results = decode_all(listing.fetch(start, stop), shape, threads or min(os.cpu_count() or 1, 16))
+    threads = threads or min(os.cpu_count() or 1, 16)
+    results = in_threads(partial(decode, shape=shape), listing.fetch(start, stop), threads)
     for i, pixels in zip(range(start, stop), results, strict=True):
         yield listing.names[i], listing.labels[i], pixels
 
@@ -141,14 +132,13 @@ class Sink:
             return
         if not self.shape:
             if pixels.shape[1] != pixels.shape[2]:
-                found = f"{name} is {pixels.shape[2]}x{pixels.shape[1]}, not square"
-                raise refuse("data.size", None, f"a side in pixels: {found}")
+                raise refuse("data.size", None, f"a side in pixels: {name} is {_sides(pixels.shape)}, not square")
             self.shape = pixels.shape
             self.histogram_CV = np.zeros((len(pixels), 256), np.int64)
             self._header(self.most)
         if pixels.shape != self.shape:
-            found = f"{name} is {pixels.shape[2]}x{pixels.shape[1]}, the first image {self.shape[2]}x{self.shape[1]}"
-            raise refuse("data.size", None, f"a side in pixels: {found}")
+            both = f"{name} is {_sides(pixels.shape)}, the first image {_sides(self.shape)}"
+            raise refuse("data.size", None, f"a side in pixels: {both}")
         self.labels.append(label)
         self.waiting.append(pixels)
         if len(self.waiting) >= 256:
@@ -179,26 +169,27 @@ class Sink:
         return {"sha256": self.hash.hexdigest(), "skipped": self.skipped}
 
 
-def _map(home: Path, part: str, config: DataConfig, source: Source, manifest: dict[str, Any]) -> Images:
-    facts = manifest["parts"][part]
+def _sides(shape: tuple[int, ...]) -> str:
+    return f"{shape[2]}x{shape[1]}"
+
+
+def _map(home: Path, part: str, manifest: dict[str, Any], facts: dict[str, Any]) -> Images:
     pixels = torch.from_numpy(np.load(home / f"{part}.npy", mmap_mode="c", allow_pickle=False))
     labels = torch.from_numpy(np.load(home / f"{part}.labels.npy", allow_pickle=False))
-    own: dict[str, Any] = {"name": config.name, "source": source.where, "resize": config.resize, "order": source.order}
-    return Images(pixels, labels, tuple(manifest["classes"]), config.name, own | facts)
+    facts = facts | manifest["parts"][part]
+    histogram_CV = np.asarray(facts.pop("histogram"), np.int64)
+    return Images(pixels, labels, tuple(manifest["classes"]), facts["name"], facts, histogram_CV)
 
 
-def _in_memory(config: DataConfig, source: Source, contents: Contents, part: str) -> Images:
-    listing = contents.parts[part]
-    pixels = np.stack([one for one in listing.fetch(0, len(listing)) if isinstance(one, np.ndarray)])
-    labels = torch.tensor(listing.labels)
-    digest = hashlib.sha256(pixels.tobytes() + labels.numpy().tobytes()).hexdigest()
-    own: dict[str, Any] = {
-        "name": config.name,
-        "source": source.where,
-        "resize": config.resize,
-        "order": None,
-        "content": digest,
-        "counts": counts(labels, contents.classes),
-        "skipped": [],
-    }
-    return Images(torch.from_numpy(pixels), labels, contents.classes, config.name, own)
+def _in_place(contents: Contents, part: str, listing: Listing, facts: dict[str, Any]) -> Images:
+    """Of mapped files, or of arrays that are gathered in memory."""
+    labels = torch.tensor(listing.labels, dtype=torch.int64)
+    pixels: Tensor | Pixels
+    if listing.pixels is None:
+        arrays = [array for array in listing.fetch(0, len(listing)) if isinstance(array, np.ndarray)]
+        pixels = torch.from_numpy(np.stack(arrays))
+        content = hashlib.sha256(np.ascontiguousarray(pixels).tobytes() + labels.numpy().tobytes()).hexdigest()
+    else:
+        pixels, content = listing.pixels, listing.content
+    facts = facts | {"content": content, "counts": counts(labels, contents.classes), "skipped": listing.skipped}
+    return Images(pixels, labels, contents.classes, facts["name"], facts, listing.histogram_CV)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 Array = np.ndarray[Any, Any]
-Payload = bytes | Array | Callable[[], bytes]
-"""A file's bytes, a decoded uint8 [C, H, W], or how to read the bytes (done in the thread that decodes them)."""
-HANDFUL = 32
-"""Pictures that a thread decodes at a time; two handfuls a thread are in flight, which bounds memory."""
+Payload = bytes | Array
+"""A picture file's bytes, or a decoded uint8 [C, H, W]."""
+T = TypeVar("T")
+U = TypeVar("U")
+BLOCK = 32
+"""Items that a thread takes at a time; two blocks a thread are in flight, which bounds memory."""
+LARGEST = 2**28
+"""Bytes of a picture file; a larger one is not read."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,9 @@ class Shape:
 
 
 def decode(payload: Payload, shape: Shape) -> Array | str:
-    """uint8 [C, H, W], or why this is no readable picture. A file that cannot be read at all is an error."""
+    """uint8 [C, H, W], or why this is no readable picture. Pillow's limit of pixels is an error here, not a warning."""
     from PIL import Image
 
-    payload = payload() if callable(payload) else payload
     try:
         if isinstance(payload, np.ndarray):
             if shape.size in (None, payload.shape[-1]) and len(payload) == shape.channels:
@@ -44,12 +48,14 @@ def decode(payload: Payload, shape: Shape) -> Array | str:
             picture = Image.fromarray(payload[0] if len(payload) == 1 else payload.transpose(1, 2, 0))
         else:
             picture = Image.open(io.BytesIO(payload))
+        if math.prod(picture.size) > (Image.MAX_IMAGE_PIXELS or 0):
+            return f"{picture.size[0]}x{picture.size[1]} is more than {Image.MAX_IMAGE_PIXELS:,} pixels"
         if picture.mode.startswith("I;16"):
             picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
         picture = picture.convert("L" if shape.channels == 1 else "RGB")
         if shape.size is not None and picture.size != (shape.size, shape.size):
             picture = _fit(picture, shape.size, shape.resize)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         return str(error).split("<")[0].strip() or type(error).__name__
     pixels = np.asarray(picture)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
@@ -64,27 +70,28 @@ def _fit(picture: Any, size: int, rule: str) -> Any:
     return fit(picture, (size, size), Image.Resampling.BILINEAR)
 
 
-def decode_all(payloads: Iterable[Payload], shape: Shape, threads: int) -> Iterator[Array | str]:
-    """In order, in threads (Pillow lets go of the interpreter while it decodes), a few handfuls at a time."""
-    source = iter(payloads)
+def in_threads(function: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
+    """The function of every item, in order, a few blocks ahead (Pillow and files let go of the interpreter)."""
+    source = iter(items)
     if threads == 1:
-        yield from (decode(payload, shape) for payload in source)
+        yield from map(function, source)
         return
-    handfuls: deque[Future[list[Array | str]]] = deque()
+
+    def of_block(block: list[T]) -> list[U]:
+        return [function(item) for item in block]
+
+    ahead: deque[Future[list[U]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         while True:
-            while len(handfuls) < 2 * threads and (handful := list(islice(source, HANDFUL))):
-                handfuls.append(pool.submit(_decode_some, handful, shape))
-            if not handfuls:
+            while len(ahead) < 2 * threads and (block := list(islice(source, BLOCK))):
+                ahead.append(pool.submit(of_block, block))
+            if not ahead:
                 return
-            yield from handfuls.popleft().result()
-
-
-def _decode_some(payloads: list[Payload], shape: Shape) -> list[Array | str]:
-    return [decode(payload, shape) for payload in payloads]
+            yield from ahead.popleft().result()
 
 
 QUALITY = 75
+"""Of the JPEG files that controls at equal bytes keep."""
 
 
 def jpeg(pixels_CHW: Tensor) -> bytes:
@@ -97,7 +104,6 @@ def jpeg(pixels_CHW: Tensor) -> bytes:
 
 
 def unjpeg(data: bytes) -> Tensor:
-    import numpy as np
     from PIL import Image
 
     array = torch.from_numpy(np.array(Image.open(io.BytesIO(data))))

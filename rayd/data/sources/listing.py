@@ -6,15 +6,17 @@ A format that does not recognise a folder returns None, so a dataset can be foun
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, BinaryIO, Protocol
 
+import numpy as np
 import torch
 
 from rayd.data.config import DataConfig
-from rayd.data.sources.decode import Payload
+from rayd.data.images import Pixels
+from rayd.data.sources.decode import LARGEST, Payload, in_threads
 from rayd.errors import refuse
 from rayd.seeds import generator
 
@@ -22,6 +24,10 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 PARTS = {"train": ("train", "training"), "test": ("test", "val", "validation", "valid")}
 TEST_SHARE = 0.2
 """Of a set that has no test part: drawn once, the same for every seed."""
+READERS = 8
+"""Threads that read picture files."""
+MOST_CLASSES = 10**6
+"""A label above it is a mistake, and would be a list of so many names."""
 
 
 class Files(Protocol):
@@ -36,7 +42,7 @@ class Files(Protocol):
     def read(self, name: str) -> bytes: ...
     def open(self, name: str) -> BinaryIO: ...
     def stamp(self, name: str) -> list[Any]:
-        """What changes when the file does."""
+        """Name, size and time: what changes when the file does."""
         ...
 
 
@@ -49,6 +55,11 @@ class Listing:
     fetch: Callable[[int, int], Iterator[Payload]]
     skipped: list[dict[str, str]] = field(default_factory=list)
     """What the listing already knows to be no labelled picture."""
+    pixels: Pixels | None = None
+    """The items themselves, where they lie in mapped files already."""
+    histogram_CV: np.ndarray[Any, Any] | None = None
+    content: str = ""
+    """Of mapped items: the hash that names them."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,9 +72,14 @@ class Listing:
             if not wanted:
                 return
             keep, first, last = set(wanted), wanted[0], wanted[-1] + 1
-            yield from (one for i, one in zip(range(first, last), self.fetch(first, last), strict=True) if i in keep)
+            items = zip(range(first, last), self.fetch(first, last), strict=True)
+            yield from (payload for i, payload in items if i in keep)
 
-        return Listing([self.names[i] for i in index], [self.labels[i] for i in index], fetch, self.skipped)
+        names, labels = [self.names[i] for i in index], [self.labels[i] for i in index]
+        if self.pixels is None:
+            return Listing(names, labels, fetch, self.skipped)
+        content = hashlib.sha256(f"{self.content} {index}".encode()).hexdigest()
+        return Listing(names, labels, fetch, self.skipped, self.pixels.select(torch.tensor(index)), content=content)
 
 
 @dataclass(frozen=True)
@@ -81,8 +97,8 @@ class Source:
     contents: Callable[[], Contents]
     channels: int = 3
     where: str = ""
-    order: list[int] | None = None
-    """Rows lie in the order of a split already: [seed, validation images first]."""
+    in_place: bool = False
+    """Read as it is, without a decoded copy in the cache."""
 
 
 Format = Callable[[Files, DataConfig], Source | None]
@@ -99,7 +115,12 @@ def split_test(parts: dict[str, Listing]) -> dict[str, Listing]:
 
 
 def by_files(files: Files, names: Sequence[str], labels: Sequence[int]) -> Listing:
-    return Listing(names, labels, lambda start, stop: (partial(files.read, name) for name in names[start:stop]))
+    """One file a picture, read some ahead: a network disk answers many questions at once."""
+
+    def read(name: str) -> bytes:
+        return files.read(name) if files.stamp(name)[1] <= LARGEST else b""
+
+    return Listing(names, labels, lambda start, stop: in_threads(read, names[start:stop], READERS))
 
 
 class Numbered(Sequence[str]):
@@ -119,20 +140,23 @@ def label_index(
     classes: Sequence[str] | None, labels: list[Any], config: DataConfig
 ) -> tuple[tuple[str, ...], dict[Any, int]]:
     """Class names, and the class number of every label that occurs (a number or a name)."""
-    seen = sorted(set(labels))
+    seen = set(labels)
     if classes is None and config.name == "cifar10":
         classes = CIFAR10
     if all(isinstance(label, int) for label in seen):
-        names = tuple(classes or map(str, range(seen[-1] + 1)))
-        if seen[0] < 0 or seen[-1] >= len(names):
-            raise refuse(
-                "data.label_column",
-                config.label_column,
-                f"a column of labels from 0 to {len(names) - 1}, not {seen[0]} to {seen[-1]}",
-            )
+        names = tuple(classes or map(str, range(min(max(seen) + 1, MOST_CLASSES))))
+        if min(seen) < 0 or max(seen) >= len(names):
+            allowed = f"a column of labels from 0 to {len(names) - 1}, not {min(seen)} to {max(seen)}"
+            raise refuse("data.label_column", config.label_column, allowed)
         return names, {label: label for label in seen}
-    names = tuple(classes or map(str, seen))
-    return names, {label: names.index(str(label)) for label in seen}
+    names = tuple(classes or sorted({str(label) for label in seen}))
+    number = {name: c for c, name in enumerate(names)}
+    strangers = sorted({str(label) for label in seen} - set(names))
+    if strangers:
+        raise refuse(
+            "data.label_column", config.label_column, f"a column of the {len(names)} classes, not {strangers[0]}"
+        )
+    return names, {label: number[str(label)] for label in seen}
 
 
 def choose(names: Sequence[str], begins: Callable[[str, str], bool]) -> dict[str, list[str]]:

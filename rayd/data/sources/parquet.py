@@ -48,6 +48,11 @@ class Rows:
                     return
             g += 1
 
+    def pictures(self, column: str, start: int, stop: int) -> Iterator[bytes]:
+        """The files of a column of pictures: bytes, or the Hugging Face struct that holds them."""
+        for value in self.read(column, start, stop):
+            yield (value.get("bytes") if isinstance(value, dict) else value) or b""
+
     def label_names(self, name: str) -> list[str] | None:
         """Class names as the Hugging Face metadata gives them."""
         stored = (self.files[0].schema_arrow.metadata or {}).get(b"huggingface")

@@ -21,12 +21,12 @@ class Folder:
         self.path, self.where = path, str(path)
 
     def names(self, prefix: str = "") -> list[str]:
-        found: list[str] = []
+        listed: list[str] = []
         for here, folders, names in os.walk(self.path / prefix):
             folders[:] = [name for name in folders if not name.startswith(".")]
             below = Path(here).relative_to(self.path)
-            found += [str(below / name) for name in names if not name.startswith(".")]
-        return sorted(found)
+            listed += [str(below / name) for name in names if not name.startswith(".")]
+        return sorted(listed)
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
@@ -51,9 +51,9 @@ class Bucket:
             self.filesystem, self.root = FileSystem.from_uri(uri)
         except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
             raise refuse("data.path", uri, "a folder, file://, s3:// or gs://", str(error).splitlines()[0]) from error
-        there = self.filesystem.get_file_info(FileSelector(self.root, allow_not_found=True, recursive=True))
-        found = {info.path[len(self.root) :].lstrip("/"): info for info in there if info.type == FileType.File}
-        self.infos = {name: info for name, info in found.items() if not Path(name).name.startswith(".")}
+        infos = self.filesystem.get_file_info(FileSelector(self.root, allow_not_found=True, recursive=True))
+        files = {info.path[len(self.root) :].lstrip("/"): info for info in infos if info.type == FileType.File}
+        self.infos = {name: info for name, info in files.items() if not Path(name).name.startswith(".")}
 
     def names(self, prefix: str = "") -> list[str]:
         return sorted(name for name in self.infos if name.startswith(f"{prefix}/" if prefix else ""))

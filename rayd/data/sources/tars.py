@@ -1,23 +1,31 @@
-"""WebDataset tars: an index of headers and labels, pictures by range. Nothing in them is unpickled or executed."""
+"""WebDataset tars: headers and labels are indexed, pictures are read by range. Nothing is unpickled or executed.
+
+The headers are parsed by tarfile. webdataset's own readers stream whole members and know no offsets, so they cannot
+serve the range reads.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import re
+import tarfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rayd.data.config import DataConfig
+from rayd.data.sources.decode import LARGEST
 from rayd.data.sources.listing import Contents, Files, Listing, Source, choose, label_index, split_test
-from rayd.errors import refuse
+from rayd.errors import Refused, refuse
 
 PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff", "img", "image"}
 LABELS = {"cls", "json", "label"}
-BLOCK = 512
+LARGEST_HEADER = 2**20
+"""Bytes of one header, with its long name or attributes, and of one label; more is no honest tar."""
 
 
 def webdataset(files: Files, config: DataConfig) -> Source | None:
@@ -29,22 +37,22 @@ def webdataset(files: Files, config: DataConfig) -> Source | None:
     if not chosen["train"]:
         return None
     chosen = {part: names for part, names in chosen.items() if names}
-    given = [name for name in listed if Path(name).name in ("classes.txt", "classnames.txt")]
+    names_files = [name for name in listed if Path(name).name in ("classes.txt", "classnames.txt")][:1]
 
     def contents() -> Contents:
-        named = files.read(given[0]).decode().split("\n") if given else []
-        indexed = {part: _index(files, names) for part, names in chosen.items()}
-        found = [label for samples, _ in indexed.values() for label in samples.labels]
-        if not found:
+        names = [line for name in names_files for line in files.read(name).decode().split("\n") if line]
+        indexed = {part: _index(files, tars) for part, tars in chosen.items()}
+        labels = [label for samples, _ in indexed.values() for label in samples.labels]
+        if not labels:
             raise refuse("data.path", files.where, "tars with samples of KEY.jpg (png, webp) and KEY.cls or KEY.json")
-        classes, index = label_index([one for one in named if one] or None, found, config)
+        classes, number = label_index(names or None, labels, config)
         parts = {
-            part: Listing(samples, [index[label] for label in samples.labels], _Fetch(files, samples), skipped)
+            part: Listing(samples, [number[label] for label in samples.labels], samples.fetch(files), skipped)
             for part, (samples, skipped) in indexed.items()
         }
         return Contents(classes, split_test(parts))
 
-    used = [*given, *(name for names in chosen.values() for name in names)]
+    used = [*names_files, *(name for names in chosen.values() for name in names)]
     return Source([files.stamp(name) for name in used], contents, 3, files.where)
 
 
@@ -71,9 +79,21 @@ class Samples(Sequence[str]):
     def __getitem__(self, i: Any) -> Any:
         return f"{self.tars[self.tar[i]]}:{self.keys[i]}"
 
+    def fetch(self, files: Files) -> Callable[[int, int], Iterator[bytes]]:
+        """Pictures by range; each tar is opened once and read onwards."""
+
+        def read(start: int, stop: int) -> Iterator[bytes]:
+            for number, rows in groupby(range(start, stop), lambda i: self.tar[i]):
+                with files.open(self.tars[number]) as file:
+                    for i in rows:
+                        file.seek(self.offset[i])
+                        yield file.read(self.size[i])
+
+        return read
+
 
 def _index(files: Files, tars: Sequence[str]) -> tuple[Samples, list[dict[str, str]]]:
-    """Headers and labels only: pictures are read when they are decoded. Nothing is unpickled."""
+    """Headers and labels only; pictures are read when they are decoded."""
     samples = Samples(list(tars))
     skipped: list[dict[str, str]] = []
     for number, tar in enumerate(tars):
@@ -84,9 +104,9 @@ def _index(files: Files, tars: Sequence[str]) -> tuple[Samples, list[dict[str, s
                 folder, slash, last = name.rpartition("/")
                 stem, _, extension = last.partition(".")
                 key, kind = folder + slash + stem, extension.rpartition(".")[2].lower()
-                if kind in PICTURES:
+                if kind in PICTURES and size <= LARGEST:
                     pictures[key] = (offset, size)
-                elif kind in LABELS:
+                elif kind in LABELS and size <= LARGEST_HEADER:
                     file.seek(offset)
                     label = _label(file.read(size), kind)
                     if label is not None:
@@ -100,67 +120,53 @@ def _index(files: Files, tars: Sequence[str]) -> tuple[Samples, list[dict[str, s
 
 
 def members(file: BinaryIO, where: str) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size of every regular file of a tar (ustar, GNU, pax), in a third of tarfile's time."""
+    """Name, offset and size of every regular file of a tar; a damaged or crafted tar is refused.
+
+    tarfile takes an invalid header after the first for the end, and may walk backwards over a negative size.
+    """
+    end = file.seek(0, os.SEEK_END)
+    file.seek(0)
     at = 0
-    extra: dict[str, str] = {}
-    while True:
-        file.seek(at)
-        head = file.read(BLOCK)
-        if len(head) < BLOCK or not head[0]:
-            return
-        if sum(head) - sum(head[148:156]) + 8 * 32 != int(head[148:156].rstrip(b"\0 ") or b"0", 8):
-            raise refuse("data.path", where, f"whole tars; this one is damaged at byte {at}", "make it again")
-        binary = head[124] & 0x80
-        size = int.from_bytes(head[125:136], "big") if binary else int(head[124:136].rstrip(b"\0 ") or b"0", 8)
-        kind, offset = head[156:157], at + BLOCK
-        size = int(extra.get("size", size)) if kind in b"0\0" else size
-        at = offset + -(-size // BLOCK) * BLOCK
-        if kind in b"xL":
-            held = file.read(size)
-            extra |= {"path": held.rstrip(b"\0").decode()} if kind == b"L" else dict(_pax(held))
-        elif kind != b"g":
-            if kind in b"0\0":
-                folder = head[345:500].rstrip(b"\0") if head[257:263] == b"ustar\0" else b""
-                plain = (folder + b"/" if folder else b"") + head[:100].rstrip(b"\0")
-                yield extra.get("path") or plain.decode(errors="replace"), offset, size
-            extra = {}
+    try:
+        tar = tarfile.TarFile(fileobj=_Headers(file), encoding="utf-8", errors="replace")  # type: ignore[arg-type]
+        while (member := tar.next()) is not None:
+            if tar.offset <= at or member.offset_data + member.size > end:
+                raise tarfile.ReadError("a size that cannot be")
+            at = tar.offset
+            tar.members = []  # type: ignore[attr-defined]
+            if member.isreg() and not member.issparse():
+                yield member.name, member.offset_data, member.size
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        raise _damaged(where, at) from error
+    file.seek(at)
+    if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise _damaged(where, at)
 
 
-def _pax(held: bytes) -> Iterator[tuple[str, str]]:
-    while held:
-        length = int(held[: held.index(b" ")])
-        key, _, value = held[held.index(b" ") + 1 : length - 1].decode().partition("=")
-        yield key, value
-        held = held[length:]
+def _damaged(where: str, at: int) -> Refused:
+    return refuse("data.path", where, f"whole tars; this one is damaged at byte {at}", "make it again")
+
+
+class _Headers:
+    """A file of which tarfile may read headers only: a header never asks for much, nor for less than nothing."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._read(size)
 
 
 def _label(data: bytes, kind: str) -> int | str | None:
     text = data.decode(errors="replace").strip()
     if kind == "json":
         try:
-            held = json.loads(text)
-        except json.JSONDecodeError:
+            label = json.loads(text)
+        except (ValueError, RecursionError):
             return None
-        if isinstance(held, dict):
-            held = next((held[key] for key in ("label", "cls", "class") if key in held), None)
-        return held if isinstance(held, int | str) else None
-    return int(text) if re.fullmatch(r"-?\d+", text) else text or None
-
-
-class _Fetch:
-    """Pictures by range; each tar is opened once and read onwards."""
-
-    def __init__(self, files: Files, samples: Samples) -> None:
-        self.files, self.samples = files, samples
-
-    def __call__(self, start: int, stop: int) -> Iterator[bytes]:
-        held = self.samples
-        with contextlib.ExitStack() as stack:
-            number, file = -1, None
-            for i in range(start, stop):
-                if held.tar[i] != number or file is None:
-                    stack.close()
-                    number = held.tar[i]
-                    file = stack.enter_context(self.files.open(held.tars[number]))
-                file.seek(held.offset[i])
-                yield file.read(held.size[i])
+        if isinstance(label, dict):
+            label = next((label[key] for key in ("label", "cls", "class") if key in label), None)
+        return label if isinstance(label, int | str) else None
+    return int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else text or None

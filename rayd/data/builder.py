@@ -1,0 +1,116 @@
+"""The cache folder (`$RAYD_CACHE`, or ~/.cache/rayd): each entry is built by one process and appears whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rayd.errors import Failed
+
+log = logging.getLogger(__name__)
+
+POLL_S, REMIND_S, STALLED_S = 0.1, 30.0, 600.0
+"""Seconds between two looks at a lock, between two lines in the log, and after which a builder counts as hung."""
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("RAYD_CACHE") or Path.home() / ".cache" / "rayd").expanduser()
+
+
+def build(path: Path, whole: Callable[[Path], bool], fill: Callable[[Path], None]) -> None:
+    """Make sure that `path` is there and `whole`: `fill` writes a draft, which one rename publishes.
+
+    Other processes wait for the builder and use what it made. The kernel drops the lock of a process that died; its
+    draft is removed by the next one.
+    """
+    if whole(path):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _waiting(path):
+        if whole(path):
+            return
+        _sweep(path.parent)
+        draft = _draft(path)
+        _remove(draft)
+        try:
+            fill(draft)
+            _remove(path)
+            os.rename(draft, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise Failed(
+                f"{path}: no room left. Free some, or set RAYD_CACHE to a larger disk, and run the same command again"
+            ) from error
+        finally:
+            _remove(draft)
+
+
+def _draft(path: Path) -> Path:
+    return path.parent / f".{path.name}.draft"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """Whether this process has the entry's lock; the lock file goes with the lock."""
+    name = path.parent / f".{path.name}.lock"
+    with name.open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        # A holder that left between our open and our lock has unlinked the file we locked.
+        if not name.exists() or not os.path.samestat(os.fstat(file.fileno()), name.stat()):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            name.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _waiting(path: Path) -> Iterator[None]:
+    began = reminded = time.monotonic()
+    while True:
+        with _lock(path) as ours:
+            if ours:
+                yield
+                return
+        now = time.monotonic()
+        if now - reminded > REMIND_S:
+            reminded = now
+            log.info("%s: waiting %.0f s for the process that builds it", path, now - began)
+        if now - began > STALLED_S and time.time() - _last_change(_draft(path)) > STALLED_S:
+            raise Failed(f"{path}: the process that builds it has written nothing for {STALLED_S:.0f} s; end it")
+        time.sleep(POLL_S)
+
+
+def _last_change(draft: Path) -> float:
+    newest = 0.0
+    with contextlib.suppress(FileNotFoundError):
+        newest = max(entry.stat().st_mtime for entry in [draft, *(draft.iterdir() if draft.is_dir() else ())])
+    return newest
+
+
+def _sweep(folder: Path) -> None:
+    """Remove drafts whose builders are dead."""
+    for draft in folder.glob(".*.draft"):
+        with _lock(folder / draft.name[1 : -len(".draft")]) as ours:
+            if ours:
+                _remove(draft)
