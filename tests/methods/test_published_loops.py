@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,7 +23,7 @@ from rayd.distill.budget import Budget
 from rayd.distill.inputs import ResidentInputs
 from rayd.distill.loop import Distillation
 from rayd.experts.trajectory import Segment
-from rayd.methods.mtt import FLOOR, Mtt
+from rayd.methods.mtt import Mtt
 from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import generator
 
@@ -33,9 +32,14 @@ STEPS = 40
 CLASSES, IMAGES = 4, 400
 BATCH, RATE = 8, 0.03
 """Of the experts: two epochs are 100 steps, three units of step size; of a full-size MTT expert they are 3.5."""
-SIDES = {64: 16, 128: 32}
-MOST = 16
+SIDES = {32: 8, 64: 8, 128: 16}
+MOST = 8
 """Images of an inner batch."""
+SAMPLE = (
+    "mtt/cifar10_ipc1", "mtt/cifar10_ipc10", "mtt/tiny_ipc1", "datm/cifar100_ipc1", "haba/cifar10_ipc10",
+    "lodc/cifar10_ipc10", "lodc/tiny_ipc1", "nsd/cifar10_ipc1", "ours/lss_cifar10_ipc10", "ours/lss_svhn_ipc1",
+)  # fmt: skip
+"""Of every family; among them all combinations of start, rate and momentum of the step size."""
 
 
 def names() -> list[str]:
@@ -88,17 +92,18 @@ def surroundings(side: int, transform: str) -> tuple[Net, Transform, Images, Row
 
 
 def shrunk(run: Run) -> Distillation:
-    """The run's method on small images of few classes, at up to 5 images a class."""
-    side = SIDES.get({"tiny": 64, "imagenette": 128, "imagenette128": 128}.get(run.data.name, 32), 16)
+    """The run's method on small images of four classes, at four images' floats a class."""
+    side = SIDES[{"tiny": 64, "imagenette": 128, "imagenette128": 128}.get(run.data.name, 32)]
     net, space, images, rows = surroundings(side, run.transform)
     inputs = ResidentInputs(net, space, images, torch.device("cpu"), 0, compiled=False, buffer=rows)
     method = run.method
-    config = replace(method.codec, **{name: None for name in ("rank", "sharing") if getattr(method.codec, name)})
+    dials = {name: None for name in ("rank", "sharing") if getattr(method.codec, name)}
+    config = replace(method.codec, **dials)
     codec = config.fit(Budget(ipc=4), images.spec).build(images.spec, generator(0, "codec"))
     end = rows.row(0, method.objective.last_epoch)
 
     @torch.no_grad()
-    def teacher(x: Tensor) -> Tensor:
+    def teacher(x: Tensor, classes: Tensor | None = None) -> Tensor:
         return net(end, x)
 
     codec.encode(inputs.start_images(0, teacher if config.start == "confident" else None), generator(0, "encode"))
@@ -109,23 +114,45 @@ def shrunk(run: Run) -> Distillation:
     return Distillation(codec, objective, terms, steps=STEPS, optimiser=method.optimiser, inputs=inputs, guard=method.guard)
 
 
-def learn(name: str) -> tuple[list[float], list[float]]:
-    """Loss and step size of every step."""
+@torch.no_grad()
+def loss(work: Distillation) -> float:
+    """Of the items that the first steps plan."""
+    items = [work.objective.plan(step)[0] for step in range(4)]
+    values = [work.objective(work.codec, item, work.objective.fetch(item)).value for item in items]
+    return float(sum(values)) / len(values)
+
+
+def learn(name: str) -> tuple[float, float, float]:
+    """Loss before and after, and the step size that was learned."""
     work = shrunk(composed(name))
-    losses, sizes = [], []
-    for step in work.run():
-        losses.append(step.value)
-        sizes.append(work.objective.step_size())
-    return losses, sizes
+    before = loss(work)
+    for _ in work.run():
+        pass
+    return before, loss(work), work.objective.step_size() or 0.0
 
 
-if __name__ == "__main__":
-    import sys, time
-    torch.set_num_threads(1)
-    for name in sys.argv[1:] or names():
-        if not isinstance(composed(name).method.objective, Mtt.Config): continue
-        t = time.process_time()
-        try:
-            l, s = learn(name)
-            print(f"{name:28s} loss {sum(l[:5])/5:.3f} -> {sum(l[-5:])/5:.3f} ({sum(l[-5:])/sum(l[:5]):.2f}) size {s[0]:.4f} -> {s[-1]:.4f} min {min(s):.4f}  {time.process_time()-t:.0f}s", flush=True)
-        except Exception as e: print(name, type(e).__name__, str(e)[:200], flush=True)
+def trajectory_presets() -> list[str]:
+    return [name for name in names() if isinstance(composed(name).method.objective, Mtt.Config)]
+
+
+def learns(name: str) -> None:
+    before, after, size = learn(name)
+    print(f"{name}: loss {before:.3f} -> {after:.3f}, step size {size:.4f}")
+    assert after <= 0.9 * before, f"loss {before:.3f} -> {after:.3f}"
+    assert FLOOR < size < 1
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_sampled_preset_learns(name: str) -> None:
+    learns(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", trajectory_presets())
+def test_every_preset_learns(name: str) -> None:
+    learns(name)
+
+
+def test_the_sample_has_a_preset_of_every_family() -> None:
+    assert set(SAMPLE) <= set(trajectory_presets())
+    assert {name.split("/")[0] for name in SAMPLE} == {name.split("/")[0] for name in trajectory_presets() if "/" in name}
