@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +24,7 @@ from rayd.distill.budget import Budget
 from rayd.distill.inputs import ResidentInputs
 from rayd.distill.loop import Distillation
 from rayd.experts.trajectory import Segment
-from rayd.methods.mtt import Mtt
+from rayd.methods.mtt import FLOOR, Mtt
 from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import generator
 
@@ -111,7 +112,9 @@ def shrunk(run: Run) -> Distillation:
         codec.teach(teacher)
     terms = [term.build(inputs, codec) for term in method.terms]
     objective = replace(method.objective, batch=min(method.objective.batch or MOST, MOST)).build(inputs)
-    return Distillation(codec, objective, terms, steps=STEPS, optimiser=method.optimiser, inputs=inputs, guard=method.guard)
+    return Distillation(
+        codec, objective, terms, steps=STEPS, optimiser=method.optimiser, inputs=inputs, guard=method.guard
+    )
 
 
 @torch.no_grad()
@@ -155,4 +158,6 @@ def test_every_preset_learns(name: str) -> None:
 
 def test_the_sample_has_a_preset_of_every_family() -> None:
     assert set(SAMPLE) <= set(trajectory_presets())
-    assert {name.split("/")[0] for name in SAMPLE} == {name.split("/")[0] for name in trajectory_presets() if "/" in name}
+    assert {name.split("/")[0] for name in SAMPLE} == {
+        name.split("/")[0] for name in trajectory_presets() if "/" in name
+    }
