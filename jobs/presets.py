@@ -19,16 +19,19 @@ def section() -> str:
     for name in options("preset"):
         if "/" in name:
             asked = ask("plan", (f"preset={name}", "out=nowhere"))
-            figures = (f"{row.mean} ± {row.std}".removesuffix(" ± ") for row in rows(asked.published, asked.run.data.name))
+            figures = (
+                f"{row.mean} ± {row.std}".removesuffix(" ± ") for row in rows(asked.published, asked.run.data.name)
+            )
             presets[name] = asked.run, ", ".join(dict.fromkeys(figures))
     return table(presets)
 
 
 def main() -> int:
-    from rayd.studies.plan.presets import replaced
+    from rayd.studies.plan.presets import section_of
 
     path = CONFIGS / "README.md"
-    path.write_text(replaced(path.read_text(), section()))
+    text = path.read_text()
+    path.write_text(text.replace(section_of(text), section()))
     return 0
 
 

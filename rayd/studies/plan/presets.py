@@ -1,7 +1,4 @@
-"""The table of presets in configs/README.md: how long a score trains here, and how long in the paper.
-
-`python -m rayd.studies.plan.presets` is not a command: the runs come from `jobs.plan presets=write`, which composes them.
-"""
+"""The table of presets in configs/README.md: how long a score trains here, and how long in the paper."""
 
 from __future__ import annotations
 
@@ -28,7 +25,9 @@ DATASETS: dict[str, tuple[Spec, int]] = {
 PAPERS = {
     "mtt": "1001 epochs of batch 256, 5 networks",
     "datm": "1001 epochs of batch 128",
-    "ncfm": "2000 epochs of batch 128, 10 networks, the best epoch on test",
+    "ncfm": "2000 epochs of batch 128, 10 networks",
+    "ncfm/tiny_ipc10": "300 epochs of batch 128, 10 networks",
+    "ncfm/tiny_ipc50": "40 epochs of batch 128, 10 networks",
 }
 """How the papers' own repositories train for a score, where they were read."""
 HEAD = ("preset", "images", "epochs", "steps", "networks", "PFLOP", "hours", "in the paper", "published, %")
@@ -46,17 +45,14 @@ def table(presets: Mapping[str, tuple[Run, str]]) -> str:
     rows = [HEAD, tuple("---" for _ in HEAD)]
     for name, (run, published) in presets.items():
         s = scoring_of(run)
+        paper = PAPERS.get(name) or PAPERS.get(name.split("/")[0], "")
         hours = f"{s.operations / RATE / 3600:.2g}"
         sizes = (f"{s.images:,}", f"{s.epochs:,.4g}", f"{s.steps:,} of {s.batch}", f"{s.networks} + {s.controls}")
-        rows.append((name, *sizes, f"{s.operations / 1e15:.3g}", hours, PAPERS.get(name.split("/")[0], ""), published))
+        rows.append((name, *sizes, f"{s.operations / 1e15:.3g}", hours, paper, published))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([BEGIN, "", *lines, "", END])
 
 
-def replaced(text: str, section: str) -> str:
-    """A page with the section in place of the one that it has."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"no section from {BEGIN} to {END}")
-    return before + section + after
+def section_of(text: str) -> str:
+    """The table that a page holds."""
+    return BEGIN + text.split(BEGIN)[1].split(END)[0] + END

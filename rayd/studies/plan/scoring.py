@@ -25,13 +25,15 @@ class Scoring:
     images: int
     """That the set decodes to."""
     epochs: float
-    """Passes over the decoded images by one network."""
+    """Of one network: as the recipe counts them, else passes over the decoded images."""
     steps: int
     batch: int
     networks: int
     """Trained on the set: as decoded, in 8 bits, under hard labels, and of other architectures."""
     controls: int
     """Trained on real images and on the start."""
+    control_images: int
+    """Images that the networks of controls go through, and the network whose features herding takes."""
     operations: float
     """Floating-point, of all networks, as if each had the first architecture."""
 
@@ -52,17 +54,20 @@ class Scoring:
             """Images that one network goes through."""
             return recipe.length(decoded, stored).steps * min(recipe.batch, decoded)
 
-        images = recipe.seeds * sum(seen(*size) for size in own + controls)
-        images += min(FEATURE_STEPS, recipe.length(train, train).steps) * min(recipe.batch, train)
+        length = recipe.length(ledger.images, stored)
+        own_images = recipe.seeds * sum(seen(*size) for size in own)
+        control_images = recipe.seeds * sum(seen(*size) for size in controls)
+        control_images += min(FEATURE_STEPS, recipe.length(train, train).steps) * min(recipe.batch, train)
         net = (recipe.nets or (run.net,))[0].build(spec)
         return cls(
             images=ledger.images,
-            epochs=seen(*own[0]) / ledger.images,
-            steps=recipe.length(*own[0]).steps,
+            epochs=recipe.epochs or seen(*own[0]) / ledger.images,
+            steps=length.steps,
             batch=min(recipe.batch, ledger.images),
             networks=recipe.seeds * len(own),
             controls=recipe.seeds * len(controls),
-            operations=float(TRAINING * images * forward_operations(net)),
+            control_images=control_images,
+            operations=float(TRAINING * (own_images + control_images) * forward_operations(net)),
         )
 
     def text(self) -> str:
