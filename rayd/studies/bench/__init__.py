@@ -108,21 +108,24 @@ def compared(bench: str, case: str, way: Timing, reference: Timing | None, *, fl
     )
 
 
-def interleaved(ways: Mapping[str, Callable[[], float | None]], turns: int = TURNS) -> dict[str, Timing]:
+def interleaved(
+    ways: Mapping[str, Callable[[], Any]], turns: int = TURNS, work: float | None = None
+) -> dict[str, Timing]:
     """All ways in turn, so that whatever else the machine does falls on all; the first turn of each is not counted.
 
-    A way returns how many units of work it did; None: one.
+    A way returns how many units of work it did, unless all do `work`; None: one.
     """
     wall: dict[str, list[float]] = {name: [] for name in ways}
     cpu: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(turns + 1):
         for name, way in ways.items():
             began, cpu_began = time.perf_counter(), time.process_time()
-            work = way() or 1.0
+            units = way()
+            units = work or units or 1.0
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            wall[name].append((time.perf_counter() - began) / work)
-            cpu[name].append((time.process_time() - cpu_began) / work)
+            wall[name].append((time.perf_counter() - began) / units)
+            cpu[name].append((time.process_time() - cpu_began) / units)
     return {name: Timing(wall[name][1:], cpu[name][1:], wall[name][0]) for name in ways}
 
 

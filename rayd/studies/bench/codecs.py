@@ -52,7 +52,7 @@ def rows(size: str = "default") -> Iterator[Row]:
     for spec, ipc, batch, width, depth in SIZES[size]:
         where = f"{spec.shape[-1]}px ipc={ipc:g} w{width}"
         images = torch.randn(batch, *spec.shape, generator=generator(0, "bench")).to(device).requires_grad_()
-        ways: dict[str, Callable[[], float | None]] = {
+        ways: dict[str, Callable[[], float]] = {
             "network": partial(network, convnet(width, depth, spec.shape[-1]).to(device), images)
         }
         for name, config in CODECS.items():

@@ -87,15 +87,13 @@ def outer_gradients(
     return way
 
 
-def ways(width: int, batch: int, steps: int) -> dict[str, Timing]:
-    """Seconds of an outer gradient by every way, and of 3.5 plain steps for each inner step."""
-    way = outer_gradients(width, batch, steps)
+def ways(names: list[str], **settings: int) -> dict[str, Timing]:
+    """Seconds of an outer gradient by these ways, and of 3.5 plain steps for each inner step."""
+    way = outer_gradients(**settings)
     runs: dict[str, Callable[[], float | None]] = {}
-    for name in ("field", *OURS):
+    for name in names:
         outer, plain = way(name)
-        runs[name] = outer
-        if name == "field" or "micro" not in name:
-            runs[f"floor of {name}"] = _repeated(plain, 3.5 * steps)
+        runs |= {name: outer, f"floor of {name}": _repeated(plain, 3.5 * settings["steps"])}
     return interleaved(runs)
 
 
@@ -119,10 +117,11 @@ def peak(name: str, **settings: int) -> dict[str, Any]:
 def rows(size: str = "default") -> Iterator[Row]:
     settings, longer = SIZES[size], LONGER[size]
     where = f"width={settings['width']} batch={settings['batch']} N={settings['steps']}"
-    by_way = timings("unroll", "ways", **settings)
-    memory = {name: peak_of(isolated("unroll", "peak", name=name, **settings)) for name in ("field", *OURS)}
-    for name in ("field", *OURS):
-        floor = by_way.get(f"floor of {name}", by_way["floor of exact fp32"])
+    names = ["field", *(name for name in OURS if size == "full" or name != "compiled fp32")]
+    by_way = timings("unroll", "ways", names=names, **settings)
+    memory = {name: peak_of(isolated("unroll", "peak", name=name, **settings)) for name in names}
+    for name in names:
+        floor = by_way[f"floor of {name}"]
         words = f"{where} {'graph of torch.nn fp32' if name == 'field' else name}"
         share = memory[name] / memory["field"]
         yield compared("unroll", words, by_way[name], by_way["field"], floor=floor, memory_ratio=share)
