@@ -20,7 +20,7 @@ from rayd.evaluate.recipe import RecipeConfig
 from rayd.evaluate.score import evaluate
 from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import generator
-from rayd.studies.bench import Row, compared, interleaved
+from rayd.studies.bench import BenchRow, compared, interleaved
 from rayd.studies.bench.field import CLASSES, SIDE, convnet, started
 
 SPEC = Spec((3, SIDE, SIDE), CLASSES)
@@ -43,7 +43,7 @@ def field(recipe: RecipeConfig, net: Net, width: int, train: ImageSet, test: Ima
             modules(test.decode(torch.arange(len(test)))[0]).argmax(1)
 
 
-def rows(size: str = "default") -> Iterator[Row]:
+def rows(size: str = "default") -> Iterator[BenchRow]:
     for width, ipc, few in CASES:
         steps = few * (4 if size == "full" else 1)
         net = NetConfig(width=width).build(SPEC)
@@ -63,7 +63,7 @@ def rows(size: str = "default") -> Iterator[Row]:
             yield compared("evaluate", f"{where} {name}", timing, by_way["torch.nn fp32"], unit="steps/s", rate=True)
             if "compiled" in name:
                 seconds = timing.compilation * len(SEEDS) * steps
-                yield Row(bench="evaluate", case=f"{where} {name}: compilation", value=seconds, unit="s")
+                yield BenchRow(bench="evaluate", case=f"{where} {name}: compilation", value=seconds, unit="s")
 
 
 def _noise(n: int) -> ImageSet:

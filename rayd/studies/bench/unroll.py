@@ -20,7 +20,7 @@ from rayd.distill.unroll import Inner, Loss, cross_entropy, full_graph, unroll
 from rayd.machine import use_threads
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
-from rayd.studies.bench import Row, Timing, compared, interleaved, isolated, peak_of, timings
+from rayd.studies.bench import BenchRow, Timing, compared, interleaved, isolated, peak_of, timings
 from rayd.studies.bench.field import convnet
 
 SIZES = {
@@ -114,7 +114,7 @@ def peak(name: str, **settings: int) -> dict[str, Any]:
     return {}
 
 
-def rows(size: str = "default") -> Iterator[Row]:
+def rows(size: str = "default") -> Iterator[BenchRow]:
     settings, longer = SIZES[size], LONGER[size]
     where = f"width={settings['width']} batch={settings['batch']} N={settings['steps']}"
     names = ["field", *(name for name in OURS if size == "full" or name != "compiled fp32")]
@@ -126,10 +126,10 @@ def rows(size: str = "default") -> Iterator[Row]:
         share = memory[name] / memory["field"]
         yield compared("unroll", words, by_way[name], by_way["field"], floor=floor, memory_ratio=share)
         if "compiled" in name:
-            yield Row(bench="unroll", case=f"{words}: compilation", value=by_way[name].compilation, unit="s")
+            yield BenchRow(bench="unroll", case=f"{words}: compilation", value=by_way[name].compilation, unit="s")
     long = peak_of(isolated("unroll", "peak", name="exact fp32", **(settings | {"steps": longer})))
     net = NetConfig(depth=3, width=settings["width"]).build(Spec((3, 32, 32), 10))
     stored = (longer - settings["steps"]) * net.size * 4
     case, growth = f"{where} to N={longer}: memory beyond stored parameters", long - memory["exact fp32"] - stored
     share = long / (memory["exact fp32"] + stored)
-    yield Row(bench="unroll", case=case, value=growth / 2**20, unit="MB", memory_ratio=share)
+    yield BenchRow(bench="unroll", case=case, value=growth / 2**20, unit="MB", memory_ratio=share)

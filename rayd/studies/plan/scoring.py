@@ -45,8 +45,8 @@ class Scoring:
         same = {"start": (ledger.images, stored), "full": (train, train)}
         sizes = {"floats": (stored, stored), "raw": (raw, raw), "jpeg": (raw, raw)}
         cross = max(0, len(recipe.nets) - 1)
-        views = 3 if "labels" in ledger.by_role or recipe.labels == "teacher" else 2
-        own = [(ledger.images, stored)] * (views + cross)
+        labelled = "labels" in ledger.by_role or recipe.labels == "teacher"
+        views = [(ledger.images, stored)] * ((3 if labelled else 2) + cross)
         controls = [same.get(name) or sizes[RowName.parse(name).budget] for name in CONTROLS]
         controls += [sizes["floats"]] * ((2 if recipe.augment else 0) + cross)
 
@@ -55,19 +55,19 @@ class Scoring:
             return recipe.length(decoded, stored).steps * min(recipe.batch, decoded)
 
         length = recipe.length(ledger.images, stored)
-        own_images = recipe.seeds * sum(seen(*size) for size in own)
+        set_images = recipe.seeds * sum(seen(*size) for size in views)
         control_images = recipe.seeds * sum(seen(*size) for size in controls)
         control_images += min(FEATURE_STEPS, recipe.length(train, train).steps) * min(recipe.batch, train)
         net = (recipe.nets or (run.net,))[0].build(spec)
         return cls(
             images=ledger.images,
-            epochs=recipe.epochs or seen(*own[0]) / ledger.images,
+            epochs=recipe.epochs or seen(*views[0]) / ledger.images,
             steps=length.steps,
             batch=min(recipe.batch, ledger.images),
-            networks=recipe.seeds * len(own),
+            networks=recipe.seeds * len(views),
             controls=recipe.seeds * len(controls),
             control_images=control_images,
-            operations=float(TRAINING * (own_images + control_images) * forward_operations(net)),
+            operations=float(TRAINING * (set_images + control_images) * forward_operations(net)),
         )
 
     def text(self) -> str:
