@@ -6,7 +6,7 @@ Shapes: N images, B of a batch, S steps of a chunk, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from rayd.data.augment import Augment, Draw
 from rayd.data.images import Images, Spec
 from rayd.data.transform import Transform
-from rayd.evaluate.recipe import RecipeConfig
+from rayd.evaluate.recipe import Length, RecipeConfig
 from rayd.nets.convnet import Net
 from rayd.seeds import generator
 
@@ -34,20 +34,23 @@ class ImageSet:
     """index_N -> images in network space [N, C, H, W], label probabilities [N, K]"""
     classes_N: Tensor
     spec: Spec
+    stored: int | None = None
+    """Images that the set's numbers would fill as plain pixels; as many as it decodes to if not given."""
 
     def __len__(self) -> int:
         return len(self.classes_N)
 
     @classmethod
-    def of(cls, given: Any, transform: Transform | None = None) -> ImageSet:
-        """Of a codec, an artifact's codec, Images (through `transform`), or a Source."""
-        if isinstance(given, ImageSet):
-            return given
-        if isinstance(given, Images):
+    def of(cls, source: Any, transform: Transform | None = None) -> ImageSet:
+        """Of a codec, an artifact's codec, Images (through `transform`), or an ImageSet."""
+        if isinstance(source, ImageSet):
+            return source
+        if isinstance(source, Images):
             if transform is None:
                 raise ValueError("Images need the transform into network space")
-            return cls._of_images(given, transform)
-        return cls(given.decode, given.classes(), given.spec)
+            return cls._of_images(source, transform)
+        floats = sum(number.tensor.numel() for number in source.stored().values())
+        return cls(source.decode, source.classes(), source.spec, max(1, round(floats / source.spec.floats)))
 
     @classmethod
     def _of_images(cls, images: Images, transform: Transform) -> ImageSet:
@@ -71,7 +74,11 @@ class ImageSet:
             return self
         parts = [self.decode(index) for index in torch.arange(len(self)).split(1000)]
         images, targets = (torch.cat([part[i].detach().float() for part in parts]).to(device) for i in (0, 1))
-        return ImageSet.tensors(images, self.classes_N, self.spec, targets)
+        return replace(ImageSet.tensors(images, self.classes_N, self.spec, targets), stored=self.stored)
+
+    def length(self, recipe: RecipeConfig) -> Length:
+        """How long a network is trained on it."""
+        return recipe.length(len(self), self.stored or len(self))
 
 
 def batches(
@@ -84,9 +91,9 @@ def batches(
     mixes = generator(seed, "mix")
     augment = recipe.augment.build() if recipe.augment else None
     left = torch.empty(0, dtype=torch.int64)
-    length = max(1, CHUNK // (size * source.spec.floats * 4))
-    for begin in range(0, recipe.steps, length):
-        steps = min(length, recipe.steps - begin)
+    total, chunk = source.length(recipe).steps, max(1, CHUNK // (size * source.spec.floats * 4))
+    for begin in range(0, total, chunk):
+        steps = min(chunk, total - begin)
         while len(left) < steps * size:
             left = torch.cat([left, torch.randperm(len(source), generator=orders)])
         index, left = left[: steps * size], left[steps * size :]

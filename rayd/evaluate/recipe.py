@@ -1,18 +1,35 @@
 """Recipes: how a network is trained for a score. The published settings are files under configs/recipe.
 
-Steps are fixed where the papers count epochs of the set at hand: at 1 and 10 images per class their batch of 256 holds
-the whole set, so an epoch is a step; larger sets get the same steps, which is said wherever a number stands. What the
-papers do besides and we do not: choose the best epoch or checkpoint on the test set.
+The papers count epochs of the set that is scored: `epochs`, of ceil(n / batch) steps each, with schedules by epoch. A
+recipe of `steps` trains on every set for as long, which is what CPU-scale tables do and say. What the papers do besides and
+we do not: choose the best epoch or checkpoint on the test set.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rayd.data.augment import AugmentConfig
 from rayd.errors import refuse
 from rayd.nets.convnet import NetConfig
+
+STEPS = 1000
+"""Of a recipe that names neither steps nor epochs."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a network is trained on one set."""
+
+    steps: int
+    epoch: int = 1
+    """Steps of an epoch, after each of which the schedule moves; 1 where the recipe counts steps."""
+
+    @property
+    def epochs(self) -> int:
+        return self.steps // self.epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +38,13 @@ class RecipeConfig:
 
     name: str = "cpu"
     """What tables call it."""
-    steps: int = 1000
-    """Of one network's training."""
+    steps: int | None = None
+    """Of one network's training, the same on every set; 1000 where epochs are not given either."""
+    epochs: int | None = None
+    """Passes over the set, instead of steps: what the papers count."""
+    epoch: Literal["stored", "decoded"] = "stored"
+    """What a pass goes through. stored: as many images as the set's numbers would fill as plain pixels, for a factorised
+    set decodes to many more; decoded: every image. Plain pixels and real images are the same under both."""
     batch: int = 256
     """At most; a smaller set is one batch."""
     optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -36,7 +58,8 @@ class RecipeConfig:
     weight_decay: float = 5e-4
     """Of every parameter."""
     schedule: Literal["constant", "half", "fifths", "cosine"] = "half"
-    """half: a tenth, and momentum afresh, from half-way on; fifths: halved at 1/5, 2/5, 3/5, 4/5; cosine: to zero."""
+    """half: a tenth, and momentum afresh, after half the epochs and one; fifths: halved at 1/5, 2/5, 3/5, 4/5; cosine: to
+    zero. By epoch, or by step where the recipe counts steps."""
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
     """Of the training images; null: none."""
     cutmix: float = 0.0
@@ -55,8 +78,24 @@ class RecipeConfig:
     """Architectures; the run's own where empty."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "seeds", "lr", "temperature"):
-            if not getattr(self, name) > 0:
+        if self.steps is not None and self.epochs is not None:
+            raise refuse("recipe.epochs", self.epochs, "null beside recipe.steps", "add recipe.steps=null")
+        if self.steps is None and self.epochs is None:
+            object.__setattr__(self, "steps", STEPS)
+        for name in ("steps", "epochs", "batch", "seeds", "lr", "temperature"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise refuse(f"recipe.{name}", getattr(self, name), "a number above zero")
         if not 0 <= self.cutmix <= 1 or self.mixup < 0 or not 0 <= self.momentum < 1 or self.weight_decay < 0:
             raise refuse("recipe", self.name, "cutmix 0 to 1, mixup and weight_decay from 0, momentum 0 to below 1")
+
+    def length(self, decoded: int, stored: int) -> Length:
+        """For a set of so many images, whose numbers would fill so many as plain pixels."""
+        if self.epochs is None:
+            return Length(self.steps or STEPS)
+        images = min(stored, decoded) if self.epoch == "stored" else decoded
+        epoch = math.ceil(images / min(self.batch, images))
+        return Length(self.epochs * epoch, epoch)
+
+    def shortened(self, steps: int) -> RecipeConfig:
+        """The same for so many steps."""
+        return replace(self, steps=max(1, steps), epochs=None)

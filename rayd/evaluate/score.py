@@ -1,9 +1,9 @@
 """Accuracy of fresh networks trained on a set of images, under a recipe that says everything.
 
-A recipe counts steps, not epochs, so that sets of different sizes get the same work. All randomness of one network (its
-start, its batches, its augmentation) comes from its own seed, so a score does not depend on which others were computed
-beside it. On a GPU the networks of one call are one vmapped step. On a CPU one compiled step is fed with them one after
-another, which measures faster there than stacking: grouped convolutions lose more than fewer calls gain.
+All randomness of one network (its start, its batches, its augmentation) comes from its own seed, so a score does not
+depend on which others were computed beside it. On a GPU the networks of one call are one vmapped step. On a CPU one
+compiled step is fed with them one after another, which measures faster there than stacking: grouped convolutions lose more
+than fewer calls gain.
 
 Shapes: N images, B of a batch, K classes, P parameters (P0 trainable), E networks together.
 """
@@ -65,11 +65,11 @@ def evaluate(
 ) -> list[Score]:
     """One score per seed, tested after the last step. `source` and `test`: a codec, Images or a Source."""
     device = device or torch.device("cpu")
-    compile = recipe.steps >= WORTH if compile is None else compile
     rate = check(recipe, step_size, teacher)
     train, scorer = (ImageSet.of(one, transform).resident(device) for one in (source, test))
     if len(train) == 0:
         raise refuse("images", 0, "at least one image to train on")
+    compile = train.length(recipe).steps >= WORTH if compile is None else compile
     together = device.type == "cuda" if together is None else together
     groups = [list(seeds)] if together else [[seed] for seed in seeds]
     scores = []
@@ -88,7 +88,8 @@ def evaluate(
 def trained(recipe: RecipeConfig, net: Net, source: Any, transform: Transform | None, seed: int) -> Tensor:
     """theta_P of one network under the recipe, on the CPU: what a coreset's features come from."""
     train, cpu = ImageSet.of(source, transform), torch.device("cpu")
-    return _train(recipe, net, train.resident(cpu), [seed], recipe.lr, cpu, None, recipe.steps >= WORTH)[0]
+    compile = train.length(recipe).steps >= WORTH
+    return _train(recipe, net, train.resident(cpu), [seed], recipe.lr, cpu, None, compile)[0]
 
 
 def check(recipe: RecipeConfig, step_size: float | None, teacher: object) -> float:
@@ -119,13 +120,13 @@ def _train(
     theta = torch.stack([net.init(generator(seed, "init")) for seed in seeds]).to(device)
     first = torch.zeros(len(seeds), net.trainable, device=device)
     second = torch.zeros_like(first) if recipe.optimiser != "sgd" else first.new_zeros(len(seeds), 1)
-    since = 0
+    since, length = 0, source.length(recipe)
     feeds = [batches(recipe, source, seed, device, teacher) for seed in seeds]
-    for number, given in enumerate(zip(*feeds, strict=True)):
-        images, targets = (torch.stack(part) for part in zip(*given, strict=True))
-        if recipe.schedule == "half" and number == recipe.steps // 2 + 1:
+    for number, step_batches in enumerate(zip(*feeds, strict=True)):
+        images, targets = (torch.stack(part) for part in zip(*step_batches, strict=True))
+        if recipe.schedule == "half" and number == (length.epochs // 2 + 1) * length.epoch:
             first, second, since = torch.zeros_like(first), torch.zeros_like(second), number
-        lr = rate * factor(recipe.schedule, number, recipe.steps)
+        lr = rate * factor(recipe.schedule, number // length.epoch, length.epochs)
         count = number - since + 1
         hyper = torch.tensor([lr, 1 - 0.9**count, 1 - 0.999**count], device=device)
         if many:
@@ -135,14 +136,14 @@ def _train(
     return theta
 
 
-def factor(schedule: str, number: int, steps: int) -> float:
-    """Of the learning rate at step `number`, from 0."""
+def factor(schedule: str, epoch: int, epochs: int) -> float:
+    """Of the learning rate in an epoch (or step), from 0."""
     if schedule == "half":
-        return 0.1 if number > steps // 2 else 1.0
+        return 0.1 if epoch > epochs // 2 else 1.0
     if schedule == "fifths":
-        return 0.5 ** sum(number >= steps * k // 5 for k in (1, 2, 3, 4))
+        return 0.5 ** sum(epoch >= epochs * k // 5 for k in (1, 2, 3, 4))
     if schedule == "cosine":
-        return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * number / steps))))
+        return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * epoch / epochs))))
     return 1.0
 
 
@@ -182,11 +183,11 @@ def step_function(
 
 def _compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled for fixed shapes, with room for all the networks and batches of a cross-architecture table."""
-    made = torch.compile(fn, dynamic=False, fullgraph=True)
+    optimised = torch.compile(fn, dynamic=False, fullgraph=True)
 
     def call(*tensors: Tensor) -> Any:
         with torch._dynamo.config.patch(recompile_limit=RECOMPILE):
-            return made(*tensors)
+            return optimised(*tensors)
 
     return call
 

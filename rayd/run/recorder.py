@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -16,6 +15,7 @@ from rayd.distill.budget import Ledger
 from rayd.distill.contract import Codec
 from rayd.distill.loop import Distillation, State, Step
 from rayd.errors import refuse
+from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.score import evaluate
 from rayd.machine import peak_memory
 from rayd.run.assemble import Assembled
@@ -27,6 +27,7 @@ from rayd.store import Store
 log = logging.getLogger(__name__)
 
 VALIDATION_IMAGES = 1000
+"""Looked at by each validation: the same ones, of every class alike."""
 VALIDATION_NETS = 2
 VALIDATION_SHARE = 4
 """A validation trains its networks for a quarter of the recipe's steps."""
@@ -116,16 +117,18 @@ class Recorder:
 
 def validate(assembled: Assembled, codec: Codec) -> float:
     """Mean accuracy, on the validation split, of a few networks trained for a part of the recipe."""
-    run, val = assembled.run, assembled.splits.val
+    run, recipe = assembled.run, assembled.run.recipe
+    teachers = [number.tensor for number in assembled.objective.stored().values() if number.role == "teacher"]
     scores = evaluate(
-        replace(run.recipe, steps=max(1, run.recipe.steps // VALIDATION_SHARE)),
+        recipe.shortened(ImageSet.of(codec).length(recipe).steps // VALIDATION_SHARE),
         assembled.inputs.net,
         codec,
-        val.select(torch.arange(min(VALIDATION_IMAGES, len(val)))),
+        assembled.splits.val.sample(VALIDATION_IMAGES, run.seed),
         assembled.inputs.transform,
         [seed_of(run.seed, "validate", i) for i in range(VALIDATION_NETS)],
         device=assembled.device,
         step_size=assembled.objective.step_size(),
+        teacher=(assembled.inputs.net, teachers[0].flatten()) if teachers else None,
         compile=assembled.inputs.compiled,
     )
     return fmean(score.accuracy for score in scores)

@@ -97,11 +97,13 @@ class Scorer:
 
     def source(self, row: RowName, seed: int) -> ImageSet:
         """What the networks of a row are trained on."""
-        if row.kind == "distilled":
-            return ImageSet.of(self.artifact.codec)
-        if row.kind == "distilled-8bit":
+        if row.is_distilled:
+            decoded = ImageSet.of(self.artifact.codec)
+            if row.kind == "distilled":
+                return decoded
             images = self.transform(self.artifact.images("uint8"))
-            return ImageSet.tensors(images, self.artifact.labels, self.artifact.spec, self.artifact.targets)
+            rounded = ImageSet.tensors(images, self.artifact.labels, self.artifact.spec, self.artifact.targets)
+            return replace(rounded, stored=decoded.stored)
         if row.kind == "full":
             return ImageSet.of(self.train, self.transform)
         if row.kind == "start":
@@ -132,9 +134,9 @@ class Scorer:
     @cached_property
     def _features(self) -> Tensor:
         """Embeddings of the training set by a network trained on it, on the CPU."""
-        steps = min(FEATURE_STEPS, self.recipe.steps)
-        recipe = replace(self.recipe, steps=steps, labels="hard", learned=False, mixup=0.0, cutmix=0.0)
         net, source = self.nets[0], ImageSet.of(self.train, self.transform)
+        recipe = self.recipe.shortened(min(FEATURE_STEPS, source.length(self.recipe).steps))
+        recipe = replace(recipe, labels="hard", learned=False, mixup=0.0, cutmix=0.0)
         theta = trained(recipe, net, source, None, seed_of(self.run.seed, "features"))
         with torch.no_grad():
             parts = torch.arange(len(source)).split(500)

@@ -452,3 +452,17 @@ def test_cifar10_is_the_one_everybody_knows() -> None:
     again = load_data(DataConfig(name="cifar10"))
     assert again.train.classes[0] == "airplane" and time.perf_counter() - began < 2
     assert first < 60
+
+
+def test_a_sample_has_every_class_alike() -> None:
+    """Images lie class after class, as folders are listed: the first 60 of them would be of one class."""
+    labels = torch.arange(20).repeat_interleave(50)
+    pixels = torch.arange(1000, dtype=torch.int32).remainder(256).to(torch.uint8).view(1000, 1, 1, 1)
+    images = Images(pixels, labels, tuple(map(str, range(20))), "sorted", {"content": "sorted"})
+    sample = images.sample(60, seed=3)
+    assert torch.bincount(sample.labels_N, minlength=20).tolist() == [3] * 20
+    assert torch.equal(sample.pixels_NCHW, images.sample(60, seed=3).pixels_NCHW)
+    assert not torch.equal(sample.pixels_NCHW, images.sample(60, seed=4).pixels_NCHW)
+    few = images.select(torch.tensor([0, 1, 2, 3, 60, 999])).sample(4, seed=0)
+    assert torch.bincount(few.labels_N, minlength=20)[[0, 1, 19]].tolist() == [2, 1, 1]
+    assert len(images.sample(2000, seed=0)) == 1000

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from rayd.data.augment import AugmentConfig
 from rayd.data.transform import Transform
 from rayd.errors import Refused
+from rayd.evaluate import score as rayd_score
 from rayd.evaluate.batches import ImageSet, batches
-from rayd.evaluate.recipe import RecipeConfig
+from rayd.evaluate.recipe import Length, RecipeConfig
 from rayd.evaluate.score import evaluate, factor
 from rayd.nets.convnet import NetConfig
+from rayd.schema import parse, to_dict
 from rayd.seeds import generator
 from rayd.stats import summary
 from tests.support.fakes import Pixels, tiny
@@ -36,15 +38,25 @@ def test_networks_learn_and_a_score_depends_on_its_own_seed_alone():
 
 
 def test_the_recipe_is_what_torch_does():
-    """SGD with momentum and weight decay, cosine; AdamW: against torch.optim on the same batches."""
-    for recipe in (replace(SHORT, schedule="cosine"), replace(SHORT, optimiser="adamw", lr=0.01, schedule="fifths")):
+    """SGD with momentum and weight decay, AdamW, every schedule by step and by epoch: torch.optim on the same batches."""
+    for recipe in (
+        replace(SHORT, schedule="cosine"),
+        replace(SHORT, optimiser="adamw", lr=0.01, schedule="fifths"),
+        replace(SHORT, steps=None, epochs=9, batch=25),
+        replace(SHORT, steps=None, epochs=10, batch=25, optimiser="adamw", lr=0.01, schedule="fifths"),
+    ):
         theta = NET.init(generator(3, "init")).requires_grad_(True)
         if recipe.optimiser == "sgd":
             optimiser = torch.optim.SGD([theta], recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
         else:
             optimiser = torch.optim.AdamW([theta], recipe.lr, weight_decay=recipe.weight_decay)
-        for step, (x, y) in enumerate(batches(recipe, ImageSet.of(IMAGES, TRANSFORM), 3, CPU, None)):
-            optimiser.param_groups[0]["lr"] = recipe.lr * factor(recipe.schedule, step, recipe.steps)
+        source = ImageSet.of(IMAGES, TRANSFORM)
+        length = source.length(recipe)
+        for step, (x, y) in enumerate(batches(recipe, source, 3, CPU, None)):
+            epoch = step // length.epoch
+            if recipe.schedule == "half" and step == (length.epochs // 2 + 1) * length.epoch:
+                optimiser = torch.optim.SGD([theta], recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+            optimiser.param_groups[0]["lr"] = recipe.lr * factor(recipe.schedule, epoch, length.epochs)
             optimiser.zero_grad()
             F.cross_entropy(NET(theta, x), y).backward()
             optimiser.step()
@@ -109,6 +121,47 @@ def test_a_recipe_that_does_not_fit_is_refused():
     with pytest.raises(Refused, match=r"recipe\.steps=0"):
         RecipeConfig(steps=0)
     assert len(score(replace(LEARNED, steps=3), codec, step_size=0.02)) == 2
+
+
+def test_an_epoch_is_a_pass_over_what_is_stored():
+    """MTT's 1000 epochs of 256 images on 500: 2000 steps. A factorised set of 100 images' numbers, 40 a batch: 3 a pass."""
+    recipe = RecipeConfig(epochs=1000)
+    assert recipe.steps is None and recipe.length(500, 500) == Length(2000, 2) and recipe.length(10, 10).steps == 1000
+    factorised = ImageSet.tensors(torch.zeros(900, 1, 8, 8), torch.arange(900) % 3, IMAGES.spec)
+    factorised = replace(factorised, stored=100)
+    assert factorised.length(RecipeConfig(epochs=7, batch=40)) == Length(21, 3)
+    assert factorised.length(RecipeConfig(epochs=7, batch=40, epoch="decoded")) == Length(161, 23)
+    assert factorised.resident(CPU).length(RecipeConfig(epochs=7, batch=40)) == Length(21, 3)
+    assert sum(1 for _ in batches(RecipeConfig(epochs=7, batch=40, augment=None), factorised, 0, CPU, None)) == 21
+    codec = Pixels(Pixels.Config(ipc=7), IMAGES.spec, torch.Generator().manual_seed(0))
+    assert ImageSet.of(codec).stored == len(codec) == 21
+    assert RecipeConfig().steps == 1000 and parse(RecipeConfig, to_dict(recipe)) == recipe
+    with pytest.raises(
+        Refused, match=r"recipe\.epochs=5: allowed is null beside recipe\.steps; add recipe\.steps=null"
+    ):
+        RecipeConfig(steps=3, epochs=5)
+    with pytest.raises(Refused, match=r"recipe\.epochs=0"):
+        RecipeConfig(epochs=0)
+    assert recipe.shortened(3).length(500, 500) == Length(3)
+
+
+def test_momentum_starts_afresh_after_half_the_epochs_and_one(monkeypatch):
+    """Two steps an epoch, nine epochs: ten at the full rate, eight at a tenth, and Adam's counts begin again."""
+    rates = []
+    whole = rayd_score.step_function
+
+    def watched(*how):
+        step = whole(*how)
+
+        def call(theta, m, v, x, y, hyper):
+            rates.append((round(float(hyper[0]), 6), bool(m.abs().sum() == 0)))
+            return step(theta, m, v, x, y, hyper)
+
+        return call
+
+    monkeypatch.setattr(rayd_score, "step_function", watched)
+    score(replace(SHORT, steps=None, epochs=9, batch=30), seeds=(0,))
+    assert rates == [(0.05, i == 0) for i in range(10)] + [(0.005, i == 0) for i in range(8)]
 
 
 def test_schedules():

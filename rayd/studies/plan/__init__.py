@@ -204,7 +204,8 @@ def _seconds(run: Run, experts: Experts, measured: Measured, soft: bool) -> dict
         cross = max(0, len(recipe.nets) - 1)
         views = 3 if soft or recipe.labels == "teacher" else 2  # as decoded, in 8 bits, under hard labels
         others = len(CONTROLS) + (2 if recipe.augment else 0) + cross
-        features = min(FEATURE_STEPS, recipe.steps) / recipe.steps
+        steps = recipe.steps or FEATURE_STEPS
+        features = min(FEATURE_STEPS, steps) / steps
         out["evaluate"] = told["process_s"] + told["cold_s"] + recipe.seeds * (views + cross) * told["net_s"]
         out["controls"] = (recipe.seeds * others + features) * told["real_s"]
     return out

@@ -19,6 +19,7 @@ from rayd.config import Run
 from rayd.data.images import Images
 from rayd.distill.contract import Codec
 from rayd.errors import Refused
+from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.score import WORTH, evaluate
 from rayd.experts.buffer import Buffer, BufferWriter
 from rayd.experts.config import plan_units
@@ -47,7 +48,7 @@ def run_stage(spec: Mapping[str, Any]) -> dict[str, float]:
     run = parse(Run, spec["run"])
     use_threads(run.scale.threads)
     stage = {"experts": experts, "distill": distill, "evaluate": scoring}[spec["stage"]]
-    if any((run.expert.compiled, run.method.compiled, run.recipe.steps >= WORTH)):
+    if any((run.expert.compiled, run.method.compiled, (run.recipe.steps or WORTH) >= WORTH)):
         import torch._inductor.compile_fx  # noqa: F401  # some seconds, and no part of a first step
     ready = time.time()
     told = stage(run, float(spec["seconds"]))
@@ -125,26 +126,27 @@ def scoring(run: Run, seconds: float) -> dict[str, float]:
     `real_peak`: on real images; `cold_s`: before the first."""
     with tempfile.TemporaryDirectory(prefix="rayd-plan-") as folder:
         assembled = assemble(supplied(run, folder), default_device())
-        recipe, compiles = run.recipe, run.recipe.steps >= WORTH
+        recipe, total = run.recipe, ImageSet.of(assembled.codec).length(run.recipe).steps
+        compiles = total >= WORTH
         if recipe.labels == "teacher":  # it is not there yet; its forward pass is left out
             recipe = replace(recipe, labels="hard")
 
         def took(source: Codec | Images, steps: int) -> float:
             began = time.perf_counter()
             evaluate(
-                replace(recipe, steps=steps), assembled.inputs.net, source, assembled.splits.test,
+                recipe.shortened(steps), assembled.inputs.net, source, assembled.splits.test,
                 assembled.inputs.transform, [0], device=assembled.device, step_size=assembled.objective.step_size(),
                 compile=compiles,
             )  # fmt: skip
             return time.perf_counter() - began
 
         def network(source: Codec | Images) -> tuple[float, float]:
-            few = max(1, min(recipe.steps // 4, 10))
+            few = max(1, min(total // 4, 10))
             first, short, more = took(source, few), took(source, few), 2 * few
-            while (long := took(source, more)) < max(seconds / 3, 2 * short) and more < recipe.steps:
+            while (long := took(source, more)) < max(seconds / 3, 2 * short) and more < total:
                 more *= 2
             step = max(0.0, long - short) / (more - few)
-            return short + step * (recipe.steps - few), max(0.0, first - short)
+            return short + step * (total - few), max(0.0, first - short)
 
         net, cold = network(assembled.codec)
         told = {"net_s": net, "cold_s": cold, "peak": peak()}
