@@ -107,7 +107,7 @@ class Family(Codec):
         return F.one_hot(class_U, self.spec.classes).float() * math.log(CONFIDENCE * (k - 1) / (1 - CONFIDENCE))
 
     @torch.no_grad()
-    def teach(self, predict: Callable[[Tensor], Tensor]) -> None:
+    def teach(self, predict: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Soft labels start at a teacher's logits on the decoded images, centred, averaged over a unit.
 
         A unit that the teacher takes for another class keeps its own-class start: DATM counts no expert that is wrong.
@@ -123,9 +123,8 @@ class Family(Codec):
         index = index[rank < SAMPLE]
         total = torch.zeros_like(self.labels)
         for part in index.split(256):
-            total.index_add_(
-                0, self.slot_of(part).to(total.device), predict(self.images(part)).float().to(total.device)
-            )
+            logits = predict(self.images(part), self.class_of(part))
+            total.index_add_(0, self.slot_of(part).to(total.device), logits.float().to(total.device))
         count = torch.bincount(self.slot_of(index), minlength=len(total)).to(total.device)
         logits = total / count[:, None]
         right = logits.argmax(1) == self.labels.argmax(1)

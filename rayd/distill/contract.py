@@ -192,8 +192,8 @@ class Codec(Part):
         """Start from real images: take(c, n) gives n of class c in network space, chosen by plan."""
         raise NotImplementedError
 
-    def teach(self, predict: Callable[[Tensor], Tensor]) -> None:
-        """Start learned labels from logits: predict(images) gives [N, K] of one teacher or [E, N, K] of several."""
+    def teach(self, predict: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Start learned labels from a teacher's logits [N, K]: predict(images, classes)."""
 
 
 class Objective(Part):

@@ -89,17 +89,25 @@ class ResidentInputs:
             )
         return self.buffer
 
-    def start_images(self, seed: int, right: Callable[[Tensor], Tensor] | None = None) -> Callable[[int, int], Tensor]:
-        """take(c, n): n real images of class c by plan; with `right`, those first that it says are classified correctly."""
+    def start_images(
+        self, seed: int, predict: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> Callable[[int, int], Tensor]:
+        """take(c, n): n real images of class c by plan; with `predict(images, classes)`, those first that it gets right."""
 
         def take(c: int, n: int) -> Tensor:
             members = self.members(c)
             if len(members) == 0:
                 raise refuse("data", self.images.classes[c], "at least one training image per class")
             order = members[torch.randperm(len(members), generator=generator(seed, "start", c))]
-            if right is not None:
-                good = torch.cat([right(self.real(part)).argmax(1).cpu() == c for part in order.split(512)])
-                order = torch.cat([order[good], order[~good]])
+            if predict is not None:
+                right: list[Tensor] = []
+                for part in order.split(512):
+                    logits = predict(self.real(part), torch.full((len(part),), c))
+                    right.append(logits.argmax(1).cpu() == c)
+                    if sum(int(flags.sum()) for flags in right) >= n:
+                        break
+                flags = torch.cat([*right, torch.zeros(len(order), dtype=torch.bool)])[: len(order)]
+                order = torch.cat([order[flags], order[~flags]])
             order = order.repeat(-(-n // len(order)))
             return self.real(order[:n])
 

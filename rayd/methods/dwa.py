@@ -216,7 +216,7 @@ class Dwa(Objective):
             if teach is None or not codec.learns_labels:
                 raise refuse("objective.relabel", self.config.relabel, "0 for a codec with hard labels",
                              "set method.codec.labels=soft")  # fmt: skip
-            teach(self.predict)
+            teach(lambda images_NCHW, class_N: self.predict(images_NCHW))
 
     @torch.no_grad()
     def predict(self, images_NCHW: Tensor) -> Tensor:

@@ -176,12 +176,14 @@ class Formation(Codec):
         self.under.encode(lambda c, n: tiled(take(c, n * self.cells), self.config.factor), rng)
 
     @torch.no_grad()
-    def teach(self, predict: Callable[[Tensor], Tensor]) -> None:
+    def teach(self, predict: Callable[[Tensor, Tensor], Tensor]) -> None:
         """A label stands for all cells of its images."""
 
-        def mean_over_cells(x_NCHW: Tensor) -> Tensor:
+        def mean_over_cells(x_NCHW: Tensor, class_N: Tensor) -> Tensor:
             cells = split(x_NCHW, self.config.factor)
-            mean_NK: Tensor = predict(scaled(cells.flatten(0, 1), self.spec)).unflatten(0, cells.shape[:2]).mean(1)
+            class_of_cell = class_N.repeat_interleave(cells.shape[1])
+            logits = predict(scaled(cells.flatten(0, 1), self.spec), class_of_cell)
+            mean_NK: Tensor = logits.unflatten(0, cells.shape[:2]).mean(1)
             return mean_NK
 
         self.under.teach(mean_over_cells)

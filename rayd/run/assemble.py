@@ -68,8 +68,8 @@ def assemble(run: Run, device: torch.device) -> Assembled:
         torch.backends.cudnn.allow_tf32 = True
     codec: Codec = codec_config.build(spec, generator(run.seed, "codec")).to(device)
     teacher = _teacher(inputs) if buffer is not None else None
-    right = teacher if codec_config.start == "confident" else None
-    codec.encode(inputs.start_images(run.seed, right), generator(run.seed, "encode"))
+    confident = teacher if codec_config.start == "confident" else None
+    codec.encode(inputs.start_images(run.seed, confident), generator(run.seed, "encode"))
     if codec.learns_labels and teacher is not None:
         codec.teach(teacher)
     objective = method.objective.build(inputs)
@@ -100,13 +100,22 @@ def surroundings(run: Run) -> tuple[Splits, Transform, Net]:
     return splits, Transform.fit(splits.train, run.transform), run.net.build(splits.train.spec)
 
 
-def _teacher(inputs: ResidentInputs) -> Callable[[Tensor], Tensor]:
-    """The first expert at its last epoch: starts DATM's images and labels."""
-    theta = inputs.theta(0, inputs.last_epoch).float()
+def _teacher(inputs: ResidentInputs) -> Callable[[Tensor, Tensor], Tensor]:
+    """All experts at their last epoch, as DATM's labels and start have it (Guo et al., 2024): predict(images, classes)."""
 
     @torch.no_grad()
-    def predict(images: Tensor) -> Tensor:
-        return inputs.net(theta, images)
+    def predict(images_NCHW: Tensor, class_N: Tensor) -> Tensor:
+        """Logits, averaged over the experts that are right on the image; over all of them where none is."""
+        wanted_N = class_N.to(images_NCHW.device)
+        everyone = torch.zeros(len(images_NCHW), inputs.spec.classes, device=images_NCHW.device)
+        right, count_N1 = torch.zeros_like(everyone), everyone.new_zeros(len(images_NCHW), 1)
+        for expert in range(inputs.experts):
+            logits_NK = inputs.net(inputs.theta(expert, inputs.last_epoch).float(), images_NCHW)
+            is_right_N1 = (logits_NK.argmax(1) == wanted_N)[:, None]
+            everyone += logits_NK / inputs.experts
+            right += logits_NK * is_right_N1
+            count_N1 += is_right_N1
+        return torch.where(count_N1 > 0, right / count_N1.clamp(min=1), everyone)
 
     return predict
 

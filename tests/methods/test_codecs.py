@@ -296,7 +296,7 @@ def test_a_teacher_sets_soft_labels(name):
     assert codec.learns_labels and CONFIGS[name].learns_labels
     start = codec.decode(torch.arange(len(codec)))[1].detach()
     assert torch.allclose(start.max(1).values, torch.tensor(0.9), atol=1e-4)
-    codec.teach(lambda x: torch.tensor([3.0, 1.0, 0.0, 0.0]).expand(len(x), 4))
+    codec.teach(lambda x, c: torch.tensor([3.0, 1.0, 0.0, 0.0]).expand(len(x), 4))
     taught = codec.decode(torch.arange(len(codec)))[1].detach()
     own = codec.of_class(0)
     assert torch.allclose(taught[own], torch.tensor([3.0, 1.0, 0, 0]).softmax(0).expand(len(own), 4), atol=1e-5)
