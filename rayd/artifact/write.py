@@ -61,6 +61,9 @@ class Provenance:
     config: Mapping[str, Any] | None = None
     """the resolved run"""
     fingerprint: str = ""
+    """of the config"""
+    identity: Mapping[str, Any] | None = None
+    """what else decides the bytes: content of the images, code, device, arithmetic, experts"""
     data: Mapping[str, Any] | None = None
     """the dataset's manifest: name, source, counts, content hash"""
     seeds: Mapping[str, int] | None = None
@@ -97,6 +100,7 @@ def files(
         "format": FORMAT,
         "sentence": provenance.sentence,
         "fingerprint": provenance.fingerprint,
+        "identity": dict(provenance.identity or {}),
         "codec": dict(provenance.codec),
         "shape": list(spec.shape),
         "classes": list(provenance.classes),

@@ -107,7 +107,8 @@ class Scorer:
         if row.kind == "full":
             return ImageSet.of(self.train, self.transform)
         if row.kind == "start":
-            return ImageSet.of(assemble(self.run, self.device).codec)
+            experts = self.artifact.card.get("identity", {}).get("experts")
+            return ImageSet.of(assemble(self.run, self.device, (lambda buffer: experts) if experts else None).codec)
         return ImageSet.of(self.real(RowName.control(str(replace(row, way=""))), seed), self.transform)
 
     def real(self, row: RowName, seed: int) -> Images:
