@@ -38,17 +38,13 @@ def act(asked: Asked) -> int:
 def scored(asked: Asked, at: str, controls: bool | Sequence[str] = True) -> bool:
     """Whether the artifact had to be scored: not if its card holds this recipe's table already."""
     from rayd.run.cost import keep
-    from rayd.run.evaluate import score
+    from rayd.run.evaluate import is_scored, score
     from rayd.run.rows import rows_asked
-    from rayd.schema import to_dict
     from rayd.store import Store
 
     run, store, rows = asked.run, Store(at), rows_asked(controls)
-    if store.exists("controls.json"):
-        held = store.read_json("controls.json")
-        known = {row["set"] for row in held["rows"]} | set(held["skipped"])
-        if held["recipe"] == to_dict(run.recipe) and set(rows) <= known:
-            return False
+    if is_scored(run, at, rows):
+        return False
     if run.scale.name == "inline":
         score(run, at, rows)
     else:

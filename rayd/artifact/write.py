@@ -157,10 +157,12 @@ def preview_grid(codec: Decoder, transform: Transform, spec: Spec, columns: int 
     return grid(lines)
 
 
-def amend(
-    store: Store, changes: Callable[[Mapping[str, Any]], Mapping[str, Any]], added: Mapping[str, bytes]
-) -> dict[str, Any]:
-    """The card with `changes(card)` and more hashed files. Updates of several processes follow one another.
+Update = Callable[[Mapping[str, Any], Mapping[str, bytes]], tuple[Mapping[str, Any], Mapping[str, bytes]]]
+"""From an artifact's card and files to what changes in the card, and files that are new."""
+
+
+def amend(store: Store, update: Update) -> dict[str, Any]:
+    """The card and files as `update` makes them of the present ones. Updates of several processes follow one another.
 
     New contents are written under names of their own, the card that names them is replaced, and only then do they take
     their places: at every moment all that the card lists can be read, and a process that dies leaves the old state or
@@ -168,8 +170,9 @@ def amend(
     """
     with _locked(store):
         card, contents = verified(store)
+        changes, added = update(card, contents)
         contents = {name: data for name, data in contents.items() if name != "README.md"} | dict(added)
-        card = {key: value for key, value in card.items() if key not in ("files", "sha256")} | dict(changes(card))
+        card = {key: value for key, value in card.items() if key not in ("files", "sha256")} | dict(changes)
         sealed = _sealed(card, contents)
         for name, data in {**added, "README.md": sealed["README.md"]}.items():
             store.write(content_name(name, digest(data)), data)
