@@ -169,15 +169,6 @@ class Images:
                 return difference
         return histogram(self.pixels_NCHW)
 
-    def sample(self, n: int, seed: int) -> Images:
-        """At most n of them by plan, of every class alike as far as it has that many."""
-        order_N = torch.randperm(len(self), generator=generator(seed, "sample"))
-        by_class_N = order_N[self.labels_N[order_N].argsort(stable=True)]
-        labels_N = self.labels_N[by_class_N]
-        place_N = torch.arange(len(self)) - torch.searchsorted(labels_N, labels_N)
-        first = (place_N * len(self.classes) + labels_N).argsort()[:n]
-        return self.select(by_class_N[first].sort().values)
-
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each channel on [0, 1]: the config's, else exact ones of these images."""
         known = self.manifest.get("given") or statistics_of(self.histogram_CV)

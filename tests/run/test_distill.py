@@ -87,13 +87,15 @@ def test_a_validation_sees_every_class(tmp_path, monkeypatch):
     whole = rayd.run.recorder.evaluate
 
     def watched(recipe, net, source, test, *rest, **keys):
-        samples.append((recipe.length(len(source), len(source)).steps, torch.bincount(test.labels_N).tolist()))
+        samples.append((recipe.length(len(source), len(source)).steps, test.labels_N.tolist()))
         return whole(recipe, net, source, test, *rest, **keys)
 
     monkeypatch.setattr("rayd.run.recorder.evaluate", watched)
     monkeypatch.setattr("rayd.run.recorder.VALIDATION_IMAGES", 6)
-    steps = list(distill(run_at(tmp_path, validate=6)))
-    assert samples == [(2, [2, 2, 2])] and VALIDATION_IMAGES == 1000
+    run = run_at(tmp_path, validate=6)
+    steps = list(distill(run))
+    planned = surroundings(run)[0].val.sample(6, run.seed).labels_N.tolist()
+    assert samples == [(2, planned)] and set(planned) == {0, 1, 2} and VALIDATION_IMAGES == 1000
     assert rayd.load(tmp_path / "artifact").card["claim"]["best_val"] >= 0 and len(steps) == 6
 
 
