@@ -61,7 +61,7 @@ def verified(asked: Asked) -> int:
 
     own_data = any(word.startswith("data") for word in asked.words)
     findings = []
-    for finding in verify(asked.own.verify, asked.run if own_data else None):
+    for finding in verify(asked.own.verify, asked.run if own_data else None, methods=asked.run.methods):
         findings.append(finding)
         print(finding, flush=True)
     broken = [finding.what for finding in findings if not finding.holds]

@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 import torch
@@ -32,8 +32,8 @@ from rayd.store import Store
 
 SMALL = 64
 """A transform of at most so many numbers is written as text."""
-PLACES = ("out", "buffer")
-"""Where a run lay, which is no part of what it made: two equal runs leave the same card."""
+PLACES = ("out", "buffer", "methods")
+"""Where a run lay, which is no part of what it made: two equal runs leave the same card, and it names no folder or user."""
 LOCK = ".card.json.tmp"
 LOCK_SECONDS = 60.0
 """An update takes well under a second; another process that holds the lock for so long hangs."""
@@ -95,6 +95,7 @@ def files(
     )
     out["ledger.json"] = _json(ledger.json())
     out["preview.png"] = preview(as_stored(codec), transform, spec)
+    manifest = dict(provenance.data or {})
     card: dict[str, Any] = {
         "kind": KIND,
         "format": FORMAT,
@@ -108,9 +109,9 @@ def files(
         "roles": {name: number.role for name, number in stored.items()},
         "storage": {name: number.storage for name, number in stored.items()},
         "step_size": step_size_of(stored),
-        "data": dict(provenance.data or {}),
+        "data": {**manifest, "source": PurePath(str(manifest["source"])).name} if manifest.get("source") else manifest,
         "seeds": dict(provenance.seeds or {}),
-        "config": {key: value for key, value in (provenance.config or {}).items() if key not in PLACES},
+        "config": _unplaced(provenance.config or {}),
         "claim": dict(provenance.claim or {}),
         "versions": {"torch": torch.__version__.split("+")[0]},
         "ledger": {
@@ -123,6 +124,12 @@ def files(
         "scores": {},
     }
     return out | {"timing.json": _json(dict(timing or {}))} | _sealed(card, out)
+
+
+def _unplaced(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config without the places of its files."""
+    plain = {key: value for key, value in config.items() if key not in PLACES}
+    return plain | {"data": {**plain["data"], "path": None}} if "data" in plain else plain
 
 
 def as_stored(codec: Decoder) -> Decoder:
