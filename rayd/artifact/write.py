@@ -109,7 +109,7 @@ def files(
         "roles": {name: number.role for name, number in stored.items()},
         "storage": {name: number.storage for name, number in stored.items()},
         "step_size": step_size_of(stored),
-        "data": {**manifest, "source": PurePath(str(manifest["source"])).name} if manifest.get("source") else manifest,
+        "data": {**manifest, "source": _last_part(manifest["source"])} if manifest.get("source") else manifest,
         "seeds": dict(provenance.seeds or {}),
         "config": _unplaced(provenance.config or {}),
         "claim": dict(provenance.claim or {}),
@@ -127,9 +127,14 @@ def files(
 
 
 def _unplaced(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's config without the places of its files."""
+    """A run's config without the places of its files; of the dataset's, the last part of its name stays."""
     plain = {key: value for key, value in config.items() if key not in PLACES}
-    return plain | {"data": {**plain["data"], "path": None}} if "data" in plain else plain
+    path = plain.get("data", {}).get("path")
+    return plain | {"data": {**plain["data"], "path": _last_part(path)}} if path else plain
+
+
+def _last_part(path: str) -> str:
+    return PurePath(path.partition("?")[0]).name.rpartition("@")[2]
 
 
 def as_stored(codec: Decoder) -> Decoder:

@@ -66,9 +66,7 @@ def verify(
     try:
         splits = load_data(source.data)
     except Refused as error:
-        yield Finding(
-            "data are those of the card", False, f"{error}; a card names no folder: give data=... data.path=..."
-        )
+        yield Finding("data are those of the card", False, f"{error}; a card names no folder: give data.path=...")
         return
     yield from _data(artifact, splits)
     if scores and "controls.json" in artifact.contents:
