@@ -193,7 +193,7 @@ class Codec(Part):
         raise NotImplementedError
 
     def teach(self, predict: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Start learned labels from a teacher's logits [N, K]: predict(images, classes)."""
+        """Start learned labels from the teachers' logits: predict(images, classes)."""
 
 
 class Objective(Part):
