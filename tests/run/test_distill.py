@@ -17,7 +17,7 @@ from rayd.run.agreement import check, hash_of
 from rayd.run.assemble import _teacher, surroundings
 from rayd.run.checkpoints import Checkpoints
 from rayd.run.distill import Worker, distill
-from rayd.run.experts import ExpertPlan, build_inline
+from rayd.run.experts import ExpertPlan, build
 from rayd.run.identity import refuse_differing, whole_identity
 from rayd.run.recorder import VALIDATION_IMAGES
 from rayd.store import Store
@@ -216,7 +216,7 @@ def test_other_arithmetic_and_another_device_are_refused(tmp_path, monkeypatch):
 def test_a_buffer_that_grows_changes_nothing(tmp_path):
     """Experts 2 and 3 come while a run of the first two is under way: neither the rest of it nor a new one sees them."""
     few, many = (digits_run(tmp_path / "experts", experts=experts) for experts in (2, 4))
-    list(build_inline(ExpertPlan.open(few)))
+    list(build(ExpertPlan.open(few)))
     runs = {
         name: replace(
             few, out=str(tmp_path / name), buffer=str(tmp_path / "experts" / "experts"),
@@ -226,7 +226,7 @@ def test_a_buffer_that_grows_changes_nothing(tmp_path):
     }  # fmt: skip
     list(distill(runs["whole"]))
     interrupted(runs["torn"], 3)
-    list(build_inline(ExpertPlan.open(replace(many, out=few.out))))
+    list(build(ExpertPlan.open(replace(many, out=few.out))))
     assert len(Buffer(str(tmp_path / "experts" / "experts")).numbers) == 4
     assert [step.number for step in distill(runs["torn"])] == [3, 4]
     list(distill(runs["late"]))
