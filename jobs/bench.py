@@ -19,10 +19,10 @@ def main(words: Sequence[str]) -> int:
     wanted = [word for word in words if not word.startswith("size=")] or ["all"]
     strange = [word for word in wanted if word not in (*NAMES, "all")]
     if strange or size not in ("default", "full"):
-        given, allowed = (
+        word, allowed = (
             (strange[0], " ".join((*NAMES, "all"))) if strange else (f"size={size}", "size=default size=full")
         )
-        print(f"rayd: {given}: allowed is {allowed}; see python -m jobs.bench --help", file=sys.stderr)
+        print(f"rayd: {word}: allowed is {allowed}; see python -m jobs.bench --help", file=sys.stderr)
         return 2
     return measure(NAMES if "all" in wanted else wanted, size)
 

@@ -1,4 +1,4 @@
-"""What a person sees of the work: one live line on a terminal, a plain line now and then in a job's log."""
+"""Progress for people: one live line on a terminal, a plain line every ten seconds in a job's log."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
+
+from rayd.readable import duration
 
 S = TypeVar("S", bound="Numbered")
 SECONDS_TERMINAL, SECONDS_LOG = 0.2, 10.0
@@ -18,7 +20,7 @@ class Numbered(Protocol):
 
 
 class Line:
-    """A line that is rewritten in place on a terminal and repeated sparsely elsewhere."""
+    """A line that a terminal rewrites in place, and that a log repeats every ten seconds."""
 
     def __init__(self) -> None:
         self.live = sys.stderr.isatty()
@@ -39,7 +41,7 @@ class Line:
 
 
 def follow(steps: Iterable[S], total: int, what: str) -> Iterator[S]:
-    """The steps, unchanged, with a line that says where they stand and when they end."""
+    """The steps, unchanged, while a line shows the step, the loss and the time left."""
     line, began, first = Line(), time.monotonic(), 0
     skipped, last = 0, None
     for step in steps:
@@ -54,14 +56,3 @@ def follow(steps: Iterable[S], total: int, what: str) -> Iterator[S]:
     if last is not None:
         spent = duration(time.monotonic() - began)
         line.show(f"{what}  step {last.number}/{total}  loss {last.value:.4f}  done in {spent}", last=True)
-
-
-def duration(seconds: float) -> str:
-    """A time as a person says it: 42 s, 3 min 20 s, 5 h 04 min."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -28,12 +28,12 @@ def act(asked: Asked) -> int:
     for outcome in living(asked, left):
         keep(store, config, outcome)
         done.append(outcome)
-        line = " ".join(f"{100 * one:.1f}" for one in outcome.average)
+        line = " ".join(f"{100 * accuracy:.1f}" for accuracy in outcome.average)
         print(f"rayd: {len(done)}/{total} {outcome.memory}, order {outcome.order}: {line}", file=sys.stderr, flush=True)
-    told = summary(config, done)
-    store.write_json("summary.json", told)
-    store.write("index.html", html(told).encode())
-    print(text(told))
+    averages = summary(config, done)
+    store.write_json("summary.json", averages)
+    store.write("index.html", html(averages).encode())
+    print(text(averages))
     print(f"rayd: {store.where('index.html')}")
     return 0
 
@@ -45,9 +45,9 @@ def living(asked: Asked, left: list[ContinualRun]) -> Iterator[Outcome]:
     if run.scale.name == "inline":
         yield from inline(run, config, left)
         return
-    from rayd.fleet.tasks import each
+    from rayd.fleet.tasks import run_tasks
 
-    for _, outcome in each(run, learn, left, config):
+    for _, outcome in run_tasks(run, "continual", learn, left, config):
         yield outcome
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from jobs import stage
 from jobs.compose import Asked, command
 
 
@@ -20,25 +21,16 @@ def act(asked: Asked) -> int:
 
 
 def distilled(asked: Asked) -> bool:
-    """Whether there was anything to do, once it is done."""
+    """Distil; whether there was anything to do."""
     from jobs.console import follow
-    from rayd.run.distill import distill, finished
+    from rayd.run.distill import finished
     from rayd.store import Store
 
     run = asked.run
     if finished(run, Store(run.out)):
         return False
-    if run.scale.name == "inline":
-        for _ in follow(distill(run), run.method.steps, "distill"):
-            pass
-        return True
-    from rayd.fleet.distill import train
-    from rayd.fleet.distill_blocks import count, distill_blocks
-
-    if run.scale.workers == 1 and count(run):
-        distill_blocks(run)
-    else:
-        train(run)
+    for _ in follow(stage("distill", run).distill(run), run.method.steps, "distill"):
+        pass
     return True
 
 

@@ -36,7 +36,7 @@ def act(asked: Asked) -> int:
 
 
 def scored(asked: Asked, at: str, controls: bool | Sequence[str] = True) -> bool:
-    """Whether the artifact had to be scored: not if its card holds this recipe's table already."""
+    """Score the artifact; false where its card holds this recipe's table already."""
     from rayd.run.cost import keep
     from rayd.run.evaluate import score
     from rayd.run.rows import rows_asked
@@ -45,9 +45,9 @@ def scored(asked: Asked, at: str, controls: bool | Sequence[str] = True) -> bool
 
     run, store, rows = asked.run, Store(at), rows_asked(controls)
     if store.exists("controls.json"):
-        held = store.read_json("controls.json")
-        known = {row["set"] for row in held["rows"]} | set(held["skipped"])
-        if held["recipe"] == to_dict(run.recipe) and set(rows) <= known:
+        scores = store.read_json("controls.json")
+        known = {row["set"] for row in scores["rows"]} | set(scores["skipped"])
+        if scores["recipe"] == to_dict(run.recipe) and set(rows) <= known:
             return False
     if run.scale.name == "inline":
         score(run, at, rows)
@@ -79,14 +79,14 @@ def table(at: str) -> str:
     """The scores and the verdict, as text."""
     from rayd.store import Store
 
-    held = Store(at).read_json("controls.json")
+    scores = Store(at).read_json("controls.json")
     lines = [f"{'set':<21}{'net':<16}{'test accuracy':>16}{'n':>4}{'95 %':>8}"]
-    lines += [_row(row) for row in sorted(held["rows"], key=lambda row: (row["net"], -row["mean"]))]
-    lines += [f"{name:<21}left out: {why.split('. ')[0]}" for name, why in held["skipped"].items()]
-    size = f"{held['floats']:,} floats, {held['bytes']:,} bytes"
-    verdict = held["verdict"]
-    lines += [f"{size}; recipe {held['recipe']['name']}"]
-    robust = [f"{name.upper()} {held['robust'][name]:.3f}" for name in ("lrs", "ars") if name in held["robust"]]
+    lines += [_row(row) for row in sorted(scores["rows"], key=lambda row: (row["net"], -row["mean"]))]
+    lines += [f"{name:<21}left out: {why.split('. ')[0]}" for name, why in scores["skipped"].items()]
+    size = f"{scores['floats']:,} floats, {scores['bytes']:,} bytes"
+    verdict = scores["verdict"]
+    lines += [f"{size}; recipe {scores['recipe']['name']}"]
+    robust = [f"{name.upper()} {scores['robust'][name]:.3f}" for name in ("lrs", "ars") if name in scores["robust"]]
     lines += [f"robust scores, 0 to 1: {', '.join(robust)}"] if robust else []
     return "\n".join([*lines, *(f"  {why}" for why in verdict["why"]), f"beats the coreset: {verdict['overall']}"])
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any
 
+from jobs import stage
 from jobs.compose import Asked, command
 
 KEYS = "jobs.experts:Keys"
@@ -25,8 +25,8 @@ def act(asked: Asked) -> int:
     at = asked.run.experts_at
     if asked.own.verify:
         return check(at)
-    made = built(asked)
-    print(f"rayd: buffer in {at}: {made} experts made" if made else f"rayd: {at} is already done")
+    count = built(asked)
+    print(f"rayd: buffer in {at}: {count} experts made" if count else f"rayd: {at} is already done")
     print(f"next: {asked.line('distill')}")
     return 0
 
@@ -43,27 +43,17 @@ def check(at: str) -> int:
 
 
 def built(asked: Asked) -> int:
-    """Experts that had to be made."""
+    """Build the experts that are missing; how many there were."""
     from jobs.console import Line
+    from rayd.run.experts import ExpertPlan
 
     line, progress = Line(), None
-    for progress in _building(asked):
+    for progress in stage("experts", asked.run).build(ExpertPlan.open(asked.run)):
         line.show(f"experts  {progress.line()}")
     if progress is None or not progress.done:
         return 0
     line.show(f"experts  {progress.line()}", last=True)
     return int(progress.experts)
-
-
-def _building(asked: Asked) -> Any:
-    from rayd.run.experts import ExpertPlan, build_inline
-
-    plan = ExpertPlan.open(asked.run)
-    if asked.run.scale.name == "inline":
-        return build_inline(plan)
-    from rayd.fleet.experts import build
-
-    return build(plan)
 
 
 if __name__ == "__main__":

@@ -24,30 +24,30 @@ class Keys:
 
 
 def act(asked: Asked) -> int:
-    from jobs.console import duration
+    from rayd.readable import duration
 
-    began, told = time.monotonic(), []
+    began, parts = time.monotonic(), []
     for name in STAGES:
         if name in asked.own.stages:
             started = time.monotonic()
-            worked = stage(name, asked)
+            worked = run_stage(name, asked)
             asked = on_shards(asked) if name == "prepare" else asked
             spent = f"{name} {duration(time.monotonic() - started)}" if worked else f"{name} already done"
-            told.append(spent)
+            parts.append(spent)
             print(f"rayd: {spent}", file=sys.stderr, flush=True)
     conclude(asked)
-    print(f"rayd: {', '.join(told)}; {duration(time.monotonic() - began)} in all")
+    print(f"rayd: {', '.join(parts)}; {duration(time.monotonic() - began)} in all")
     return 0
 
 
 def on_shards(asked: Asked) -> Asked:
-    """The same run on prepared shards: the later stages map what the first one decoded."""
+    """The same run on prepared shards, which the later stages map."""
     data = replace(asked.run.data, name="prepared", path=asked.run.at("data"))
     return replace(asked, run=replace(asked.run, data=data))
 
 
-def stage(name: str, asked: Asked) -> bool:
-    """Whether there was anything to do."""
+def run_stage(name: str, asked: Asked) -> bool:
+    """Run a stage; whether there was anything to do."""
     if name == "prepare":
         from jobs.prepare import prepared
 
@@ -78,19 +78,19 @@ def conclude(asked: Asked) -> None:
         print(table(run.at("artifact")))
     if "report" in asked.own.stages:
         print(f"page: {run.at('report/index.html')}")
-    print(peaks(asked))
+    print(peak_line(asked))
     print(f"next: {asked.line('export')}")
 
 
-def peaks(asked: Asked) -> str:
-    """The most that one process of each stage held."""
+def peak_line(asked: Asked) -> str:
+    """Peak memory of one process of each stage."""
     from rayd.machine import peak_memory
     from rayd.readable import size_text
     from rayd.store import Store
 
-    held = Store(asked.run.out).facts("timing.json") | Store(asked.run.at("artifact")).facts("timing.json")
-    told = [(stage, held[f"{stage}_peak"]) for stage in STAGES if held.get(f"{stage}_peak")]
-    words = [f"{stage} {size_text(peak)}" for stage, peak in [*told, ("this one", peak_memory("cpu"))]]
+    timing = Store(asked.run.out).facts("timing.json") | Store(asked.run.at("artifact")).facts("timing.json")
+    peaks = [(stage, timing[f"{stage}_peak"]) for stage in STAGES if timing.get(f"{stage}_peak")]
+    words = [f"{stage} {size_text(peak)}" for stage, peak in [*peaks, ("this one", peak_memory("cpu"))]]
     return f"peak memory of one process: {', '.join(words)}"
 
 

@@ -30,13 +30,13 @@ def act(asked: Asked) -> int:
         from rayd.fleet.plan import on_the_cluster
 
         probe = on_the_cluster
-    told = plan(run, asked.own.probe, probe)
-    print("\n".join(told.lines()))
+    costs = plan(run, asked.own.probe, probe)
+    print("\n".join(costs.lines()))
     store = Store(run.out)
-    for what, planned, actual in against(told.json(), store, Store(run.experts_at)):
+    for what, planned, actual in against(costs.json(), store, Store(run.experts_at)):
         print(f"actual    {what}: planned {planned:,.6g}, is {actual:,.6g}")
     if asked.own.probe > 0:
-        store.write_json("plan.json", told.json())
+        store.write_json("plan.json", costs.json())
     print(f"next: {asked.line('pipeline')}")
     return 0
 

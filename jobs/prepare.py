@@ -22,7 +22,7 @@ def act(asked: Asked) -> int:
 
 
 def prepared(asked: Asked, to: str, per_shard: int) -> int:
-    """Shards that had to be written."""
+    """Write the shards that are missing; how many there were."""
     from jobs.console import Line
 
     line, shards, images = Line(), 0, 0
@@ -40,11 +40,9 @@ def _shards(asked: Asked, to: str, per_shard: int) -> Any:
         from rayd.data.prepare import prepare
 
         return prepare(run.data, to, per_shard, run.scale.threads)
-    from rayd.fleet import cluster
-    from rayd.fleet.prepare import prepare as spread
+    from rayd.fleet.prepare import prepare as prepare_on_ray
 
-    cluster.start(run.scale)
-    return spread(run.data, to, per_shard, run.scale)
+    return prepare_on_ray(run.data, to, per_shard, run.scale)
 
 
 if __name__ == "__main__":

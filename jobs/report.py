@@ -16,7 +16,7 @@ def act(asked: Asked) -> int:
 
 
 def reported(asked: Asked) -> bool:
-    """Whether there was anything new to draw."""
+    """Draw the page; false where nothing has changed since."""
     import hashlib
 
     from jobs.published import rows
@@ -26,12 +26,12 @@ def reported(asked: Asked) -> bool:
     store = Store(asked.run.out)
     data = store.read_json("artifact/card.json")["data"].get("name", "") if store.exists("artifact/card.json") else ""
     published = tuple(map(str, rows(asked.published, data)))
-    seen = {name: hashlib.sha256(store.read(name)).hexdigest() for name in DRAWN_FROM if store.exists(name)}
-    seen |= {"published": "\n".join(published)} if published else {}
-    if seen and store.exists("report/drawn_from.json") and store.read_json("report/drawn_from.json") == seen:
+    digests = {name: hashlib.sha256(store.read(name)).hexdigest() for name in DRAWN_FROM if store.exists(name)}
+    digests |= {"published": "\n".join(published)} if published else {}
+    if digests and store.exists("report/drawn_from.json") and store.read_json("report/drawn_from.json") == digests:
         return False
     report(asked.run.out, asked.run.buffer, published=published)
-    store.write_json("report/drawn_from.json", seen)
+    store.write_json("report/drawn_from.json", digests)
     return True
 
 

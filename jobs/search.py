@@ -28,9 +28,9 @@ def act(asked: Asked) -> int:
     run, config = asked.run, asked.own.search
     book = TrialTable(run, config, load(run.data).train.spec)
     searched(asked, book)
-    told = conclude(book)
-    book.store.write("index.html", html(told, book.records()).encode())
-    print(text(told))
+    outcome = conclude(book)
+    book.store.write("index.html", html(outcome, book.records()).encode())
+    print(text(outcome))
     print(f"rayd: {book.store.where('index.html')}")
     for record in winners(book.records()).values() if config.winner else ():
         again(asked, book, record)
@@ -81,10 +81,10 @@ def again(asked: Asked, book: TrialTable, record: TrialRow) -> None:
 
     for run in fresh(book, record):
         distilled(replace(asked, run=run))
-    told = tested(book, record)
+    score = tested(book, record)
     print(
         f"rayd: winner at {record.budget} (trial {record.number} of {len(book.records())}), {book.config.winner} fresh "
-        f"seeds, {told['steps']} steps: {told['mean']:.4f} +- {told['ci95']:.4f} on test (n={told['n']})"
+        f"seeds, {score['steps']} steps: {score['mean']:.4f} +- {score['ci95']:.4f} on test (n={score['n']})"
     )
 
 

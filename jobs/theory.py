@@ -22,17 +22,17 @@ def act(asked: Asked) -> int:
     total = len(config.points()) * config.seeds
     for point in sweep(config, asked.run.seed, points.rows):
         points.add(point)
-        found = "none tried is enough" if point.pairs is None else f"{point.pairs} pairs, {point.floats} floats"
+        size = "none tried is enough" if point.pairs is None else f"{point.pairs} pairs, {point.floats} floats"
         print(
-            f"rayd: {len(points.rows)}/{total} d={point.d} r={point.r} L={point.width} seed {point.seed}: {found}, "
+            f"rayd: {len(points.rows)}/{total} d={point.d} r={point.r} L={point.width} seed {point.seed}: {size}, "
             f"energy {point.energy:.3f}, angle {point.angle:.3f}, error {point.error:.4f} (all data {point.error_full:.4f})",
             file=sys.stderr,
             flush=True,
         )
-    told = verdict(config, points.rows)
-    points.store.write_json("verdict.json", told)
-    points.store.write("index.html", html(told).encode())
-    print(text(told))
+    conclusion = verdict(config, points.rows)
+    points.store.write_json("verdict.json", conclusion)
+    points.store.write("index.html", html(conclusion).encode())
+    print(text(conclusion))
     print(f"rayd: {points.store.where('index.html')}")
     return 0
 

@@ -26,15 +26,9 @@ from rayd.schema import DERIVED, at, fields_of, fingerprint, parse, positive, re
 from rayd.store import within
 
 __all__ = [
-    "GuardConfig",
-    "MethodConfig",
-    "OptimiserConfig",
-    "Run",
-    "ScaleConfig",
-    "fingerprint",
-    "parse",
+    "GuardConfig", "MethodConfig", "OptimiserConfig", "Run", "ScaleConfig", "fingerprint", "parse",
     "to_dict",
-]
+]  # fmt: skip
 
 
 FROM_EXPERTS = frozenset({"segment", "pool", "teacher"})
@@ -125,6 +119,11 @@ class MethodConfig:
             raise refuse("method.validate", self.validate, "a number of steps, or 0 for the end only")
         if not 0.0 <= self.ema < 1.0:
             raise refuse("method.ema", self.ema, "a decay from 0 (none) to below 1")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether trained experts give the codec its first labels or images."""
+        return "teacher" in getattr(self.codec, "needs", ())
 
     @property
     def reads_experts(self) -> bool:
@@ -219,20 +218,22 @@ class ScaleConfig:
     max_failures: int = 3
     """How often a lost unit, worker group or task is tried again."""
     timeout: float = 600.0
-    """Seconds that any single wait may take: a collective, a unit, a task."""
+    """Seconds that a collective of Ray Train workers may take."""
+    startup: float = 900.0
+    """Seconds that actors, workers and tasks may take to be placed and to get ready."""
+    beat: float = 600.0
+    """Seconds without a step, a batch or a network after which work counts as hung: it is ended and tried again."""
     wait: float = 0.0
     """Seconds that nodes may take to come where an autoscaler launches them; 0 refuses at once what cannot be placed."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "threads", "timeout"):
+        for name in ("workers", "threads", "timeout", "startup", "beat"):
             positive(f"scale.{name}", getattr(self, name))
         for name in ("actors", "cpus", "gpus", "max_failures", "wait"):
             if getattr(self, name) < 0:
                 raise refuse(f"scale.{name}", getattr(self, name), "zero or more")
         if 0 < self.gpus < 1 and abs(1 / self.gpus - round(1 / self.gpus)) > 0.01 * round(1 / self.gpus):
-            raise refuse(
-                "scale.gpus", self.gpus, "a whole number or 1/k", "fractions that do not tile a GPU are never placed"
-            )
+            raise refuse("scale.gpus", self.gpus, "a whole number or 1/k", "other fractions of a GPU are never placed")
         if self.name == "inline" and self.workers != 1:
             raise refuse("scale.workers", self.workers, "1 under scale=inline", "add scale=laptop")
 
@@ -300,5 +301,6 @@ class Run:
 
 
 def run_of_card(config: Mapping[str, Any]) -> Run:
-    """The run that an artifact's card records. Earlier cards hold a label in `method.name`, which decides nothing."""
-    return parse(Run, {**config, "method": {key: option for key, option in config["method"].items() if key != "name"}})
+    """The run that an artifact's card records. Earlier ones hold `method.name`, and their experts whole batches."""
+    method = {key: option for key, option in config["method"].items() if key != "name"}
+    return parse(Run, {**config, "method": method, "expert": {"last_batch": "drop"} | config["expert"]})

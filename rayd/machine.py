@@ -28,6 +28,8 @@ ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 """For the environment of a process that computes in a thread: a thread's own arena gives memory back whatever mallopt says,
 which cost another twentieth."""
 
+_listener: Callable[[str], None] | None = None
+
 LINKING_S = 20.0
 """For so long an empty library may be one that is being written."""
 
@@ -43,6 +45,18 @@ def use_threads(threads: int) -> None:
     if mallopt is not None:
         for option, size in MALLOC.items():
             mallopt(option, size)
+
+
+def beat(note: str) -> None:
+    """Say that the work of this process goes on; called at every step, batch and network, whoever may listen."""
+    if _listener is not None:
+        _listener(note)
+
+
+def on_beat(listener: Callable[[str], None] | None) -> None:
+    """Let `listener` hear the beats of this process; None: nobody."""
+    global _listener
+    _listener = listener
 
 
 def peak_memory(device_type: str) -> int:

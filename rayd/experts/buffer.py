@@ -1,6 +1,6 @@
 """The expert buffer: written shard by shard, read two rows at a time, whatever the number of experts.
 
-The folder's files are described in shards.py. A segment costs two range reads; the index of all rows is in memory.
+shards.py describes the files of the folder. A segment costs two range reads; the index of all rows is in memory.
 
 Shapes: P parameters.
 """
@@ -8,7 +8,7 @@ Shapes: P parameters.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,10 @@ from rayd.experts.shards import (
     refuse_other,
     refuse_unmarked,
     remedy,
+    samples,
 )
 from rayd.experts.trajectory import Segment
+from rayd.experts.unfinished import FOLDER, Unfinished
 from rayd.store import Store
 
 __all__ = ["Buffer", "BufferWriter", "differences", "verify"]
@@ -45,7 +47,7 @@ class BufferWriter:
         self.store, self.fingerprint, self.layout = store, fingerprint, layout
 
     def claim(self) -> None:
-        """The folder is this run's, or it is refused."""
+        """Take the folder for this run; another run's folder is refused."""
         if not self.store.exists(HEAD):
             if any(name.endswith(".tar") for name in self.store.sizes("experts-")):
                 raise Refused(f"{self.store.where(HEAD)}: missing beside shards; restore it or give another buffer=...")
@@ -60,23 +62,30 @@ class BufferWriter:
     def shard(self, name: str, storage: str) -> Shard:
         return Shard(self.store, self.fingerprint, name, DTYPES[storage])
 
+    def unfinished(self, name: str, experts: Sequence[int]) -> Unfinished:
+        """Epochs of a shard that is not committed yet."""
+        return Unfinished(self.store, name, {"fingerprint": self.fingerprint, "experts": experts})
+
     def fail(self, name: str, numbers: Mapping[str, Any]) -> None:
-        """A unit that diverged: its numbers instead of a shard."""
+        """Record why a unit diverged, in place of its shard."""
         self.store.write_json(f"{name}.failed.json", dict(numbers))
 
     def failed(self, name: str) -> Mapping[str, Any] | None:
         return self.store.read_json(f"{name}.failed.json") if self.store.exists(f"{name}.failed.json") else None
 
     def finish(self) -> int:
-        """The manifest, and nothing left over; returns the bytes of all shards."""
+        """Write the manifest and remove temporary files; returns the bytes of all shards."""
         self.store.sweep()
+        leftover = self.store.sub(FOLDER)
+        for name in leftover.list():
+            leftover.delete(name)
         commits = read_commits(self.store)
         write_manifest(self.store, commits)
         return sum(commit.bytes for commit in commits)
 
 
 class Buffer:
-    """Reads rows by expert and epoch. Holds an index of some 60 bytes a row and nothing of the shards."""
+    """Reads rows by expert and epoch. Its index takes some 60 bytes a row."""
 
     def __init__(self, store: Store | str, expect: Mapping[str, Any] | None = None) -> None:
         self.store = store if isinstance(store, Store) else Store(store)
@@ -88,9 +97,9 @@ class Buffer:
         index = read_index(self.store, sizes)
         if len(index.expert) == 0:
             raise Refused(f"{self.store.where('')}: holds no committed experts yet; run jobs.experts")
-        self._index, self._key = index, index.expert * 2**20 + index.epoch
-        self.numbers: list[int] = np.unique(self._key >> 20).tolist()
-        """The plan's numbers of the experts that are here; one that diverged is missing."""
+        self._index = index
+        self.numbers: list[int] = np.unique(index.expert).tolist()
+        """The plan's numbers of the experts in the buffer; an expert that diverged is missing."""
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -98,34 +107,33 @@ class Buffer:
 
     @property
     def experts(self) -> int:
-        """How many there are; they are asked for by place, 0 to experts - 1."""
+        """How many there are; callers number them by place, 0 to experts - 1."""
         return len(self.numbers)
 
     @property
     def last_epoch(self) -> int:
         """The last epoch that every expert has."""
-        last = np.full(self.numbers[-1] + 1, -1, np.int64)
-        np.maximum.at(last, self._key >> 20, self._key & (2**20 - 1))
-        return int(last[self.numbers].min())
+        lasts = np.searchsorted(self._index.expert, self.numbers, side="right") - 1
+        return int(self._index.epoch[lasts].min())
 
     def epochs(self, expert: int) -> list[int]:
-        return (self._key[self._key >> 20 == self._number(expert)] & (2**20 - 1)).tolist()  # type: ignore[no-any-return]
+        rows: list[int] = self._index.epoch[slice(*self._rows(expert))].tolist()
+        return rows
 
     def shard_of(self, expert: int) -> str:
         """Name of the tar that holds an expert."""
-        at = int(np.searchsorted(self._key, self._number(expert) * 2**20))
-        return str(self._index.shards[self._index.shard[at]])
+        return self._index.shards[int(self._index.shard[self._rows(expert)[0]])]
 
     def row(self, expert: int, epoch: int) -> Tensor:
         """theta_P in fp32, checked against its checksum."""
-        key = self._number(expert) * 2**20 + epoch
-        at = int(np.searchsorted(self._key, key))
-        if at == len(self._key) or self._key[at] != key:
-            have = self.epochs(expert)
+        first, end = self._rows(expert)
+        at = first + int(np.searchsorted(self._index.epoch[first:end], epoch))
+        if at == end or self._index.epoch[at] != epoch:
+            kept = self.epochs(expert)
             raise refuse(
                 "epoch",
                 epoch,
-                f"one of {have[:3]}...{have[-1]}, which are kept of expert {expert}",
+                f"one of {kept[:3]}...{kept[-1]}, which are kept of expert {expert}",
                 "train with a longer window or expert.keep=all",
             )
         shard = self._index.shards[self._index.shard[at]]
@@ -148,36 +156,54 @@ class Buffer:
             raise refuse("expert", expert, f"0 to {self.experts - 1}: the buffer has {self.experts} experts")
         return self.numbers[expert]
 
+    def _rows(self, expert: int) -> tuple[int, int]:
+        """First row of an expert in the index, and the row after its last."""
+        number = self._number(expert)
+        first, end = np.searchsorted(self._index.expert, [number, number + 1])
+        return int(first), int(end)
+
 
 def verify(store: Store | str) -> list[str]:
-    """Everything that is wrong with a buffer, a line each: every byte is read."""
+    """A line for each fault of a buffer: every byte is read."""
     store = store if isinstance(store, Store) else Store(store)
     head, sizes = read_head(store), store.sizes("experts-")
-    wrong: list[str] = []
+    faults: list[str] = []
     for commit in read_commits(store, sizes, strict=False):
         try:
             check_size(store, commit, sizes.get(commit.tar))
             refuse_other(store, commit.marker["fingerprint"], head["fingerprint"], f"{commit.name}.json")
         except (Failed, Refused) as error:
-            wrong.append(str(error))
+            faults.append(str(error))
             continue
-        data = store.read(commit.tar)
-        if hashlib.sha256(data).hexdigest() != commit.marker["sha256"]:
-            bad = ", ".join(_bad_rows(commit, data)) or "outside the rows"
-            told = f"{store.where(commit.tar)}: sha256 differs from its marker ({bad})"
-            wrong.append(f"{told}; {remedy(store, commit.name)}")
+        fault = _fault(commit, store.read(commit.tar))
+        if fault:
+            faults.append(f"{store.where(commit.tar)}: {fault}; {remedy(store, commit.name)}")
     try:
         refuse_unmarked(store, sizes)
     except Refused as error:
-        wrong.append(str(error))
-    return wrong
+        faults.append(str(error))
+    return faults
 
 
-def _bad_rows(commit: Commit, data: bytes) -> list[str]:
-    bad: list[str] = []
-    for row in commit.marker["experts"]:
-        for i, epoch in enumerate(row["epochs"]):
-            start = row["offset"] + i * row["row_bytes"]
-            if hashlib.sha256(data[start : start + row["row_bytes"]]).hexdigest() != row["sha256"][i]:
-                bad.append(f"expert {row['expert']} epoch {epoch}")
-    return bad
+def _fault(commit: Commit, data: bytes) -> str:
+    """How a shard differs from its marker; empty where it does not."""
+    rows = commit.marker["experts"]
+    if hashlib.sha256(data).hexdigest() != commit.marker["sha256"]:
+        places = [(row, i, row["offset"] + i * row["row_bytes"]) for row in rows for i in range(len(row["epochs"]))]
+        damaged = [
+            f"expert {row['expert']} epoch {row['epochs'][i]}"
+            for row, i, start in places
+            if hashlib.sha256(data[start : start + row["row_bytes"]]).hexdigest() != row["sha256"][i]
+        ]
+        return f"sha256 differs from its marker ({', '.join(damaged) or 'outside the rows'})"
+    try:
+        experts = {sample["key"]: sample["rows"] for sample in samples(data)}
+    except Failed as error:
+        return str(error)
+    for row in rows:
+        thetas = experts.get(row["key"], ())
+        first = data[row["offset"] : row["offset"] + row["row_bytes"]]
+        checksums = [hashlib.sha256(theta).hexdigest() for theta in thetas]
+        if checksums != row["sha256"] or hashlib.sha256(first).hexdigest() != checksums[0]:
+            return f"expert {row['expert']} is not where its marker says"
+    return "" if len(experts) == len(rows) else f"{len(experts)} experts, its marker says {len(rows)}"

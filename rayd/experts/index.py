@@ -1,4 +1,4 @@
-"""The manifest of a buffer: one row for every stored snapshot, derived from the shards' markers."""
+"""The manifest of a buffer: a row for every stored snapshot, derived from the markers of the shards."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ class Index:
 
 
 def read_index(store: Store, sizes: Mapping[str, int]) -> Index:
-    """Out of the stored manifest, or out of the markers where that does not describe the shards that are there.
+    """Read from the stored manifest, or from the markers where the manifest describes other shards.
 
-    In small batches and one thread: the memory of a reader must not follow the number of experts.
+    In small batches and one thread, so that a reader's memory does not grow with the number of experts.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -80,8 +80,8 @@ def read_index(store: Store, sizes: Mapping[str, int]) -> Index:
     here = {name: size for name, size in sizes.items() if not name.endswith(".failed.json")}
     if store.exists(MANIFEST):
         with pq.ParquetFile(io.BytesIO(store.read(MANIFEST)), pre_buffer=False) as file:
-            told = json.loads((file.schema_arrow.metadata or {}).get(b"rayd.sizes", b"{}"))
-            if told == here:
+            described = json.loads((file.schema_arrow.metadata or {}).get(b"rayd.sizes", b"{}"))
+            if described == here:
                 return _gather(file.iter_batches(BATCH, use_threads=False))
     index = _gather(manifest_of(store, read_commits(store, sizes)).to_batches(BATCH))
     pa.default_memory_pool().release_unused()
@@ -89,7 +89,7 @@ def read_index(store: Store, sizes: Mapping[str, int]) -> Index:
 
 
 def _gather(batches: Iterable[Any]) -> Index:
-    """Record batches as arrays; checksums as bytes, not as an object each."""
+    """Record batches as arrays; the checksums as bytes, which take less memory than objects."""
     names: dict[str, int] = {}
     parts: dict[str, list[np.ndarray[Any, Any]]] = {name: [np.empty(0, np.int64)] for name in (*COLUMNS, "shard")}
     checksums = [np.empty((0, 32), np.uint8)]
@@ -103,5 +103,5 @@ def _gather(batches: Iterable[Any]) -> Index:
         raw = np.frombuffer(batch["sha256"].buffers()[1], np.uint8)[batch["sha256"].offset * 32 :]
         checksums.append(raw[: len(batch) * 32].reshape(-1, 32).copy())
         dtype = np.dtype(batch["dtype"][0].as_py()) if len(batch) else dtype
-    arrays = {name: np.concatenate(found) for name, found in parts.items()}
+    arrays = {name: np.concatenate(pieces) for name, pieces in parts.items()}
     return Index(**arrays, sha256=np.concatenate(checksums), shards=list(names), dtype=dtype)

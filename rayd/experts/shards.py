@@ -1,9 +1,12 @@
-"""Shards of experts: valid WebDatasets, committed one at a time.
+"""Shards of experts: WebDatasets, committed one at a time.
 
 `experts-00012.tar` holds, for every expert of one work unit, `KEY.theta.npy` ([snapshots, P], no pickle) and
-`KEY.json`. `experts-00012.json`, written after it, is the commit marker: sizes, sha256, where each row lies and its
+`KEY.json`. `experts-00012.json`, written after it, is the commit marker: sizes, sha256, the place of each row and its
 checksum. `manifest.parquet` is derived from the markers and can be rebuilt; `buffer.json` holds the fingerprint of what
 determines a row's values, and the layout of theta.
+
+webdataset writes the tars, and reads them where whole experts are wanted (`samples`). It has no access to a part of a
+member, so single rows are read by offset and length, which the marker holds.
 
 Shapes: S snapshots of an expert, P parameters.
 """
@@ -14,11 +17,11 @@ import contextlib
 import hashlib
 import io
 import json
-import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tarfile import BLOCKSIZE, TarError
 from typing import Any
 
 import numpy as np
@@ -34,10 +37,10 @@ READERS = 16
 """Markers read at a time: on an object store each costs a round trip."""
 
 
-def differences(there: Mapping[str, Any], asked: Mapping[str, Any], where: str = "") -> list[str]:
-    """What `asked` says otherwise than `there`, one line each; keys that `asked` lacks do not matter."""
+def differences(there: Mapping[str, Any], wanted: Mapping[str, Any], where: str = "") -> list[str]:
+    """A line for each value of `wanted` that `there` does not have; keys that `wanted` lacks do not matter."""
     lines: list[str] = []
-    for key, want in asked.items():
+    for key, want in wanted.items():
         have, path = there.get(key), f"{where}{key}"
         if isinstance(want, Mapping) and isinstance(have, Mapping):
             lines += differences(have, want, f"{path}.")
@@ -51,18 +54,18 @@ def _short(value: Any) -> str:
     return text if len(text) <= 48 else f"{text[:20]}...{text[-6:]}"
 
 
-def refuse_other(store: Store, there: Mapping[str, Any], asked: Mapping[str, Any], name: str = HEAD) -> None:
-    found = differences(there, asked)
-    if found:
+def refuse_other(store: Store, there: Mapping[str, Any], wanted: Mapping[str, Any], name: str = HEAD) -> None:
+    lines = differences(there, wanted)
+    if lines:
         raise Refused(
-            f"{store.where(name)}: the experts there are not those of this run: {'; '.join(found)}. "
+            f"{store.where(name)}: the experts there are not those of this run: {'; '.join(lines)}. "
             "Give another buffer=..., or make this run's settings equal"
         )
 
 
 @dataclass(frozen=True)
 class Commit:
-    """One shard as its marker tells it."""
+    """One shard, as its marker describes it."""
 
     name: str
     marker: Mapping[str, Any]
@@ -86,17 +89,20 @@ def remedy(store: Store, name: str) -> str:
 
 
 class Shard:
-    """One tar under construction on a local disk; nothing is seen of it before `publish`."""
+    """One tar, built on a local disk; nobody sees it before `publish`."""
 
     def __init__(self, store: Store, fingerprint: Mapping[str, Any], name: str, dtype: np.dtype[Any]) -> None:
         self.store, self.fingerprint, self.name, self.dtype = store, fingerprint, name, dtype
         self.rows: list[dict[str, Any]] = []
 
     def __enter__(self) -> Shard:
+        from webdataset import TarWriter
+
         self._scratch = self.store.scratch(f"{self.name}.tar")
         self._path = self._scratch.__enter__()
         self._file = open(self._path, "wb")
-        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
+        same = {"user": "", "group": "", "mode": 0o644, "mtime": 0}  # the same bytes, whoever writes them and when
+        self._tar = TarWriter(self._file, encoder=False, **same)
         return self
 
     def add(self, trajectory: Trajectory, **more: Any) -> None:
@@ -111,9 +117,10 @@ class Shard:
         np.save(npy, rows_SP, allow_pickle=False)
         key = key_of(trajectory.expert)
         facts = {"expert": trajectory.expert, "epochs": list(trajectory.epochs), **trajectory.meta, **more}
-        self._member(f"{key}.json", io.BytesIO(json.dumps(facts, sort_keys=True).encode()))
-        header = npy.tell() - rows_SP.nbytes
-        offset = self._member(f"{key}.theta.npy", npy) + header
+        text = json.dumps(facts, sort_keys=True).encode()
+        self._tar.write({"__key__": key, "json": text, "theta.npy": npy.getbuffer()})
+        last_block = -npy.tell() % BLOCKSIZE  # the array is the tar's latest member, filled up to whole blocks
+        offset = self._tar.tarstream.offset - last_block - rows_SP.nbytes
         self.rows.append(
             {
                 "key": key,
@@ -128,21 +135,13 @@ class Shard:
             }
         )
 
-    def _member(self, name: str, data: io.BytesIO) -> int:
-        """A file of the tar, without a time or an owner; returns where its bytes begin."""
-        info = tarfile.TarInfo(name)
-        info.size = data.seek(0, io.SEEK_END)
-        data.seek(0)
-        self._tar.addfile(info, data)
-        return int(self._tar.offset) - -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-
     def publish(self, made_by: Mapping[str, Any]) -> Commit:
         """The shard, then its marker. A shard it replaces loses its marker first."""
         store, name = self.store, self.name
         self._tar.close()
         self._file.close()
         if not self._path.exists() and (done := committed(store, self.fingerprint, name)) is not None:
-            return done  # another run of this plan was faster, and has swept up
+            return done  # another run of this plan was faster, and has removed the scratch file
         marker = {
             "shard": f"{name}.tar",
             "bytes": self._path.stat().st_size,
@@ -160,8 +159,9 @@ class Shard:
         return Commit(name, marker)
 
     def __exit__(self, *error: Any) -> None:
-        with contextlib.suppress(OSError):  # what was not written is given up with the file
-            self._file.close()
+        for opened in (self._tar, self._file):
+            with contextlib.suppress(OSError):  # a part that could not be written is lost with the scratch file
+                opened.close()
         self._scratch.__exit__(*error)
 
 
@@ -177,6 +177,18 @@ def committed(
     check_size(store, commit, sizes.get(tar))
     refuse_other(store, commit.marker["fingerprint"], fingerprint, marker)
     return commit
+
+
+def samples(data: bytes) -> Iterator[dict[str, Any]]:
+    """The experts of a tar, in order: `key`, `facts` (its JSON) and `rows`, the array of its snapshots."""
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    try:
+        for sample in group_by_keys(tar_file_expander([{"url": "shard", "stream": io.BytesIO(data)}])):
+            rows_SP = np.load(io.BytesIO(sample["theta.npy"]), allow_pickle=False)
+            yield {"key": sample["__key__"], "facts": json.loads(sample["json"]), "rows": rows_SP}
+    except (TarError, KeyError, ValueError) as error:
+        raise Failed(f"not a shard of experts ({error})") from error
 
 
 def sha256_of(path: Path) -> str:
@@ -195,9 +207,9 @@ def read_head(store: Store) -> dict[str, Any]:
 
 def check_size(store: Store, commit: Commit, size: int | None) -> None:
     if size != commit.bytes:
-        said = "is missing" if size is None else f"has {size} bytes"
+        state = "is missing" if size is None else f"has {size} bytes"
         raise Failed(
-            f"{store.where(commit.tar)} {said}, its marker says {commit.bytes}: the shard was damaged or the marker is "
+            f"{store.where(commit.tar)} {state}, its marker says {commit.bytes}: the shard was damaged or the marker is "
             f"stale; {remedy(store, commit.name)}"
         )
 

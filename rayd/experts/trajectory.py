@@ -1,4 +1,4 @@
-"""What an expert leaves behind: snapshots of its parameters, and the segments of them that are matched.
+"""Snapshots of an expert's parameters, and the segments between them that are matched.
 
 Shapes: S snapshots, P floats of one network (running statistics of batch norm at its tail).
 """
@@ -26,7 +26,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Segment:
-    """Where matching starts and where it should arrive: one expert's parameters at two epochs."""
+    """One expert's parameters at two epochs: where matching starts, and its target."""
 
     start_P: Tensor
     end_P: Tensor
@@ -38,13 +38,13 @@ class Segment:
         return Segment(self.start_P.to(device), self.end_P.to(device), self.expert, self.first, self.last)
 
     def distance(self) -> Tensor:
-        """||end - start||^2 in float32: what every trajectory loss is divided by."""
+        """||end - start||^2 in float32: the divisor of every trajectory loss."""
         return (self.end_P.float() - self.start_P.float()).square().sum()
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One expert whole: row i of `thetas_SP` is epoch `epochs[i]`. `meta` holds its seed and figures per row."""
+    """All snapshots of one expert: row i of `thetas_SP` is epoch `epochs[i]`. `meta` holds figures per row."""
 
     expert: int
     epochs: tuple[int, ...]
@@ -53,14 +53,12 @@ class Trajectory:
 
     @classmethod
     def of(cls, snapshots: list[Snapshot], **meta: Any) -> Trajectory:
-        """Out of one expert's snapshots, in the order of their epochs."""
-        figures = {name: [one.metrics.get(name) for one in snapshots] for name in ("val_accuracy", "train_loss")}
+        """From one expert's snapshots, in the order of their epochs."""
+        figures = {
+            name: [snapshot.metrics.get(name) for snapshot in snapshots] for name in ("val_accuracy", "train_loss")
+        }
         thetas_SP = torch.stack([snapshot.theta_P for snapshot in snapshots])
         return cls(snapshots[0].expert, tuple(s.epoch for s in snapshots), thetas_SP, {**meta, **figures})
-
-    def segment(self, first: int, last: int) -> Segment:
-        start_P, end_P = (self.thetas_SP[self.epochs.index(epoch)] for epoch in (first, last))
-        return Segment(start_P, end_P, self.expert, first, last)
 
 
 def key_of(expert: int) -> str:

@@ -1,4 +1,4 @@
-"""Joining Ray: one of this process (laptop) or the cluster the job was submitted to; the impossible is refused."""
+"""Joining Ray: a local one (laptop), or the cluster that the job was submitted to. What cannot be placed is refused."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 import torch
 from ray._private.utils import read_ray_address
-from ray.autoscaler.sdk import request_resources
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from rayd.config import ScaleConfig
 from rayd.errors import Refused, refuse
@@ -27,11 +27,11 @@ PLACED_SECONDS = 8.0
 """How long nodes may take to show up before a placement is called impossible."""
 CONNECT_SECONDS = 5.0
 OBJECT_STORE = 150 * 2**20
-"""Bytes for scale=laptop: nothing of ours travels through the object store but plans and counts."""
+"""Bytes for scale=laptop: rayd sends only plans and counts through the object store."""
 
 
 def start(scale: ScaleConfig) -> None:
-    """Ray as the scale says; nothing to do where this process is connected already."""
+    """Connect to Ray as the scale says; does nothing where this process is connected already."""
     if ray.is_initialized():
         return
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
@@ -44,20 +44,20 @@ def start(scale: ScaleConfig) -> None:
     if scale.name != "cluster":
         raise refuse("scale", scale.name, "laptop | cluster for work on Ray")
     address = os.environ.get("RAY_ADDRESS") or read_ray_address() or ""
-    nobody = Refused(
+    refusal = Refused(
         f"scale=cluster: no Ray cluster answers {'at ' + address if address else 'here'}; submit this command with "
         "`ray job submit -- ...`, set RAY_ADDRESS, or use scale=laptop"
     )
     if not listens(address):
-        raise nobody
+        raise refusal
     try:
         ray.init(address=address, **quiet)
     except ConnectionError as error:
-        raise nobody from error
+        raise refusal from error
 
 
 def listens(address: str) -> bool:
-    """Whether anybody is at HOST:PORT; Ray would wait for minutes at the address that a dead cluster left behind."""
+    """Whether something listens at HOST:PORT; Ray would wait for minutes at the address of a cluster that has ended."""
     host, _, port = address.rpartition(":")
     if not port.isdigit():
         return "://" in address
@@ -69,12 +69,12 @@ def listens(address: str) -> bool:
 
 
 def stop() -> None:
-    """Leave the cluster; one started by `start` ends."""
+    """Leave the cluster; a local one that `start` has started ends."""
     ray.shutdown()
 
 
 def bundle(scale: ScaleConfig) -> dict[str, float]:
-    """What one actor, worker or task takes. Decided by the config alone, never by what the driver's machine has."""
+    """The resources of one actor, worker or task. The config alone decides them, not the driver's machine."""
     need = {"CPU": float(scale.cpus)}
     if scale.gpus > 0:
         need["GPU"] = float(scale.gpus)
@@ -82,7 +82,7 @@ def bundle(scale: ScaleConfig) -> dict[str, float]:
 
 
 def nodes() -> list[Resources]:
-    """The total resources of every living node, in an order of their own."""
+    """The total resources of every living node, ordered by node id."""
     alive = [
         node
         for node in ray.nodes()  # type: ignore[no-untyped-call]
@@ -91,67 +91,60 @@ def nodes() -> list[Resources]:
     return [node["Resources"] for node in sorted(alive, key=lambda node: str(node["NodeID"]))]
 
 
-def require(
-    need: Mapping[str, float],
-    count: int,
-    what: str = "worker",
-    wait: float = 0.0,
-    seconds: float = PLACED_SECONDS,
-) -> None:
-    """Refuse, within seconds, what this cluster cannot place. With `wait`, its autoscaler is asked and has so long."""
-    began, asked = time.monotonic(), False
-    while why := shortfall(need, count, nodes(), what):
-        if wait > 0 and not asked:
-            log.info("waiting up to %.0f s for nodes: %s", wait, why)
-            request_resources(bundles=[dict(need)] * count)
-            asked = True
-        if time.monotonic() - began > max(wait, seconds):
-            do = "Lower scale.gpus, scale.cpus, scale.actors or scale.workers, or add nodes"
-            more = f"none came within scale.wait={wait:g} s" if wait > 0 else "scale.wait=900 waits for an autoscaler's"
-            raise Refused(f"scale: {why}. {do} ({more})")
-        time.sleep(0.5)
-    if asked:
-        request_resources(bundles=[])
+def require(need: Mapping[str, float], count: int, what: str = "worker", wait: float = 0.0) -> None:
+    """Refuse within seconds what this cluster cannot place. With `wait`, its autoscaler is asked and has so long.
+
+    The request is a placement group, which is pending work of this driver: it is withdrawn below in any case, and by
+    Ray itself where the driver is killed.
+    """
+    began, request = time.monotonic(), None
+    try:
+        while why := shortfall(need, count, nodes(), what):
+            if wait > 0 and request is None:
+                log.info("waiting up to %.0f s for nodes: %s", wait, why)
+                request = placement_group([dict(need)] * count)
+            if time.monotonic() - began > max(wait, PLACED_SECONDS):
+                do = "Lower scale.gpus, scale.cpus, scale.actors or scale.workers, or add nodes"
+                hint = (
+                    f"none came within scale.wait={wait:g} s"
+                    if wait > 0
+                    else "scale.wait=900 waits for an autoscaler's"
+                )
+                raise Refused(f"scale: {why}. {do} ({hint})")
+            time.sleep(0.5)
+    finally:
+        if request is not None:
+            remove_placement_group(request)
 
 
 def room(need: Mapping[str, float]) -> int:
-    """How many such bundles the cluster holds when it is empty."""
+    """How many such bundles the cluster holds when nothing runs on it."""
     return capacity(need, nodes())
 
 
+def draining() -> set[str]:
+    """Ids of the nodes that have been told to stop."""
+    return set(ray._private.state.state.get_draining_nodes())
+
+
 def versions() -> dict[str, str]:
-    """What must be equal everywhere for the same bytes."""
-    return {"rayd": VERSION, "torch": torch.__version__, "python": platform.python_version()}
+    """What must be equal everywhere for the same bytes. Builds of torch for CPU and CUDA share their Python code."""
+    return {"rayd": VERSION, "torch": torch.__version__.partition("+")[0], "python": platform.python_version()}
 
 
 def same_versions(theirs: Mapping[str, str], where: str) -> None:
-    ours = versions()
-    if dict(theirs) != ours:
-        wrong = [
-            f"{name} {theirs.get(name)} there, {ours[name]} here" for name in ours if theirs.get(name) != ours[name]
-        ]
-        raise Refused(f"{where}: other versions than the driver's ({'; '.join(wrong)}); use one image for all nodes")
+    pairs = [
+        f"{name} {theirs.get(name)} there, {ours} here" for name, ours in versions().items() if theirs.get(name) != ours
+    ]
+    if pairs:
+        raise Refused(f"{where}: other versions than the driver's ({'; '.join(pairs)}); use one image for all nodes")
 
 
 def train_storage(out: str) -> str:
-    """Where Ray Train and Tune may keep what they insist on keeping."""
+    """The folder for the state that Ray Train and Tune write."""
     return Store(out).sub("ray").uri
 
 
-def options(need: Mapping[str, float]) -> dict[str, float]:
+def options(need: Mapping[str, float]) -> dict[str, Any]:
     """A bundle as the options of an actor or task."""
     return {"num_cpus": need.get("CPU", 0.0), "num_gpus": need.get("GPU", 0.0)}
-
-
-__all__: Sequence[str] = (
-    "bundle",
-    "nodes",
-    "options",
-    "require",
-    "room",
-    "same_versions",
-    "start",
-    "stop",
-    "train_storage",
-    "versions",
-)

@@ -1,13 +1,15 @@
 """Independent blocks as runs of their own: one Ray task each, each with its own checkpoints, joined into one artifact.
 
-For objectives whose items know nothing of each other (DWA). A block's run holds the whole set and moves its own images only,
-under the same seeds as in one run of all blocks: so the joined set is that run's, to the bit.
+For objectives whose items know nothing of each other (DWA). A block's run holds the whole set, moves its own images only,
+and draws the same seeds as one run of all blocks: the joined set is that run's, to the bit.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -16,61 +18,58 @@ from rayd.config import Run
 from rayd.data.load import load as load_data
 from rayd.distill.contract import Codec
 from rayd.errors import refuse
-from rayd.fleet.tasks import each
+from rayd.fleet.tasks import run_tasks
 from rayd.methods.pixel import Pixel
 from rayd.run.assemble import assemble
 from rayd.run.distill import default_device, distill, finished
 from rayd.run.recorder import write_artifact
+from rayd.schema import parse, to_dict
 from rayd.store import Store
 
 log = logging.getLogger(__name__)
 
 
-def count(run: Run) -> int:
-    """Blocks that a run may be mapped into; 0 where its objective is not of that kind."""
+def block_runs(run: Run) -> list[Run]:
+    """A run for each block; none where the objective's items depend on each other."""
     alone = getattr(run.method.objective, "alone", None)
-    return len(alone(load_data(run.data).train.spec.classes)) if alone else 0
-
-
-def of_block(run: Run, number: int) -> Run:
-    """The run of one block."""
-    classes = load_data(run.data).train.spec.classes
-    objective = run.method.objective.alone(classes)[number]
-    method = replace(run.method, objective=objective, validate=0, select="last")
-    return replace(run, method=method, out=run.at(f"blocks/{number:05d}"), buffer=run.experts_at)
-
-
-def single(run: Run, number: int) -> int:
-    """One block to its end, from wherever it stands; its steps."""
-    return sum(1 for _ in distill(of_block(run, number)))
-
-
-def distill_blocks(run: Run) -> None:
-    """Every block that is not done yet, then the artifact of all."""
-    store, blocks = Store(run.out), count(run)
-    if finished(run, store):
-        return
-    if run.method.part_names[0] != "pixel":
+    objectives = alone(load_data(run.data).train.spec.classes) if alone else []
+    if objectives and run.method.part_names[0] != "pixel":
         raise refuse(
             "method.codec.name", run.method.part_names[0], "pixel, whose blocks share nothing", "use scale.workers"
         )
-    left = [n for n in range(blocks) if not finished(one := of_block(run, n), Store(one.out))]
-    for number, steps in each(run, single, left):
-        log.info("block %d of %d done in %d steps", number, blocks, steps)
+    methods = [replace(run.method, objective=objective, validate=0, select="last") for objective in objectives]
+    return [
+        replace(run, method=method, out=run.at(f"blocks/{number:05d}"), buffer=run.experts_at)
+        for number, method in enumerate(methods)
+    ]
+
+
+def _distill_block(run: Run, block: dict[str, Any]) -> int:
+    """One block, from its last checkpoint to its end; the number of steps taken."""
+    return sum(1 for _ in distill(parse(Run, block)))
+
+
+def distill_blocks(run: Run, blocks: Sequence[Run]) -> None:
+    """Every block that is not done yet, then the artifact of all."""
+    if finished(run, Store(run.out)):
+        return
+    left = [to_dict(block) for block in blocks if not finished(block, Store(block.out))]
+    for block, steps in run_tasks(run, "block", _distill_block, left):
+        log.info("%s done in %d steps, %d blocks in all", block["out"], steps, len(blocks))
     join(run, blocks)
 
 
 @torch.no_grad()
-def join(run: Run, blocks: int) -> None:
-    """Each block's images out of its own artifact."""
+def join(run: Run, blocks: Sequence[Run]) -> None:
+    """One artifact with each block's images from the block's own."""
     assembled = assemble(run, default_device())
     codec: Codec = assembled.codec
     assert isinstance(codec, Pixel)
     items = assembled.objective.plan(0)
-    for number in range(blocks):
-        theirs = load(of_block(run, number).at("artifact")).codec
+    for block, item in zip(blocks, items, strict=True):
+        theirs = load(block.at("artifact")).codec
         assert isinstance(theirs, Pixel)
-        index = assembled.objective.index(codec, items[number])
+        index = assembled.objective.index(codec, item)
         codec.pixels[index] = theirs.pixels[index].to(codec.pixels)
-    timing = {"blocks": blocks, "steps": run.method.steps}
-    write_artifact(assembled, codec, timing, {"select": "last", "blocks": blocks})
+    timing = {"blocks": len(blocks), "steps": run.method.steps}
+    write_artifact(assembled, codec, timing, {"select": "last", "blocks": len(blocks)})

@@ -1,8 +1,9 @@
-"""Experts made by Ray actors: units from the plan, one at a time for each actor, committed by the actor itself.
+"""Experts built by Ray actors: units from the plan, one at a time for each actor, committed by the actor itself.
 
-Nothing but plans and counts travels through Ray: an actor reads the data from its own cache and writes its shard to
-the store. An actor that dies, hangs or cannot be reached is replaced, and its unit goes to another, a bounded number of
-times; names and seeds come from the plan, so the bytes are the same. The driver keeps no state.
+Only plans and counts travel through Ray: an actor reads the data from its own cache and writes its shard to the store. An
+actor that is lost is replaced, and its unit goes to another, a bounded number of times; names and seeds come from the
+plan, so the bytes are the same. A node that is told to stop gets no further units, and what it loses is not counted. The
+driver keeps no state.
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ from ray.util.metrics import Counter, Gauge
 from rayd.config import Run
 from rayd.errors import Failed, Refused
 from rayd.experts.config import ExpertUnit
+from rayd.experts.shards import differences
 from rayd.fleet import cluster
-from rayd.fleet.policy import Loss, after_loss, pool_size
+from rayd.fleet.policy import Loss, after_loss, after_start, pool_size
+from rayd.fleet.tasks import first_line, raised
+from rayd.fleet.watch import TICK, Pulse, Watch, beating
 from rayd.machine import use_threads
 from rayd.run.experts import ExpertPlan, build_unit, finish, start
 from rayd.run.progress import Built, Progress
@@ -41,183 +45,216 @@ from rayd.schema import parse, to_dict
 
 log = logging.getLogger(__name__)
 
-TICK = 1.0
-"""Seconds between two looks at what has come back; a Progress is yielded at least that often."""
+DRAINS_EVERY = 5.0
+"""Seconds between two questions which nodes are told to stop."""
 
 
 class ExpertActor:
-    """One actor: reads the data once, then makes the units it is given."""
+    """Reads the data once, then builds one unit after another."""
 
-    def __init__(self, plain: Mapping[str, Any], last_epoch: int | None) -> None:
-        run = parse(Run, plain)
-        use_threads(run.scale.threads)
-        self.plan = ExpertPlan.open(run, last_epoch)
+    def __init__(self, plain: Mapping[str, Any], last_epoch: int | None, pulse: Pulse, name: str) -> None:
+        self.plain, self.last_epoch, self.pulse, self.name = plain, last_epoch, pulse, name
 
     def ready(self) -> dict[str, Any]:
-        """Who this is, and under which fingerprint it would write."""
+        """Open the plan. Not in the constructor, whose errors Ray hides behind the actor's death."""
+        with beating(self.pulse, self.name):
+            run = parse(Run, self.plain)
+            use_threads(run.scale.threads)
+            self.plan = ExpertPlan.open(run, self.last_epoch)
         return {
             "pid": os.getpid(),
             "host": socket.gethostname(),
+            "node": ray.get_runtime_context().get_node_id(),
             "versions": cluster.versions(),
             "fingerprint": self.plan.writer.fingerprint,
         }
 
     def build(self, number: int) -> Built:
-        return build_unit(self.plan, self.plan.units[number])
+        with beating(self.pulse, self.name):
+            return build_unit(self.plan, self.plan.units[number])
 
 
 @dataclass
 class ActorSlot:
-    """An actor as the driver knows it."""
+    """A place in the pool and the actor that fills it."""
 
     name: str
     actor: ActorHandle[Any]
     waits: ray.ObjectRef[Any]
     since: float
     unit: ExpertUnit | None = None
-    """None while it is starting."""
+    """None while the actor is starting."""
     pid: int = 0
+    node: str = ""
+    failed_starts: int = 0
+    """Of this place, in a row: a lost node takes many actors, each of which may start again elsewhere."""
 
 
 class Dispatcher:
-    """The dispatcher: actors, what each is at, what is left."""
+    """The pool: actors, the unit of each, the units that are left."""
 
-    actor_class: type[Any] = ExpertActor
-
-    def __init__(self, plan: ExpertPlan, last_epoch: int | None, todo: list[ExpertUnit], progress: Progress) -> None:
-        self.plan, self.scale, self.progress = plan, plan.run.scale, progress
+    def __init__(
+        self,
+        plan: ExpertPlan,
+        last_epoch: int | None,
+        todo: list[ExpertUnit],
+        progress: Progress,
+        watch: Watch,
+        actor_class: type[Any] = ExpertActor,
+    ) -> None:
+        self.plan, self.scale, self.progress, self.watch = plan, plan.run.scale, progress, watch
         self.todo = deque(todo)
         self.need = cluster.bundle(self.scale)
-        self.remote = ray.remote(self.actor_class).options(
-            max_restarts=0, max_task_retries=0, **cluster.options(self.need)
-        )
-        self.arguments = (to_dict(plan.run), last_epoch)
+        options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, **cluster.options(self.need)}
+        self.remote: Any = ray.remote(**options)(actor_class)
+        self.arguments = (to_dict(plan.run), last_epoch, watch.pulse)
         self.lost: dict[str, int] = {}
-        self.failed_starts = 0
-        """Actors in a row that ended before they were ready."""
-        self.hands: list[ActorSlot] = []
-        self.counts = 0
-        self.made = Counter("rayd_experts_completed", "Experts committed to the buffer")
+        self.slots: list[ActorSlot] = []
+        self.started = 0
+        self.leaving: set[str] = set()
+        """Nodes that were told to stop."""
+        self.drains_at = -DRAINS_EVERY
+        self.completed = Counter("rayd_experts_completed", "Experts committed to the buffer")
+        self.retried = Counter("rayd_experts_retried", "Units handed to another actor because theirs was lost")
         self.rate = Gauge("rayd_expert_images_per_second", "Training images per second, all actors together")
         self.bytes = Gauge("rayd_buffer_bytes", "Bytes of all committed shards")
 
     def run(self) -> Iterator[Progress]:
-        size = pool_size(self.scale.actors, len(self.todo), self.need, cluster.nodes())
-        for _ in range(size):
+        for _ in range(pool_size(self.scale.actors, len(self.todo), self.need, cluster.nodes())):
             self._start_actor()
         try:
-            while self.todo or any(hand.unit is not None for hand in self.hands):
+            while self.todo or any(slot.unit is not None for slot in self.slots):
                 self._look()
-                self.progress.actors = sum(hand.pid > 0 for hand in self.hands)
-                self.progress.pids = tuple(hand.pid for hand in self.hands if hand.pid and hand.unit is not None)
+                self.progress.actors = sum(slot.pid > 0 for slot in self.slots)
+                busy = [slot for slot in self.slots if slot.pid and slot.unit is not None]
+                self.progress.pids = tuple(slot.pid for slot in busy)
+                self.progress.now = self.watch.notes.get(busy[0].name, "") if busy else "starting"
                 yield self.progress
                 self.progress.last = None
         finally:
-            for hand in self.hands:
-                ray.kill(hand.actor)
+            for slot in self.slots:
+                ray.kill(slot.actor)
 
-    def _start_actor(self) -> None:
-        self.counts += 1
-        actor = self.remote.remote(*self.arguments)
-        self.hands.append(ActorSlot(f"actor {self.counts}", actor, actor.ready.remote(), time.monotonic()))
+    def _start_actor(self, failed_starts: int = 0) -> None:
+        self.started += 1
+        name = f"actor {self.started}"
+        actor = self.remote.remote(*self.arguments, name)
+        slot = ActorSlot(name, actor, actor.ready.remote(), time.monotonic(), failed_starts=failed_starts)
+        self.slots.append(slot)
 
     def _look(self) -> None:
-        """Whatever came back, is late, or can be handed out."""
-        refs = [hand.waits for hand in self.hands]
-        done, _ = ray.wait(refs, num_returns=1, timeout=TICK)
+        """Take what came back, replace what is late, hand out units."""
+        done, _ = ray.wait([slot.waits for slot in self.slots], num_returns=1, timeout=TICK)
         now = time.monotonic()
-        for hand in list(self.hands):
-            if hand.waits in done:
-                self._receive(hand)
-            elif now - hand.since > self.scale.timeout and (hand.unit is not None or not self._anyone_works()):
-                what = "starting" if hand.unit is None else "a unit"
-                self._lose(
-                    hand,
-                    Loss.LATE,
-                    f"{what} took more than scale.timeout={self.scale.timeout:g} s; raise it or lower expert.per_shard",
-                )
+        if now - self.drains_at > DRAINS_EVERY:
+            self.drains_at = now
+            self.leaving |= cluster.draining()
+        for slot in list(self.slots):
+            if slot.waits in done:
+                self._receive(slot)
+            elif slot.unit is None and now - slot.since > self.scale.startup and not any(s.unit for s in self.slots):
+                limit = f"it took more than scale.startup={self.scale.startup:g} s; raise it"
+                self._lose_start(slot, Loss.LATE, limit)
 
-    def _anyone_works(self) -> bool:
-        return any(hand.unit is not None for hand in self.hands)
-
-    def _receive(self, hand: ActorSlot) -> None:
+    def _receive(self, slot: ActorSlot) -> None:
         try:
-            answer = ray.get(hand.waits, timeout=self.scale.timeout)
+            answer = ray.get(slot.waits, timeout=self.scale.startup)
         except (ActorDiedError, WorkerCrashedError, OutOfMemoryError) as error:
-            return self._lose(hand, Loss.DIED, first_line(error))
+            return self._lose(slot, Loss.DIED, self.watch.why(slot.name, first_line(error)))
         except (ActorUnavailableError, ObjectLostError, GetTimeoutError) as error:
-            return self._lose(hand, Loss.UNREACHABLE, first_line(error))
+            return self._lose(slot, Loss.UNREACHABLE, first_line(error))
         except RayTaskError as error:
-            if isinstance(error.cause, Refused | Failed):
-                raise type(error.cause)(str(error.cause)) from error
-            if isinstance(error.cause, OSError):
-                return self._lose(hand, Loss.STORAGE, first_line(error.cause))
-            return self._lose(hand, Loss.BUG, str(error))
-        if hand.unit is None:
-            self._check_in(hand, answer)
+            return self._raised(slot, error)
+        if slot.unit is None:
+            self._check_in(slot, answer)
         else:
-            self._account(answer, hand.unit)
-        self._hand_out(hand)
+            self._account(answer, slot.unit)
+        self._hand_out(slot)
 
-    def _check_in(self, hand: ActorSlot, answer: Mapping[str, Any]) -> None:
-        cluster.same_versions(answer["versions"], f"{hand.name} on {answer['host']}")
+    def _raised(self, slot: ActorSlot, error: RayTaskError) -> None:
+        final = raised(error)
+        if final is not None:
+            if slot.unit is not None or not any(other.pid for other in self.slots):
+                raise final from error
+            return self._lose(slot, Loss.REFUSED, first_line(final))
+        if isinstance(error.cause, OSError):
+            return self._lose(slot, Loss.STORAGE, first_line(error.cause))
+        return self._lose(slot, Loss.BUG, str(error))
+
+    def _check_in(self, slot: ActorSlot, answer: Mapping[str, Any]) -> None:
+        cluster.same_versions(answer["versions"], f"{slot.name} on {answer['host']}")
         if answer["fingerprint"] != self.plan.writer.fingerprint:
-            from rayd.experts.shards import differences
-
-            found = differences(answer["fingerprint"], self.plan.writer.fingerprint)
+            lines = differences(answer["fingerprint"], self.plan.writer.fingerprint)
             raise Refused(
-                f"{hand.name} on {answer['host']} would make other experts than this run's: {'; '.join(found)}"
+                f"{slot.name} on {answer['host']} would build other experts than this run's: {'; '.join(lines)}"
             )
-        if not any(other.pid for other in self.hands) and not self.progress.done:
-            self.progress.began = time.monotonic()  # the pace is that of working actors, not of Ray's start
-        hand.pid, self.failed_starts = answer["pid"], 0
-        log.info("%s ready on %s, process %d", hand.name, answer["host"], hand.pid)
+        if not any(other.pid for other in self.slots) and not self.progress.done:
+            self.progress.began = time.monotonic()  # the pace is that of working actors, without Ray's start
+        slot.pid, slot.node, slot.failed_starts = answer["pid"], answer["node"], 0
+        log.info("%s ready on %s, process %d", slot.name, answer["host"], slot.pid)
 
     def _account(self, built: Built, unit: ExpertUnit) -> None:
         self.progress.add(built, len(unit.experts))
         if built.failure is None:
-            self.made.inc(len(unit.experts))
+            self.completed.inc(len(unit.experts))
             self.rate.set(self.progress.rate)
             self.bytes.set(self.progress.bytes)
 
-    def _hand_out(self, hand: ActorSlot) -> None:
+    def _hand_out(self, slot: ActorSlot) -> None:
         if not self.todo:
-            self.hands.remove(hand)
-            ray.kill(hand.actor)
-            return
-        hand.unit = self.todo.popleft()
-        hand.waits, hand.since = hand.actor.build.remote(hand.unit.number), time.monotonic()
+            return self._remove(slot)
+        if slot.node in self.leaving:
+            log.info("%s: its node is told to stop and gets no further units", slot.name)
+            self._remove(slot)
+            return self._start_actor()
+        slot.unit = self.todo.popleft()
+        slot.waits, slot.since = slot.actor.build.remote(slot.unit.number), time.monotonic()
 
-    def _lose(self, hand: ActorSlot, loss: Loss, detail: str) -> None:
-        """A unit, or a start, that did not come back."""
-        unit, what = hand.unit, hand.name if hand.unit is None else f"{hand.unit.name} on {hand.name}"
-        if unit is None:
-            self.failed_starts += 1
-            attempts = self.failed_starts
+    def _remove(self, slot: ActorSlot) -> None:
+        self.slots.remove(slot)
+        ray.kill(slot.actor)
+
+    def _lose(self, slot: ActorSlot, loss: Loss, detail: str) -> None:
+        """A unit that did not come back."""
+        if slot.unit is None:
+            return self._lose_start(slot, loss, detail)
+        unit, what = slot.unit, f"{slot.unit.name} on {slot.name}"
+        self.leaving |= cluster.draining()
+        if slot.node in self.leaving and loss.takes_the_worker:
+            log.warning("%s: its node was taken back; handed to another", what)
+            replace = True
         else:
             attempts = self.lost[unit.name] = self.lost.get(unit.name, 0) + 1
-        decision = after_loss(what, loss, attempts, self.scale.max_failures, detail)
-        log.warning("%s", decision.reason)
-        if not decision.again:
-            raise Failed(f"{decision.reason}. Committed shards stay; once it is mended, the same command continues")
-        if unit is not None:
-            self.todo.appendleft(unit)
-            self.progress.retried += 1
-        if decision.replace or unit is None:
-            self.hands.remove(hand)
-            ray.kill(hand.actor)
+            decision = after_loss(what, loss, attempts, self.scale.max_failures, detail)
+            log.warning("%s", decision.reason)
+            self.watch.record("lost", decision.reason, group=slot.name)
+            if not decision.again:
+                raise Failed(f"{decision.reason}. Committed shards stay; once it is mended, the same command continues")
+            replace = decision.replace
+        self.todo.appendleft(unit)
+        self.progress.retried += 1
+        self.retried.inc()
+        if replace:
+            self._remove(slot)
             self._start_actor()
         else:
-            self._hand_out(hand)
+            self._hand_out(slot)
+
+    def _lose_start(self, slot: ActorSlot, loss: Loss, detail: str) -> None:
+        """An actor that did not get ready."""
+        others = sum(other.pid > 0 for other in self.slots)
+        decision = after_start(slot.name, loss, slot.failed_starts + 1, self.scale.max_failures, others, detail)
+        log.warning("%s", decision.reason)
+        self.watch.record("lost", decision.reason, group=slot.name)
+        self._remove(slot)
+        if decision.again:
+            self._start_actor(slot.failed_starts + 1)
+        elif not others:
+            raise Failed(f"{decision.reason}. Committed shards stay; once it is mended, the same command continues")
 
 
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
-
-
-def build(plan: ExpertPlan, last_epoch: int | None = None) -> Iterator[Progress]:
-    """Every unit that is not committed yet, by the actors of the run's scale."""
+def build(plan: ExpertPlan, last_epoch: int | None = None, actor_class: type[Any] = ExpertActor) -> Iterator[Progress]:
+    """Build every unit that is not committed yet, with the actors of the run's scale."""
     scale = plan.run.scale
     todo, progress = start(plan)
     yield progress
@@ -225,5 +262,6 @@ def build(plan: ExpertPlan, last_epoch: int | None = None) -> Iterator[Progress]
         cluster.start(scale)
         need = cluster.bundle(scale)
         cluster.require(need, max(1, min(scale.actors, len(todo))), what="expert actor", wait=scale.wait)
-        yield from Dispatcher(plan, last_epoch, todo, progress).run()
+        with Watch(scale, plan.run.out, "experts") as watch:
+            yield from Dispatcher(plan, last_epoch, todo, progress, watch, actor_class).run()
     finish(plan, progress)

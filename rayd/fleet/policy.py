@@ -1,4 +1,4 @@
-"""What the fleet decides, apart from what it does: pure functions, tested without a cluster."""
+"""Decisions about placement and lost work: pure functions, tested without a cluster."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def shortfall(bundle: Resources, count: int, nodes: Sequence[Resources], what: s
     return f"one {what} needs {need}, {count} asked for; the {len(nodes)} nodes have {have}: {missing}"
 
 
-def pool_size(asked: int, units: int, bundle: Resources, nodes: Sequence[Resources]) -> int:
-    """Actors to start: as many as asked (0: as the nodes hold), no more than there is work."""
-    return min(asked or capacity(bundle, nodes), units)
+def pool_size(wanted: int, units: int, bundle: Resources, nodes: Sequence[Resources]) -> int:
+    """Actors to start: as many as wanted (0: as the nodes hold), and no more than units."""
+    return min(wanted or capacity(bundle, nodes), units)
 
 
 class Loss(Enum):
@@ -64,7 +64,7 @@ class Loss(Enum):
 
     @property
     def takes_the_worker(self) -> bool:
-        """The worker is gone or not to be trusted: another takes its place. A dead worker answers fastest of all."""
+        """Whether another worker takes its place. A dead worker answers fastest of all: it must not stay in the pool."""
         return self in (Loss.DIED, Loss.UNREACHABLE, Loss.LATE)
 
 
@@ -76,12 +76,46 @@ class Decision:
 
 
 def after_loss(what: str, loss: Loss, attempts: int, limit: int, detail: str = "") -> Decision:
-    """Whether a piece of work that was lost for the `attempts`-th time is tried again."""
-    told = f"{what}: {loss.value}{f' ({detail})' if detail else ''}"
+    """Whether work that was lost for the `attempts`-th time is tried again."""
+    reason = f"{what}: {loss.value}{f' ({detail})' if detail else ''}"
     if not loss.worth_retrying:
-        return Decision(False, False, f"{told}; not tried again, it would end alike")
+        return Decision(False, False, f"{reason}; not tried again, it would end alike")
     if attempts > limit:
         return Decision(
-            False, loss.takes_the_worker, f"{told}; given up after {attempts} attempts (scale.max_failures={limit})"
+            False, loss.takes_the_worker, f"{reason}; given up after {attempts} attempts (scale.max_failures={limit})"
         )
-    return Decision(True, loss.takes_the_worker, f"{told}; attempt {attempts + 1} of {limit + 1}")
+    return Decision(True, loss.takes_the_worker, f"{reason}; attempt {attempts + 1} of {limit + 1}")
+
+
+def after_start(what: str, loss: Loss, attempts: int, limit: int, others: int, detail: str = "") -> Decision:
+    """Whether an actor that did not get ready for the `attempts`-th time in a row is started again.
+
+    While `others` work, one that never starts is left out: a bad node must not end the run of the good ones.
+    """
+    decision = after_loss(what, loss, attempts, limit, detail)
+    if decision.again or not others:
+        return Decision(decision.again, True, decision.reason)
+    return Decision(False, True, f"{decision.reason}; the run goes on with {others} actors")
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The last sign of one process at work. Processes of one group wait for each other."""
+
+    group: str
+    note: str
+    """What it did."""
+    age: float
+    """Seconds since."""
+    allowed: float
+    """The age at which it counts as hung."""
+
+
+def hung(beats: Sequence[Beat]) -> list[Beat]:
+    """The beats of every group in which nobody has moved within the allowed age.
+
+    Slow work beats, however long it takes. In a group one process may work while the others wait for it in a
+    collective: as long as one beats, all are left alone; when none does, nobody can tell whose fault it is.
+    """
+    moving = {beat.group for beat in beats if beat.age <= beat.allowed}
+    return [beat for beat in beats if beat.group not in moving]

@@ -1,8 +1,8 @@
-"""Trials under Ray Tune: plan, book and decisions are rayd.studies.search's; Tune places trials and brings back lost ones.
+"""Trials under Ray Tune: rayd.studies.search plans and decides; Tune places the trials and restarts lost ones.
 
-A trial of one worker is a Tune function that distils in its own process. A trial of several is a thin driver around a
-Ray Train job, without a CPU of its own: one that held a CPU would wait for workers that wait for its CPU. Nothing of
-Tune's own state is ever read back: a search that goes on is told by the book, and Tune is given what is left.
+A trial of one worker is a Tune function that distils in its own process. A trial of several is a driver of a Ray Train job
+that reserves no CPU, for which its own workers would wait. Tune's state is never read back: the table of trials says which
+have ended, and a search that goes on hands the rest to Tune.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 import ray
 from ray import tune
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -27,7 +25,8 @@ from ray.tune.search.optuna import OptunaSearch
 from rayd.config import Run
 from rayd.errors import Failed, Refused, refuse
 from rayd.fleet import cluster, distill
-from rayd.machine import use_threads
+from rayd.fleet.watch import Pulse, Watch, beating
+from rayd.machine import beat, use_threads
 from rayd.schema import parse, to_dict
 from rayd.seeds import seed_of
 from rayd.studies.search.asha import Halving
@@ -47,54 +46,51 @@ TRIFLE = 1 << 20
 
 
 def alone(config: Mapping[str, Any]) -> None:
-    """A trial of one worker. What cannot go on is said, not raised: trying it again would end alike."""
+    """A trial of one worker. A final error is reported, not raised: Tune would try it again."""
     run, search = parse(Run, config["run"]), parse(SearchConfig, config["search"])
     use_threads(run.scale.threads)
     try:
-        for step, value in advance(run, search):
-            tune.report({"step": step, METRIC: value})
-        score(run, search)
+        with beating(Pulse(**config["pulse"]), f"trial {config['number']}"):
+            for step, value in advance(run, search):
+                beat(f"step {step}")
+                tune.report({"step": step, METRIC: value})
+            score(run, search)
     except (Refused, Failed) as error:
         tune.report({"step": 0, METRIC: 0.0, "failed": str(error)})
 
 
+def _score(pulse: Pulse, group: str, run: Run, search: SearchConfig) -> None:
+    with beating(pulse, group):
+        score(run, search)
+
+
 class Milestones(TuneReportCallback):
-    """Tells Tune of each milestone that the run's own store holds; Train's workers report oftener than that."""
+    """Reports each milestone in the run's own store to Tune; Train's workers report more often."""
 
     def __init__(self, run: Run, search: SearchConfig) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.run, self.search, self.told = run, search, 0
+        self.run, self.search, self.reported = run, search, 0
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         for step, value in curve_of(self.run, self.search):
-            if step > self.told:
-                self.told = step
+            if step > self.reported:
+                self.reported = step
                 super().after_report(run_context, [{"step": step, METRIC: value}], None)
 
 
 def together(config: Mapping[str, Any]) -> None:
     """A trial of several workers: a Ray Train job, whose workers go on from the run's own checkpoints."""
     run, search = parse(Run, config["run"]), parse(SearchConfig, config["search"])
-    need, scale = cluster.bundle(run.scale), run.scale
-    inner = seeded(run, search)[0]
-    limits: dict[str, Any] = {"max_failures": scale.max_failures, "controller_failure_limit": 2}
-    told: dict[str, Any] = {"callbacks": [Milestones(run, search)], "failure_config": FailureConfig(**limits)}
-    trainer = TorchTrainer(
-        distill.worker,
-        train_loop_config={"run": to_dict(inner), "report_every": search.every},
-        scaling_config=ScalingConfig(num_workers=scale.workers, use_gpu=scale.gpus > 0, resources_per_worker=need),
-        torch_config=TorchConfig(timeout_s=int(scale.timeout)),
-        run_config=RunConfig(
-            name=f"trial-{uuid.uuid4().hex[:8]}",
-            storage_path=cluster.train_storage(inner.out),
-            **told,
-        ),
-    )
+    need, inner = cluster.bundle(run.scale), seeded(run, search)[0]
+    distill.limit_waits(run.scale)
+    pulse, group = Pulse(**config["pulse"]), f"trial {config['number']}"
+    trainer = distill.trainer(inner, pulse, group, search.every, [Milestones(run, search)])
     try:
         trainer.fit()
         curve = curve_of(run, search)
         tune.report({"step": curve[-1][0], METRIC: curve[-1][1]})
-        ray.get(ray.remote(score).options(**cluster.options(need)).remote(run, search), timeout=scale.timeout)
+        task: Any = ray.remote(**cluster.options(need))
+        ray.get(task(_score).remote(pulse, group, run, search))
     except (Refused, Failed) as error:
         tune.report({"step": 0, METRIC: 0.0, "failed": str(error)})
 
@@ -121,7 +117,7 @@ class AshaScheduler(FIFOScheduler):
 
 
 class Proposals(Searcher):
-    """Hands out the trials that have not ended, in order, then what Optuna thinks of; writes each end into the book."""
+    """Hands out the trials that have not ended, in order, then Optuna's proposals; writes each end into the table."""
 
     def __init__(
         self,
@@ -130,8 +126,10 @@ class Proposals(Searcher):
         cut: AshaScheduler,
         budgets: dict[int, str],
         tpe: OptunaSearcher | None,
+        pulse: Pulse,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
+        self.pulse = vars(pulse)
         self.book, self.todo, self.cut, self.budgets, self.tpe = book, list(todo), cut, budgets, tpe
         self.live: dict[str, Trial] = {}
 
@@ -144,7 +142,9 @@ class Proposals(Searcher):
             return Searcher.FINISHED
         self.live[trial_id] = trial
         self.budgets[trial.number] = trial.budget
-        return {"number": trial.number, "run": to_dict(trial.run), "search": to_dict(self.book.config)}
+        return {
+            "number": trial.number, "run": to_dict(trial.run), "search": to_dict(self.book.config), "pulse": self.pulse,
+        }  # fmt: skip
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         trial, result = self.live.pop(trial_id), result or {}
@@ -162,14 +162,14 @@ class Proposals(Searcher):
         log.info("%s", line(record))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the book has it all."""
+        """Nothing: the table has it all."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: see `save`."""
 
 
 class OptunaSearcher:
-    """Optuna's tree of Parzen estimators by Ray's integration, over one flat space; told of every end by the book."""
+    """Optuna's tree of Parzen estimators through Ray, over one flat space; it learns every end from the table."""
 
     def __init__(self, book: TrialTable, count: int) -> None:
         self.book, self.count = book, count
@@ -179,7 +179,7 @@ class OptunaSearcher:
             self.space |= {f"{name}:{path}": domain(dial) for path, dial in config.dials(name).items()}
         space = OptunaSearch.convert_search_space(self.space)
         self.optuna = OptunaSearch(space=space, metric=METRIC, mode="max", seed=seed_of(book.base.seed, "tpe") % 2**31)
-        self.asked: dict[int, str] = {}
+        self.names: dict[int, str] = {}
         earlier = book.proposed()
         ended = {record.number: record for record in book.records()}
         self.raws = {number: raw for number, (_, raw) in earlier.items()}
@@ -189,7 +189,7 @@ class OptunaSearcher:
         self.next = max(earlier, default=-1) + 1
 
     def ask(self) -> Trial | None:
-        """A new trial, kept before it runs; none once there are as many as planned."""
+        """A new trial, written to the table before it runs; none once there are as many as planned."""
         for _ in range(ATTEMPTS):
             if self.next >= self.count:
                 return None
@@ -201,7 +201,7 @@ class OptunaSearcher:
                 self.optuna.on_trial_complete(name, error=True)
                 continue
             self.book.propose(trial, raw)
-            self.raws[trial.number], self.asked[trial.number] = raw, name
+            self.raws[trial.number], self.names[trial.number] = raw, name
             self.next += 1
             return trial
         log.warning(
@@ -218,8 +218,8 @@ class OptunaSearcher:
         return point
 
     def tell(self, record: TrialRow) -> None:
-        """How a trial ended: one asked for in this life, or one out of the book."""
-        value, name = record.accuracy, self.asked.pop(record.number, None)
+        """Tell Optuna how a trial ended: one that it proposed to this process, or an earlier one."""
+        value, name = record.accuracy, self.names.pop(record.number, None)
         if name is not None:
             self.optuna.on_trial_complete(name, {METRIC: value} if value is not None else None, error=value is None)
         elif value is not None and record.number in self.raws:
@@ -237,12 +237,12 @@ def domain(dial: Dial) -> Any:
 
 
 def concurrency(config: SearchConfig, room: int, workers: int, pending: int) -> int:
-    """Trials at once: what the cluster holds, what was asked, what there is to do."""
+    """Trials at once: as many as the cluster holds, the config allows, and are left."""
     return max(1, min(room // workers, config.concurrent or room, max(pending, 1)))
 
 
 def search(book: TrialTable, trials: Mapping[int, Trial]) -> None:
-    """Every trial of the book that has not ended. `trials`: the plan of a random or grid search; empty for TPE."""
+    """Run every trial that has not ended. `trials`: the plan of a random or grid search; empty for TPE."""
     config, scale = book.config, book.base.scale
     if scale.workers > 1 and config.seeds > 1:
         raise refuse("search.seeds", config.seeds, "1 where a trial has several workers", "set scale.workers=1")
@@ -265,20 +265,21 @@ def search(book: TrialTable, trials: Mapping[int, Trial]) -> None:
         if scale.workers == 1
         else tune.with_resources(together, {"CPU": 0, "memory": TRIFLE})
     )
-    tuner = tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            num_samples=left,
-            max_concurrent_trials=at_once,
-            scheduler=cut,
-            search_alg=Proposals(book, todo, cut, budgets, tpe),
-            reuse_actors=False,
-        ),
-        run_config=tune.RunConfig(
-            name=f"search-{uuid.uuid4().hex[:8]}",
-            storage_path=cluster.train_storage(book.base.out),
-            failure_config=tune.FailureConfig(max_failures=scale.max_failures),
-            verbose=0,
-        ),
-    )
-    tuner.fit()
+    with Watch(scale, book.base.out, "search") as watch:
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                num_samples=left,
+                max_concurrent_trials=at_once,
+                scheduler=cut,
+                search_alg=Proposals(book, todo, cut, budgets, tpe, watch.pulse),
+                reuse_actors=False,
+            ),
+            run_config=tune.RunConfig(
+                name=f"search-{uuid.uuid4().hex[:8]}",
+                storage_path=cluster.train_storage(book.base.out),
+                failure_config=tune.FailureConfig(max_failures=scale.max_failures),
+                verbose=0,
+            ),
+        )
+        tuner.fit()

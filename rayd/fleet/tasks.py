@@ -6,45 +6,85 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from rayd.config import Run
 from rayd.errors import Failed, Refused
 from rayd.fleet import cluster
+from rayd.fleet.watch import TICK, Pulse, Watch, beating
+from rayd.machine import use_threads
 from rayd.schema import parse, to_dict
 
 U = TypeVar("U")
 R = TypeVar("R")
 
 
-def _call(work: Callable[..., R], plain: dict[str, Any], arguments: tuple[Any, ...]) -> R:
-    return work(parse(Run, plain), *arguments)
+def run_tasks(
+    run: Run, stage: str, work: Callable[..., R], units: Sequence[U], *shared: Any, fresh: bool = False
+) -> Iterator[tuple[U, R]]:
+    """`work(run, *shared, unit)` of every unit. `fresh`: each in a process of its own.
 
-
-def each(run: Run, work: Callable[..., R], units: Sequence[U], *shared: Any) -> Iterator[tuple[U, R]]:
-    """work(run, *shared, unit) of every unit. A task lost with its worker or node is tried again; `work` keeps its own
-    progress, so that costs what it had not kept."""
+    A task whose process or node is lost, or which the watchdog ends, is tried again. `work` keeps its own progress, so
+    only what it had not kept is done twice.
+    """
     if not units:
         return
     cluster.start(run.scale)
     need = cluster.bundle(run.scale)
-    cluster.require(need, 1, "task", run.scale.wait)
-    task: Any = ray.remote(_call).options(max_retries=run.scale.max_failures, **cluster.options(need))
+    cluster.require(need, 1, f"task of {stage}", run.scale.wait)
+    options: dict[str, Any] = {**cluster.options(need), "max_retries": run.scale.max_failures}
+    if fresh or need.get("GPU"):
+        options["max_calls"] = 1  # a process that was bound to a GPU keeps it, whatever GPU its next task has
+    task: Any = ray.remote(**options)(_call)
     plain = to_dict(run)
-    refs = {task.remote(work, plain, (*shared, unit)): unit for unit in units}
-    while refs:
-        done, _ = ray.wait(list(refs), num_returns=1, timeout=run.scale.timeout)
-        if not done:
-            for ref in refs:
-                ray.cancel(ref)
-            raise Failed(
-                f"no unit ended within scale.timeout={run.scale.timeout:g} s, {len(refs)} open; what ended is kept: raise "
-                "it and run the same command again"
-            )
-        unit = refs.pop(done[0])
-        try:
-            yield unit, ray.get(done[0])
-        except RayTaskError as error:
-            if isinstance(error.cause, Refused | Failed):
-                raise type(error.cause)(str(error.cause)) from error
-            raise
+    with Watch(run.scale, run.out, stage) as watch:
+        names = [f"{stage} {number}" for number in range(len(units))]
+        refs = {
+            task.remote(watch.pulse, name, work, plain, (*shared, unit)): (name, unit)
+            for name, unit in zip(names, units, strict=True)
+        }
+        while refs:
+            done, _ = ray.wait(list(refs), num_returns=1, timeout=TICK)
+            if done:
+                name, unit = refs.pop(done[0])
+                yield unit, _result(done[0], name, watch)
+            elif watch.quiet > run.scale.startup:
+                for ref in refs:
+                    ray.cancel(ref, force=True)
+                raise Failed(
+                    f"{stage}: none of {len(refs)} tasks was placed within scale.startup={run.scale.startup:g} s; finished "
+                    "tasks are kept: raise it and run the same command again"
+                )
+
+
+def _call(pulse: Pulse, name: str, work: Callable[..., R], plain: dict[str, Any], arguments: tuple[Any, ...]) -> R:
+    with beating(pulse, name):
+        run = parse(Run, plain)
+        use_threads(run.scale.threads)
+        return work(run, *arguments)
+
+
+def _result(ref: ray.ObjectRef[Any], name: str, watch: Watch) -> Any:
+    try:
+        return ray.get(ref)
+    except (WorkerCrashedError, OutOfMemoryError) as error:
+        raise Failed(
+            f"{name}: its process was lost {watch.scale.max_failures + 1} times (scale.max_failures); the last time: "
+            f"{watch.why(name, first_line(error))}. Finished tasks are kept: run the same command again"
+        ) from error
+    except RayTaskError as error:
+        raise raised(error) or error from error
+
+
+def raised(error: BaseException | None) -> Refused | Failed | None:
+    """The Refused or Failed that a worker raised, however often Ray has wrapped it."""
+    while error is not None:
+        if isinstance(error, Refused | Failed):
+            return type(error)(str(error))
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]

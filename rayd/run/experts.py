@@ -1,6 +1,6 @@
-"""Where experts are made: the plan of a run's units, one unit's work, and all of them in this process.
+"""The experts of a run: the plan of its units, the work of one unit, and all units in this process.
 
-A unit is the experts of one shard. `build_unit` trains them and commits the shard; it is the same function under
+A unit is the experts of one shard. `build_unit` trains them and commits the shard. It is the same function under
 `scale=inline` and in every actor of the fleet, so both leave the same bytes. Committed units are skipped.
 """
 
@@ -14,15 +14,14 @@ from dataclasses import dataclass
 import torch
 
 from rayd.config import Run
-from rayd.data.images import Images
+from rayd.data.images import Splits
 from rayd.data.load import load as load_data
 from rayd.data.transform import Transform
 from rayd.errors import Failed
 from rayd.experts.buffer import BufferWriter
 from rayd.experts.config import ExpertUnit, plan_units
 from rayd.experts.shards import Commit
-from rayd.experts.step import chunk_of
-from rayd.experts.train import Diverged, train
+from rayd.experts.train import Diverged, chunk_of, train
 from rayd.experts.trajectory import Snapshot, Trajectory
 from rayd.machine import peak_memory, use_threads
 from rayd.nets.convnet import Net
@@ -36,14 +35,19 @@ from rayd.version import VERSION
 log = logging.getLogger(__name__)
 
 
+def units_of(run: Run, last_epoch: int | None = None) -> list[ExpertUnit]:
+    """All units of a run. `last_epoch`: the last epoch to match, where the run's method does not say."""
+    last = last_matched(run) if last_epoch is None else last_epoch
+    return plan_units(run.expert, run.seed, last, run.method.needs_teacher)
+
+
 @dataclass(frozen=True)
 class ExpertPlan:
-    """What every unit of a run needs: images, transform, network, and the buffer it goes into."""
+    """What every unit of a run needs: images, transform, network, and the buffer to write."""
 
     run: Run
     units: list[ExpertUnit]
-    train: Images
-    val: Images
+    splits: Splits
     transform: Transform
     net: Net
     device_type: str
@@ -51,8 +55,8 @@ class ExpertPlan:
 
     @classmethod
     def open(cls, run: Run, last_epoch: int | None = None) -> ExpertPlan:
-        """Read the data and name the work. `last_epoch`: what must be matched, where it is not the run's own method."""
-        units = plan_units(run.expert, run.seed, last_matched(run) if last_epoch is None else last_epoch)
+        """Read the data and name the units. `last_epoch`: the last epoch to match, where the run's method does not say."""
+        units = units_of(run, last_epoch)
         splits = load_data(run.data)
         transform = Transform.fit(splits.train, run.transform)
         net = run.net.build(splits.train.spec)
@@ -73,30 +77,30 @@ class ExpertPlan:
             "shapes": [list(shape) for shape in net.flat.shapes],
         }
         writer = BufferWriter(Store(run.experts_at), fingerprint, layout)
-        return cls(run, units, splits.train, splits.val, transform, net, device_type, writer)
+        return cls(run, units, splits, transform, net, device_type, writer)
 
     def images_of(self, unit: ExpertUnit) -> int:
-        """Training images that a unit goes through."""
-        return len(unit.experts) * unit.epochs[-1] * len(self.train)
+        """Training images that a unit is trained on, every pass counted."""
+        return len(unit.experts) * unit.epochs[-1] * len(self.splits.train)
 
     def bytes_of(self, unit: ExpertUnit) -> int:
         width = 2 if self.run.expert.storage == "fp16" else 4
         return len(unit.experts) * len(unit.epochs) * self.net.size * width
 
     def saving(self) -> str:
-        """What is kept of each expert, and what that saves."""
+        """The snapshots that are kept of each expert, and the bytes that this saves."""
         config, unit = self.run.expert, self.units[0]
-        kept, all_of_them = len(unit.epochs), config.epochs + 1
-        total = sum(self.bytes_of(one) for one in self.units)
-        text = f"{config.experts} experts in {len(self.units)} shards, {kept} of {all_of_them} snapshots kept"
+        kept, snapshots = len(unit.epochs), config.epochs + 1
+        total = sum(map(self.bytes_of, self.units))
+        text = f"{config.experts} experts in {len(self.units)} shards, {kept} of {snapshots} snapshots kept"
         if unit.epochs[-1] < config.epochs:
             text += f", {unit.epochs[-1]} of {config.epochs} epochs trained"
         text += f", {self.images_of(unit):,} images a shard"
-        whole = total * all_of_them // kept
+        whole = total * snapshots // kept
         return f"{text}: {size_text(total)}" + (f" instead of {size_text(whole)}" if whole > total else "")
 
     def pending(self) -> tuple[list[ExpertUnit], list[Commit], list[str]]:
-        """Units still to do, shards that are done, and the names of units known to diverge. Says what it replaces."""
+        """Units still to do, shards that are done, and the names of units known to diverge."""
         self.writer.claim()
         sizes = self.writer.store.sizes("experts-")
         todo: list[ExpertUnit] = []
@@ -110,12 +114,12 @@ class ExpertPlan:
                 failed.append(unit.name)
             else:
                 if commit is not None:
-                    have = commit.marker["experts"][0]["epochs"]
+                    epochs = commit.marker["experts"][0]["epochs"]
                     log.warning(
                         "%s holds %d experts to epoch %d, this run asks %d to epoch %d: trained again and replaced",
                         commit.tar,
                         len(commit.marker["experts"]),
-                        have[-1],
+                        epochs[-1],
                         len(unit.experts),
                         unit.epochs[-1],
                     )
@@ -123,24 +127,26 @@ class ExpertPlan:
         return todo, done, failed
 
     def _same_failure(self, unit: ExpertUnit) -> bool:
-        """A failure is only believed if it befell the same numbers on the way to these epochs."""
-        told = self.writer.failed(unit.name) or {}
-        return told.get("fingerprint") == self.writer.fingerprint and told.get("epoch", 0) <= unit.epochs[-1]
+        """Whether the recorded failure is one that this unit would meet: same fingerprint, no later epoch."""
+        failure = self.writer.failed(unit.name) or {}
+        return failure.get("fingerprint") == self.writer.fingerprint and failure.get("epoch", 0) <= unit.epochs[-1]
 
 
 def build_unit(plan: ExpertPlan, unit: ExpertUnit) -> Built:
     """Train the experts of one unit and commit their shard; a divergence is recorded, not retried."""
     run, began = plan.run, time.monotonic()
+    unfinished = plan.writer.unfinished(unit.name, unit.experts)
     snapshots = train(
         run.expert,
         plan.net,
         plan.transform,
-        plan.train,
+        plan.splits.train,
         unit.seeds,
         epochs=unit.epochs[-1],
         experts=unit.experts,
-        val=plan.val,
+        val=plan.splits.val,
         device=plan.device_type,
+        unfinished=unfinished,
     )
     kept: dict[int, list[Snapshot]] = {expert: [] for expert in unit.experts}
     accuracies: list[float] = []
@@ -154,10 +160,12 @@ def build_unit(plan: ExpertPlan, unit: ExpertUnit) -> Built:
                     accuracies.append(snapshot.metrics.get("val_accuracy", float("nan")))
                     shard.add(Trajectory.of(kept.pop(snapshot.expert)), seed=seeds[snapshot.expert])
             commit = shard.publish(made_by())
+        unfinished.clear()
     except Diverged as error:
         log.warning("%s: %s", unit.name, error)
         numbers = {**error.numbers, "unit": unit.name, "reason": str(error), "fingerprint": plan.writer.fingerprint}
         plan.writer.fail(unit.name, numbers)
+        unfinished.clear()
         return Built(unit.name, 0, 0, time.monotonic() - began, failure=error.numbers)
     seconds, memory = time.monotonic() - began, peak_memory(plan.device_type)
     mean = sum(accuracies) / len(accuracies)
@@ -170,7 +178,7 @@ def made_by() -> dict[str, str]:
 
 
 def start(plan: ExpertPlan) -> tuple[list[ExpertUnit], Progress]:
-    """What is left to do, and a Progress that knows what was done before."""
+    """The units that are left, and a Progress that counts the committed ones."""
     todo, done, failed = plan.pending()
     log.info("%s", plan.saving())
     progress = Progress(
@@ -183,8 +191,8 @@ def start(plan: ExpertPlan) -> tuple[list[ExpertUnit], Progress]:
     return todo, progress
 
 
-def build_inline(plan: ExpertPlan) -> Iterator[Progress]:
-    """Every unit that is not committed yet, one after another, in this process."""
+def build(plan: ExpertPlan) -> Iterator[Progress]:
+    """Build every unit that is not committed yet, one after another, in this process."""
     todo, progress = start(plan)
     yield progress
     use_threads(plan.run.scale.threads)
@@ -194,7 +202,7 @@ def build_inline(plan: ExpertPlan) -> Iterator[Progress]:
 
 
 def finish(plan: ExpertPlan, progress: Progress) -> None:
-    """Write the manifest, and what this cost; too many diverged units end the run as failed."""
+    """Write the manifest and the cost; too many diverged units end the run as failed."""
     progress.bytes = plan.writer.finish()
     if progress.done:
         account(Store(plan.run.out), progress)
@@ -202,6 +210,6 @@ def finish(plan: ExpertPlan, progress: Progress) -> None:
     if progress.failed / len(plan.units) > limit:
         raise Failed(
             f"{progress.failed} of {len(plan.units)} units diverged, more than expert.max_failed={limit}; their "
-            f"numbers are in {plan.writer.store.where('experts-*.failed.json')}. What is committed stays; "
+            f"numbers are in {plan.writer.store.where('experts-*.failed.json')}. Committed shards stay; "
             "lower expert.lr"
         )

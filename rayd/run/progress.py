@@ -1,4 +1,4 @@
-"""Where the making of experts stands, in numbers and words; who shows it is not decided here."""
+"""The progress of jobs.experts, in numbers and as a line of text; the caller shows it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rayd.readable import size_text
 
 @dataclass(frozen=True)
 class Built:
-    """What came of one unit; small enough to travel."""
+    """The result of one unit: numbers only, which an actor can send."""
 
     unit: str
     bytes: int
@@ -22,35 +22,37 @@ class Built:
     accuracy: float | None = None
     """Mean over its experts, at the last snapshot."""
     memory: int = 0
-    """Peak bytes of the process that made it."""
+    """Peak bytes of the process that built it."""
 
 
 @dataclass
 class Progress:
-    """Where the making of experts stands; the same object, brought up to date, is yielded again and again."""
+    """Counts of units and experts; one object, which `build` updates and yields again and again."""
 
     total: int
     """Units of the plan."""
     skipped: int
-    """Of those, committed before."""
+    """Units that were committed before this command."""
     experts: int = 0
-    """Experts made by this command."""
+    """Experts that this command has trained."""
     planned: int = 0
-    """Experts it has to make."""
+    """Experts that this command has to train."""
     failed: int = 0
     """Units that diverged, earlier ones included."""
     retried: int = 0
-    """Units given to another worker because theirs was lost."""
+    """Units handed to another worker because theirs was lost."""
     bytes: int = 0
     """Of all committed shards."""
     images: int = 0
     actors: int = 1
     done: int = 0
-    """Units made by this command."""
+    """Units that this command has built."""
     last: Built | None = None
-    """The unit that just ended, if one did."""
+    """The unit that ended since the last Progress."""
     accuracy: float | None = None
     """Mean accuracy of the last unit's experts."""
+    now: str = ""
+    """What one of the workers did last."""
     memory: int = 0
     """Peak bytes of the worker that held the most."""
     pids: tuple[int, ...] = ()
@@ -103,7 +105,9 @@ class Progress:
             ("peak", size_text(self.memory)),
             ("images/s", f"{self.rate:.0f}"),
         ]
-        return table if self.accuracy is None else [*table, ("accuracy", f"{self.accuracy:.3f}")]
+        if self.accuracy is not None:
+            table.append(("accuracy", f"{self.accuracy:.3f}"))
+        return [*table, ("now", self.now)] if self.now else table
 
     def line(self) -> str:
         """The same in one line, for a job's log."""

@@ -155,6 +155,20 @@ def test_a_flipped_byte(folder: Path) -> None:
     assert "experts-00001.tar: sha256 differs from its marker (expert 3 epoch 2)" in line
 
 
+def test_verify_reads_the_shard_as_a_webdataset_and_compares_it_with_its_marker(folder: Path) -> None:
+    path = folder / "experts-00001.json"
+    marker = json.loads(path.read_text())
+    marker["experts"][1]["offset"] -= 4 * P
+    path.write_text(json.dumps(marker))
+    assert "experts-00001.tar: expert 3 is not where its marker says" in verify(str(folder))[0]
+    tar = folder / "experts-00000.tar"
+    tar.write_bytes(b"no tar" * 2000)
+    marker = json.loads((folder / "experts-00000.json").read_text())
+    marker |= {"bytes": tar.stat().st_size, "sha256": hashlib.sha256(tar.read_bytes()).hexdigest()}
+    (folder / "experts-00000.json").write_text(json.dumps(marker))
+    assert "experts-00000.tar: not a shard of experts" in verify(str(folder))[0]
+
+
 def test_a_truncated_tar(folder: Path) -> None:
     path = folder / "experts-00000.tar"
     path.write_bytes(path.read_bytes()[:-5000])

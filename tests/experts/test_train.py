@@ -12,8 +12,7 @@ from rayd.data.load import load as load_data
 from rayd.data.transform import Transform
 from rayd.errors import Refused
 from rayd.experts.config import ExpertConfig, plan_units
-from rayd.experts.step import ExpertStep, chunk_of, loss_gradient
-from rayd.experts.train import Diverged, train
+from rayd.experts.train import Diverged, ExpertStep, chunk_of, loss_gradient, train
 from rayd.experts.trajectory import Snapshot
 from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import generator
@@ -28,7 +27,7 @@ def digits() -> Splits:
 
 @pytest.fixture(scope="module")
 def few(digits: Splits) -> Images:
-    """200 images: with batches of 64, every epoch leaves out 8 others."""
+    """200 images: three batches of 64, and one of 8."""
     return digits.train.select(torch.arange(200))
 
 
@@ -79,10 +78,12 @@ def test_stacked_experts_equal_single_ones(digits: Splits, few: Images, norm: st
         torch.testing.assert_close(one.theta_P, theirs[one.expert, one.epoch], rtol=1e-4, atol=1e-5)
 
 
-def test_the_loop_is_plain_sgd(digits: Splits, few: Images) -> None:
+@pytest.mark.parametrize("last_batch", ["keep", "drop"])
+def test_the_loop_is_plain_sgd(digits: Splits, few: Images, last_batch: str) -> None:
     """Against torch's own modules of the same arithmetic: autograd and torch.optim over the planned batches."""
     net, transform = net_of(digits), Transform.fit(digits.train, "normalise")
     extra = {"momentum": 0.9, "weight_decay": 1e-3, "schedule": "cosine", "epochs": 3}
+    extra |= {"last_batch": last_batch}
     ours = run(digits, few, net, [5], **extra)
     config = ExpertConfig(**{**PLAIN, **extra})  # type: ignore[arg-type]
     theta = net.init(generator(5, "init")).requires_grad_()
@@ -91,7 +92,7 @@ def test_the_loop_is_plain_sgd(digits: Splits, few: Images) -> None:
     for epoch in (1, 2):
         optimiser.param_groups[0]["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / 3))
         order, rng = torch.randperm(200, generator=generator(5, "order", epoch)), generator(5, "augment", epoch)
-        for index in order[:192].split(64):
+        for index in (order if last_batch == "keep" else order[:192]).split(64):
             x = transform(few.pixels_NCHW[index])
             x = augment(x, augment.draw(rng, len(index), tuple(x.shape[1:])))
             optimiser.zero_grad()
@@ -145,7 +146,7 @@ def test_chunks_divide_the_batch_and_change_nothing(
 ) -> None:
     net = net_of(digits)
     whole = run(digits, few, net, [1])
-    monkeypatch.setattr("rayd.experts.step.NEAR_FLOATS", 16 * 8 * 8 * 8)
+    monkeypatch.setattr("rayd.experts.train.NEAR_FLOATS", 16 * 8 * 8 * 8)
     config = ExpertConfig(**PLAIN)
     assert chunk_of(config, net, "cpu") == 16 and chunk_of(config, net_of(digits, "batch"), "cpu") == 64
     parts = run(digits, few, net, [1])
@@ -156,6 +157,46 @@ def test_divergence_says_where(digits: Splits, few: Images) -> None:
     with pytest.raises(Diverged, match="expert 0 diverged in epoch 1") as caught:
         run(digits, few, net_of(digits, "none"), [1], lr=1e6)
     assert caught.value.numbers["expert"] == 0 and caught.value.numbers["epoch"] == 1
+
+
+def test_a_kept_last_batch_shows_every_image_once(digits: Splits, few: Images) -> None:
+    labels: dict[str, list[list[int]]] = {}
+    for last_batch in ("keep", "drop"):
+        config = ExpertConfig(**{**PLAIN, "last_batch": last_batch})
+        step = ExpertStep(
+            config, net_of(digits), Transform.fit(few, "normalise"), few, None, torch.device("cpu"), False
+        )
+        labels[last_batch] = [sorted(torch.cat([y[0] for _, y in step.batches([3], e)]).tolist()) for e in (1, 2)]
+    assert labels["keep"] == [sorted(few.labels_N.tolist())] * 2
+    assert [len(epoch) for epoch in labels["drop"]] == [192, 192]
+    assert ExpertConfig().recipe() != ExpertConfig(last_batch="drop").recipe()
+
+
+def test_snapshots_are_scored_on_images_of_every_class(digits: Splits, few: Images) -> None:
+    """The validation images of a folder lie class after class; the first of them would be of one class."""
+    in_order = digits.val.select(digits.val.labels_N.argsort(stable=True))
+    config = ExpertConfig(**{**PLAIN, "check": 20})
+    transform = Transform.fit(few, "normalise")
+    step = ExpertStep(config, net_of(digits), transform, few, in_order, torch.device("cpu"), False)
+    assert step.val is not None and len(step.val) == 20
+    assert set(step.val.labels_N.tolist()) == set(range(10))
+
+
+def test_a_teacher_is_trained_to_the_end() -> None:
+    config = ExpertConfig(epochs=9)
+    assert config.kept(3, teacher=True) == (0, 1, 2, 3, 9)
+    assert config.kept(9, teacher=True) == config.kept(9) == tuple(range(10))
+    assert ExpertConfig(epochs=9, keep="all").kept(3, teacher=True) == tuple(range(10))
+    assert ExpertConfig(epochs=9, keep="ends").kept(3, teacher=True) == (0, 9)
+    assert plan_units(config, 0, 3, teacher=True)[0].epochs == (0, 1, 2, 3, 9)
+
+
+def test_rates_drop_where_the_papers_drop_theirs() -> None:
+    """2 * epochs // 3 and 5 * epochs // 6, in the code that NCFM's pool is trained by."""
+    for epochs in (60, 80, 90):
+        step = ExpertConfig(schedule="step", drops=(0.6667, 0.8333), gamma=0.5, epochs=epochs, lr=1.0)
+        rates = [step.rate(epoch) for epoch in range(1, epochs + 1)]
+        assert (rates.count(1.0), rates.count(0.5)) == (2 * epochs // 3, 5 * epochs // 6 - 2 * epochs // 3)
 
 
 def test_units_are_named_before_they_run() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rayd.experts.buffer import verify
-from rayd.run.experts import ExpertPlan, build_inline
+from rayd.run.experts import ExpertPlan, build
 from rayd.store import Store
 from tests.support.expert_runs import digits_run, hashes
 from tests.support.loopback import s3_server
@@ -26,7 +26,7 @@ PLAN: dict[str, Any] = {"experts": 2 * UNITS, "per_shard": 2, "last": 9}
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     run = digits_run(tmp_path_factory.mktemp("inline"), **PLAN)
-    list(build_inline(ExpertPlan.open(run)))
+    list(build(ExpertPlan.open(run)))
     return hashes(run.experts_at)
 
 
@@ -53,13 +53,13 @@ class Killer:
 
 def round_of_chaos(out: Path | str, kills: int, seed: int) -> int:
     """One run with two actors under fire; returns how many were killed."""
-    from rayd.fleet.experts import build
+    from rayd.fleet import experts as fleet
 
     killer = Killer(kills, seed)
     killer.thread.start()
     scale = {"name": "laptop", "actors": 2, "timeout": 120.0, "max_failures": 50}
     run = digits_run(out, scale=scale, **PLAN)
-    for progress in build(ExpertPlan.open(run)):
+    for progress in fleet.build(ExpertPlan.open(run)):
         killer.pids = progress.pids
     killer.over.set()
     killer.thread.join(timeout=5)

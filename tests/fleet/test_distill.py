@@ -17,7 +17,7 @@ import pytest
 
 from rayd.artifact import tensors
 from rayd.config import Run
-from rayd.run.experts import ExpertPlan, build_inline
+from rayd.run.experts import ExpertPlan, build
 from rayd.schema import parse
 from tests.support.expert_runs import digits_run
 from tests.support.grounds import descendants
@@ -36,7 +36,7 @@ WORDS = (
 def buffer(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Tiny experts, made once."""
     run = digits_run(tmp_path_factory.mktemp("experts"))
-    for _ in build_inline(ExpertPlan.open(run)):
+    for _ in build(ExpertPlan.open(run)):
         pass
     return run.experts_at
 
@@ -128,11 +128,11 @@ def test_kill_anything(undisturbed: Path, buffer: str, tmp_path: Path, victim: s
 
 @pytest.mark.ray
 def test_a_busy_cluster_is_waited_for(buffer: str, tmp_path: Path, ray_local: None) -> None:
-    """Other work holds every core: the workers wait for scale.timeout, and the refusal says so."""
+    """Other work holds every core: the workers wait for scale.startup, and the refusal says so."""
     import ray
 
     from rayd.errors import Failed
-    from rayd.fleet.distill import PLACING, train
+    from rayd.fleet.distill import ANSWERING, PLACING, distill
 
     @ray.remote(num_cpus=4)
     class Other:
@@ -141,12 +141,13 @@ def test_a_busy_cluster_is_waited_for(buffer: str, tmp_path: Path, ray_local: No
 
     other = Other.remote()  # type: ignore[attr-defined]
     ray.get(other.ready.remote())
-    plain = {**_plain(buffer, tmp_path), "scale": {"name": "laptop", "timeout": 2.0}}
+    plain = {**_plain(buffer, tmp_path), "scale": {"name": "laptop", "startup": 2.0}}
     try:
-        with pytest.raises(Failed, match=r"scale\.timeout=2 s"):
-            train(parse(Run, plain))
+        with pytest.raises(Failed, match=r"scale\.startup=2 s"):
+            list(distill(parse(Run, plain)))
     finally:
         os.environ.pop(PLACING)
+        os.environ.pop(ANSWERING)
         ray.kill(other)
 
 
@@ -161,7 +162,7 @@ def test_a_row_that_is_not_a_number(buffer: str, tmp_path: Path) -> None:
     spoiled = tmp_path / "spoiled"
     config = digits_run(spoiled, experts=1)
     plan = ExpertPlan.open(config)
-    for _ in build_inline(plan):
+    for _ in build(plan):
         pass
     spoil(spoiled / "experts")
     code, text = end(start(tmp_path / "out", str(spoiled / "experts")))

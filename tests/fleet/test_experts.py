@@ -15,7 +15,7 @@ import pytest
 from rayd.errors import Failed, Refused
 from rayd.experts.buffer import verify
 from rayd.fleet.policy import Loss, after_loss, capacity, copies, pool_size, shortfall
-from rayd.run.experts import ExpertPlan, build_inline
+from rayd.run.experts import ExpertPlan, build
 from tests.support.expert_runs import digits_run, hashes
 from tests.support.loopback import s3_server
 
@@ -67,7 +67,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The bytes of the same run made inline."""
     out = tmp_path_factory.mktemp("inline")
     run = digits_run(out, experts=EXPERTS)
-    list(build_inline(ExpertPlan.open(run)))
+    list(build(ExpertPlan.open(run)))
     return hashes(run.experts_at)
 
 
@@ -80,43 +80,43 @@ def laptop(**more: Any) -> dict[str, Any]:
 def test_any_number_of_actors_leaves_the_same_bytes(
     ray_local: None, tmp_path: Path, undisturbed: dict[str, str], actors: int
 ) -> None:
-    from rayd.fleet.experts import build
+    from rayd.fleet import experts as fleet
 
     run = digits_run(tmp_path, experts=EXPERTS, scale=laptop(actors=actors))
-    *_, progress = build(ExpertPlan.open(run))
+    *_, progress = fleet.build(ExpertPlan.open(run))
     assert progress.done == EXPERTS and progress.retried == 0
     assert hashes(run.experts_at) == undisturbed
-    *_, again = build(ExpertPlan.open(run))
+    *_, again = fleet.build(ExpertPlan.open(run))
     assert (again.done, again.skipped) == (0, EXPERTS)
 
 
 @pytest.mark.ray
 def test_what_cannot_be_placed_is_refused_at_once(ray_local: None, tmp_path: Path) -> None:
-    from rayd.fleet.experts import build
+    from rayd.fleet import experts as fleet
 
     began = time.monotonic()
     run = digits_run(tmp_path, scale=laptop(gpus=1.0))
     with pytest.raises(Refused, match=r"one expert actor needs CPU 1, GPU 1.*no node has enough GPU.*or add nodes"):
-        list(build(ExpertPlan.open(run)))
+        list(fleet.build(ExpertPlan.open(run)))
     assert time.monotonic() - began < 12
 
 
 @pytest.mark.ray
 def test_divergence_is_recorded_by_the_fleet_too(ray_local: None, tmp_path: Path) -> None:
-    from rayd.fleet.experts import build
+    from rayd.fleet import experts as fleet
 
     run = digits_run(tmp_path, experts=2, norm="none", lr=1e30, scale=laptop(actors=1))
     with pytest.raises(Failed, match="2 of 2 units diverged"):
-        list(build(ExpertPlan.open(run)))
+        list(fleet.build(ExpertPlan.open(run)))
     assert (tmp_path / "experts" / "experts-00000.failed.json").exists()
 
 
 @pytest.mark.ray
 def test_a_full_disk_ends_the_run_with_its_message(ray_local: None, tmp_path: Path) -> None:
     """Met in an actor, told by the driver: not tried again."""
-    from rayd.fleet.experts import Dispatcher, ExpertActor, build
+    from rayd.fleet import experts as fleet
 
-    class Full(ExpertActor):
+    class Full(fleet.ExpertActor):
         def build(self, number: int) -> Any:
             import resource
 
@@ -125,12 +125,8 @@ def test_a_full_disk_ends_the_run_with_its_message(ray_local: None, tmp_path: Pa
             return super().build(number)
 
     run = digits_run(tmp_path, experts=2, scale=laptop(actors=1))
-    Dispatcher.actor_class = Full
-    try:
-        with pytest.raises(Failed, match=r"experts-00000\.tar: no room left.*run the same command again"):
-            list(build(ExpertPlan.open(run)))
-    finally:
-        Dispatcher.actor_class = ExpertActor
+    with pytest.raises(Failed, match=r"experts-00000\.tar: no room left.*run the same command again"):
+        list(fleet.build(ExpertPlan.open(run), actor_class=Full))
     assert verify(run.experts_at) == []
 
 

@@ -1,8 +1,9 @@
-"""What cannot be placed is refused soon, unless somebody said that nodes may come."""
+"""What cannot be placed is refused soon, unless nodes may come; a request to an autoscaler ends with its asker."""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
@@ -14,21 +15,40 @@ pytestmark = pytest.mark.ray
 def test_nodes_that_may_come_are_waited_for(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from rayd.fleet import cluster
 
-    asked: list[list[dict[str, float]]] = []
-    standing = [{"CPU": 4.0}]
-    monkeypatch.setattr(cluster, "nodes", lambda: list(standing))
+    requests: list[list[dict[str, float]]] = []
+    withdrawn: list[Any] = []
+    nodes = [{"CPU": 4.0}]
+    monkeypatch.setattr(cluster, "nodes", lambda: list(nodes))
+    monkeypatch.setattr(cluster, "PLACED_SECONDS", 0)
 
-    def launch(bundles: list[dict[str, float]]) -> None:
-        asked.append(bundles)
-        standing.append({"CPU": 8.0, "GPU": 2.0})
+    def launch(bundles: list[dict[str, float]]) -> str:
+        requests.append(bundles)
+        nodes.append({"CPU": 8.0, "GPU": 2.0})
+        return f"request {len(requests)}"
 
-    monkeypatch.setattr(cluster, "request_resources", launch)
+    monkeypatch.setattr(cluster, "placement_group", launch)
+    monkeypatch.setattr(cluster, "remove_placement_group", withdrawn.append)
     with pytest.raises(Refused, match=r"one worker needs GPU 1, 2 asked for.*scale\.wait=900 waits"):
-        cluster.require({"GPU": 1.0}, 2, seconds=0)
-    assert asked == []
-    cluster.require({"GPU": 1.0}, 2, wait=60, seconds=0)
-    assert asked == [[{"GPU": 1.0}] * 2, []], "asked once, withdrawn when they are there"
+        cluster.require({"GPU": 1.0}, 2)
+    assert requests == []
+    cluster.require({"GPU": 1.0}, 2, wait=60)
+    assert requests == [[{"GPU": 1.0}] * 2] and withdrawn == ["request 1"]
     began = time.monotonic()
     with pytest.raises(Refused, match=r"none came within scale\.wait=0\.5 s"):
-        cluster.require({"GPU": 8.0}, 1, wait=0.5, seconds=0)
-    assert time.monotonic() - began < 10
+        cluster.require({"GPU": 8.0}, 1, wait=0.5)
+    assert time.monotonic() - began < 10 and withdrawn == ["request 1", "request 2"]
+
+
+def standing() -> set[str]:
+    """States of all placement groups that are not over, asked of Ray itself."""
+    from ray.util import placement_group_table
+
+    return {group["state"] for group in placement_group_table().values()} - {"REMOVED"}
+
+
+def test_after_a_refusal_no_request_stands(ray_local: None) -> None:
+    from rayd.fleet import cluster
+
+    with pytest.raises(Refused, match="none came"):
+        cluster.require({"CPU": 1000.0}, 1, wait=9)
+    assert standing() == set()

@@ -172,36 +172,37 @@ def asked(tmp_path: Path, name: str, **method: Any) -> Any:
 def test_blocks_over_the_fleet_are_one_run(tmp_path: Path, ray_local: None) -> None:
     """Independent tasks, one of them interrupted before, against all blocks in this process: the same files' pixels."""
     from rayd import load
-    from rayd.fleet.distill_blocks import count, distill_blocks, of_block
+    from rayd.fleet.distill_blocks import block_runs, distill_blocks
     from rayd.run.distill import distill
-    from rayd.run.experts import ExpertPlan, build_inline
+    from rayd.run.experts import ExpertPlan, build
 
     one, many = asked(tmp_path, "one"), asked(tmp_path, "many")
-    list(build_inline(ExpertPlan.open(one)))
+    list(build(ExpertPlan.open(one)))
     list(distill(one))
-    assert count(many) == 2
-    walk = distill(of_block(many, 1))
+    blocks = block_runs(many)
+    assert len(blocks) == 2
+    walk = distill(blocks[1])
     for _ in range(3):
         next(walk)
     walk.close()
-    distill_blocks(many)
+    distill_blocks(many, blocks)
     a, b = (load(tmp_path / name / "artifact") for name in ("one", "many"))
     assert torch.equal(a.codec.pixels, b.codec.pixels)
     assert a.card["fingerprint"] == b.card["fingerprint"]
     assert torch.equal(a.stored["teacher"].tensor, b.stored["teacher"].tensor)
     with pytest.raises(Refused, match="pixel, whose blocks share nothing"):
-        distill_blocks(asked(tmp_path, "no", codec={"name": "lodc"}))
+        block_runs(asked(tmp_path, "no", codec={"name": "lodc"}))
 
 
 @pytest.mark.ray
 def test_a_killed_worker_costs_no_image(tmp_path: Path, ray_local: None) -> None:
     from rayd import load
-    from rayd.fleet.distill_blocks import distill_blocks
+    from rayd.fleet.distill_blocks import block_runs, distill_blocks
     from rayd.run.distill import distill
-    from rayd.run.experts import ExpertPlan, build_inline
+    from rayd.run.experts import ExpertPlan, build
 
     one, many = (asked(tmp_path, name, steps=300, checkpoint=20) for name in ("one", "many"))
-    list(build_inline(ExpertPlan.open(one)))
+    list(build(ExpertPlan.open(one)))
     list(distill(one))
     killed: list[int] = []
 
@@ -212,7 +213,7 @@ def test_a_killed_worker_costs_no_image(tmp_path: Path, ray_local: None) -> None
 
     killer = threading.Thread(target=kill)
     killer.start()
-    distill_blocks(many)
+    distill_blocks(many, block_runs(many))
     killer.join()
     a, b = (load(tmp_path / name / "artifact").codec.pixels for name in ("one", "many"))
     assert killed and torch.equal(a, b)

@@ -15,7 +15,7 @@ from rayd.data.load import load as load_data
 from rayd.experts.config import plan_units
 from rayd.run.cost import against, keep
 from rayd.run.distill import distill
-from rayd.run.experts import ExpertPlan, build_inline
+from rayd.run.experts import ExpertPlan, build
 from rayd.schema import parse
 from rayd.store import Store
 from rayd.studies.plan import plan
@@ -63,7 +63,7 @@ def test_the_buffer_is_as_large_as_planned(tmp_path: Path, expert: dict[str, Any
     run = small(tmp_path, **expert)
     planned = plan(run, probe_seconds=0)
     assert planned.experts.slack == 0
-    for _ in build_inline(ExpertPlan.open(run)):
+    for _ in build(ExpertPlan.open(run)):
         pass
     tars = list((tmp_path / "experts").glob("*.tar"))
     assert len(tars) == planned.experts.shards
@@ -74,7 +74,7 @@ def test_the_buffer_is_as_large_as_planned(tmp_path: Path, expert: dict[str, Any
 def test_the_artifact_is_as_large_as_planned(tmp_path: Path, codec: dict[str, Any]) -> None:
     run = small(tmp_path, codec, experts=1)
     planned = plan(run, probe_seconds=0).json()
-    for _ in build_inline(ExpertPlan.open(run)):
+    for _ in build(ExpertPlan.open(run)):
         pass
     for _ in distill(run):
         pass

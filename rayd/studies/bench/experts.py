@@ -16,7 +16,7 @@ from rayd.data.augment import AugmentConfig
 from rayd.data.images import Images, Spec
 from rayd.data.transform import Transform
 from rayd.experts.config import ExpertConfig
-from rayd.experts.step import ExpertStep
+from rayd.experts.train import ExpertStep
 from rayd.machine import use_threads
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator

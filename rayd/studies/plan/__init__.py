@@ -24,10 +24,9 @@ from rayd.config import Run
 from rayd.data.images import Splits
 from rayd.data.load import load as load_data
 from rayd.errors import Failed
-from rayd.experts.config import plan_units
 from rayd.nets.convnet import Net
 from rayd.readable import duration, size_text
-from rayd.run.assemble import last_matched
+from rayd.run.experts import units_of
 from rayd.run.recorder import VALIDATION_NETS, VALIDATION_SHARE
 from rayd.store import Store
 from rayd.studies.plan.probe import STAGES, request
@@ -171,7 +170,7 @@ def _buffer(run: Run, splits: Splits, net: Net) -> BufferSize:
     config = run.expert
     if not run.method.reads_experts:
         return BufferSize()
-    units = plan_units(config, run.seed, last_matched(run))
+    units = units_of(run)
     epochs = units[0].epochs
     checked = min(config.check, len(splits.val))
     shards = [shard_bytes(config, unit, net.size, checked) for unit in units]

@@ -22,13 +22,12 @@ from rayd.errors import Refused
 from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.score import WORTH, evaluate
 from rayd.experts.buffer import Buffer, BufferWriter
-from rayd.experts.config import plan_units
 from rayd.experts.train import train
 from rayd.experts.trajectory import Snapshot, Trajectory
 from rayd.machine import peak_memory, use_threads
 from rayd.run.assemble import assemble, distillation, last_matched
 from rayd.run.distill import default_device
-from rayd.run.experts import ExpertPlan
+from rayd.run.experts import ExpertPlan, units_of
 from rayd.schema import parse, to_dict
 from rayd.seeds import generator
 
@@ -64,7 +63,8 @@ def experts(run: Run, seconds: float) -> dict[str, float]:
     and a later shard spend before that pace."""
     plan = ExpertPlan.open(run)
     config = replace(run.expert, epochs=10**6)
-    some = plan.train.select(torch.arange(min(len(plan.train), BATCHES * config.batch)))
+    train_set, val_set = plan.splits.train, plan.splits.val
+    some = train_set.select(torch.arange(min(len(train_set), BATCHES * config.batch)))
     seeds = plan.units[0].seeds if config.stacks(plan.device_type) else plan.units[0].seeds[:1]
 
     def epochs(val: Images | None) -> list[float]:
@@ -79,7 +79,7 @@ def experts(run: Run, seconds: float) -> dict[str, float]:
                 break
         return times
 
-    cold, warm, bare = epochs(plan.val), epochs(plan.val), epochs(None)
+    cold, warm, bare = epochs(val_set), epochs(val_set), epochs(None)
     later = median(bare[1:])
     with tempfile.TemporaryDirectory(prefix="rayd-plan-") as folder:
         pretend(run, folder).finish()  # for the memory that writing takes
@@ -168,7 +168,7 @@ def pretend(run: Run, folder: str) -> BufferWriter:
     """A buffer of one expert that wanders: real format, real size of a row."""
     plan = ExpertPlan.open(replace(run, buffer=f"{folder}/experts"))
     plan.writer.claim()
-    unit = plan_units(replace(run.expert, experts=1), run.seed, last_matched(run))[0]
+    unit = units_of(replace(run, expert=replace(run.expert, experts=1)))[0]
     rng = generator(run.seed, "pretend")
     theta = plan.net.init(rng)
     snapshots = []

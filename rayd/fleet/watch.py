@@ -1,0 +1,267 @@
+"""One watchdog for all work on Ray: who is at work, since when it has not moved, and what it warned of.
+
+A worker process registers with the driver's Monitor, an actor, and passes on every `rayd.machine.beat` of the work it
+does. The driver's Watch looks at the Monitor once a second. It repeats the workers' warnings in the job's log, keeps
+`events.jsonl` in `out`, and kills the processes of work that has stopped beating. A killed process is a lost one, and
+every stage handles lost processes already: a new actor, a task tried again, a new worker group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.metrics import Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rayd import machine
+from rayd.config import ScaleConfig
+from rayd.errors import Failed
+from rayd.fleet.cluster import versions
+from rayd.fleet.policy import Beat, hung
+from rayd.store import Store
+
+log = logging.getLogger(__name__)
+
+EVENTS = "events.jsonl"
+TICK = 1.0
+"""Seconds between two looks of the watchdog."""
+NOTES_EVERY = 10.0
+"""Seconds between two lines of progress in the job's log."""
+WRITE_EVERY = 15.0
+"""Seconds between two writes of the events: an object store cannot append, so each write is of the whole file."""
+READY = 180.0
+"""Seconds that the Monitor may take to start, on a machine that is busy."""
+ANSWER = 30.0
+"""Seconds that the Monitor may take to answer."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A process at work."""
+
+    host: str
+    node: str
+    pid: int
+    born: str
+    """The system's start time of the process: a number of its own where process ids are used again."""
+
+    @classmethod
+    def here(cls) -> Member:
+        return cls(socket.gethostname(), ray.get_runtime_context().get_node_id(), os.getpid(), birth(os.getpid()))
+
+
+def birth(pid: int) -> str:
+    """When a process started, in the system's own unit; empty where it does not run."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """What a worker needs to register: plain values, which travel with its work."""
+
+    monitor: str
+    startup: float
+    beat: float
+
+
+@dataclass
+class _Entry:
+    note: str
+    at: float
+    allowed: float
+
+
+class Monitor:
+    """The actor that hears every beat. Ages are by its own clock, so the machines' clocks do not matter."""
+
+    def __init__(self) -> None:
+        self.entries: dict[tuple[str, Member], _Entry] = {}
+        self.attempts: dict[str, int] = {}
+        self.events: list[dict[str, Any]] = []
+        self.heard = time.monotonic()
+
+    def begin(self, group: str, member: Member, allowed: float, about: Mapping[str, Any]) -> None:
+        self.attempts[group] = self.attempts.get(group, 0) + 1
+        self.beat(group, member, "starting", allowed)
+        self.say(group, member, "start", "", attempt=self.attempts[group], **about)
+
+    def beat(self, group: str, member: Member, note: str, allowed: float) -> None:
+        self.heard = time.monotonic()
+        self.entries[group, member] = _Entry(note, self.heard, allowed)
+
+    def end(self, group: str, member: Member) -> None:
+        self.entries.pop((group, member), None)
+        self.heard = time.monotonic()
+
+    def say(self, group: str, member: Member, kind: str, text: str, **more: Any) -> None:
+        who = {"group": group, "host": member.host, "pid": member.pid}
+        self.events.append({"time": time.time(), "event": kind, **who, **({"text": text} if text else {}), **more})
+
+    def look(self) -> tuple[list[tuple[Beat, Member]], list[dict[str, Any]], float]:
+        """Beats of all that is at work, the events since the last look, and seconds since the last sign of anybody."""
+        now = time.monotonic()
+        beats = [
+            (Beat(group, entry.note, now - entry.at, entry.allowed), member)
+            for (group, member), entry in self.entries.items()
+        ]
+        events, self.events = self.events, []
+        return beats, events, now - self.heard
+
+
+# ---- in a worker -----------------------------------------------------------------------------------------------------
+
+
+class _Warnings(logging.Handler):
+    """Passes warnings on to the driver, whose log is the job's."""
+
+    def __init__(self, monitor: Any, group: str, member: Member) -> None:
+        super().__init__(logging.WARNING)
+        self.monitor, self.group, self.member = monitor, group, member
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.monitor.say.remote(self.group, self.member, record.levelname.lower(), record.getMessage())
+
+
+@contextlib.contextmanager
+def beating(pulse: Pulse, group: str) -> Iterator[None]:
+    """While this process works for `group`, its beats and its warnings reach the driver."""
+    monitor, member, sent = ray.get_actor(pulse.monitor), Member.here(), 0.0
+    least = min(1.0, pulse.beat / 10)
+
+    def send(note: str) -> None:
+        nonlocal sent
+        if time.monotonic() - sent >= least:
+            sent = time.monotonic()
+            monitor.beat.remote(group, member, note, pulse.beat)
+
+    monitor.begin.remote(group, member, max(pulse.startup, pulse.beat), versions())
+    handler, logger = _Warnings(monitor, group, member), logging.getLogger("rayd")
+    logger.addHandler(handler)
+    machine.on_beat(send)
+    try:
+        yield
+    finally:
+        machine.on_beat(None)
+        logger.removeHandler(handler)
+        monitor.end.remote(group, member)
+
+
+# ---- in the driver ---------------------------------------------------------------------------------------------------
+
+
+def _kill(member: Member) -> None:
+    """On the member's node. A process that ended meanwhile is left alone, whoever has its number now."""
+    if birth(member.pid) == member.born:
+        os.kill(member.pid, signal.SIGKILL)
+
+
+@dataclass
+class Watch:
+    """Watches the work of one stage while the driver waits for it."""
+
+    scale: ScaleConfig
+    out: str
+    stage: str
+    shows: bool = False
+    """Whether the job's log repeats what the groups did last, now and then."""
+    quiet: float = 0.0
+    """Seconds since the last sign of any worker."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """What each group did last."""
+    ended: dict[str, str] = field(default_factory=dict)
+    """Why the process of a group was killed."""
+
+    def __enter__(self) -> Watch:
+        name = f"rayd-monitor-{uuid.uuid4().hex[:12]}"
+        self.pulse = Pulse(name, self.scale.startup, self.scale.beat)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        options: dict[str, Any] = {"name": name, "num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
+        actor: Any = ray.remote(Monitor)
+        self._monitor = actor.options(**options).remote()
+        ray.get(self._monitor.look.remote(), timeout=READY)
+        self._store = Store(self.out)
+        self._lines = self._store.read(EVENTS).decode().splitlines() if self._store.exists(EVENTS) else []
+        self._written = self._noted = time.monotonic()
+        self._oldest = Gauge("rayd_beat_age_seconds", "Age of the oldest beat of a stage", tag_keys=("stage",))
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._over.set()
+        self._thread.join()
+        with contextlib.suppress(RayError):
+            self._look()
+        self._write()
+        ray.kill(self._monitor)
+
+    def record(self, kind: str, text: str, **more: Any) -> None:
+        """An event of the driver's own."""
+        self._lines.append(json.dumps({"time": time.time(), "event": kind, "stage": self.stage, "text": text, **more}))
+
+    def why(self, group: str, otherwise: str) -> str:
+        """Why work was lost: what the watchdog did, or what Ray said."""
+        return self.ended.pop(group, otherwise)
+
+    def _run(self) -> None:
+        while not self._over.wait(TICK):
+            try:
+                self._look()
+            except RayError as error:
+                log.warning("the watchdog's monitor does not answer (%s); it is asked again", type(error).__name__)
+            if time.monotonic() - self._written > WRITE_EVERY:
+                self._write()
+
+    def _look(self) -> None:
+        looked, events, self.quiet = ray.get(self._monitor.look.remote(), timeout=ANSWER)
+        for event in events:
+            self._lines.append(json.dumps({**event, "stage": self.stage}))
+            if event["event"] != "start":
+                level = logging.getLevelNamesMapping()[event["event"].upper()]
+                log.log(level, "%s on %s: %s", event["group"], event["host"], event["text"])
+        self._oldest.set(max((beat.age for beat, _ in looked), default=0.0), tags={"stage": self.stage})
+        self.notes |= {beat.group: beat.note for beat, _ in looked if beat.note}
+        if self.shows and time.monotonic() - self._noted > NOTES_EVERY:
+            self._noted = time.monotonic()
+            for group in {beat.group for beat, _ in looked}:
+                log.info("%s  %s", group, self.notes.get(group, ""))
+        stale = set(hung([beat for beat, _ in looked]))
+        for beat, member in looked:
+            if beat in stale:
+                self._end(beat, member)
+
+    def _end(self, beat: Beat, member: Member) -> None:
+        reason = f"no beat for {beat.age:.0f} s, more than {beat.allowed:g} s; the last was '{beat.note}'"
+        self.ended[beat.group] = reason
+        log.warning("%s on %s, process %d is hung: %s; it is ended", beat.group, member.host, member.pid, reason)
+        self.record("hung", reason, group=beat.group, host=member.host, pid=member.pid)
+        there = NodeAffinitySchedulingStrategy(member.node, soft=False)
+        task: Any = ray.remote(_kill).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+        with contextlib.suppress(RayError):  # with its node, the process is gone too
+            ray.get(task.remote(member), timeout=ANSWER)
+        self._monitor.end.remote(beat.group, member)
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        try:
+            self._store.write(EVENTS, ("\n".join(self._lines) + "\n").encode() if self._lines else b"")
+        except Failed as error:
+            log.warning("%s; the events are written later", error)

@@ -1,0 +1,198 @@
+"""Slow work is left alone, hung work is ended and done again: by decision, and with processes that are stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayd.config import Run
+from rayd.errors import Failed
+from rayd.fleet.policy import Beat, Loss, after_start, hung
+from rayd.run.experts import ExpertPlan, build
+from rayd.schema import parse, to_dict
+from tests.support.expert_runs import digits_run, hashes
+from tests.support.grounds import descendants, until
+
+EVENTS = "events.jsonl"
+
+
+def test_the_age_of_the_last_beat_tells_slow_from_hung() -> None:
+    slow, late = Beat("a", "step 3", 59.0, 60.0), Beat("b", "step 3", 61.0, 60.0)
+    assert hung([slow, late]) == [late]
+    waits, works = Beat("train", "waits", 900.0, 60.0), Beat("train", "validates", 1.0, 60.0)
+    assert hung([waits, works]) == [], "one works, the others wait for it in a collective"
+    assert hung([waits, Beat("train", "stopped", 61.0, 60.0)]) != [], "nobody works"
+    assert hung([Beat("c", "starting", 100.0, 900.0)]) == []
+
+
+def test_an_actor_that_never_starts_ends_the_run_only_where_no_other_works() -> None:
+    again = after_start("actor 3", Loss.DIED, 1, 3, others=0)
+    assert again.again and again.replace
+    last = after_start("actor 3", Loss.DIED, 4, 3, others=0)
+    assert not last.again and "given up after 4 attempts" in last.reason
+    left_out = after_start("actor 3", Loss.REFUSED, 1, 3, others=7)
+    assert not left_out.again and "the run goes on with 7 actors" in left_out.reason
+
+
+def scale(**more: Any) -> dict[str, Any]:
+    return {"name": "laptop", "cpus": 1.0, **more}
+
+
+class Stopper:
+    """Stops, by its process id, the first process that `find` returns; once."""
+
+    def __init__(self, find: Any) -> None:
+        self.pid = 0
+        self.find = find
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        stop = time.monotonic() + 300
+        while not self.pid and time.monotonic() < stop:
+            pid = self.find()
+            if pid:
+                os.kill(pid, signal.SIGSTOP)
+                self.pid = pid
+            time.sleep(0.05)
+
+
+def events(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / EVENTS).read_text().splitlines()]
+
+
+@pytest.mark.ray
+def test_a_stopped_actor_is_replaced_and_the_bytes_are_the_same(ray_local: None, tmp_path: Path) -> None:
+    from rayd.fleet import experts as fleet
+
+    list(build(ExpertPlan.open(digits_run(tmp_path / "calm", experts=3, last=9))))
+    run = digits_run(tmp_path / "torn", experts=3, last=9, scale=scale(actors=1, beat=4.0))
+    pids: list[int] = []
+    stopper = Stopper(lambda: pids[0] if pids else 0)
+    began = time.monotonic()
+    for progress in fleet.build(ExpertPlan.open(run)):
+        pids[:] = progress.pids
+    assert stopper.pid and progress.retried == 1 and time.monotonic() - began < 240
+    assert hashes(str(tmp_path / "torn" / "experts")) == hashes(str(tmp_path / "calm" / "experts"))
+    kinds = [event["event"] for event in events(tmp_path / "torn")]
+    assert "hung" in kinds and "lost" in kinds and kinds.count("start") >= 2
+    hang = next(event for event in events(tmp_path / "torn") if event["event"] == "hung")
+    assert hang["pid"] == stopper.pid and "no beat for" in hang["text"]
+
+
+@pytest.mark.ray
+def test_slow_actors_are_left_alone(ray_local: None, tmp_path: Path) -> None:
+    """Every epoch takes three quarters of the age at which work counts as hung, and a unit several times it."""
+    from rayd.fleet import experts as fleet
+
+    class Slow(fleet.ExpertActor):
+        def build(self, number: int) -> Any:
+            from rayd.experts.train import ExpertStep
+
+            original = ExpertStep.epoch
+
+            def epoch(*arguments: Any) -> Any:
+                time.sleep(3.0)
+                return original(*arguments)
+
+            ExpertStep.epoch = epoch  # type: ignore[method-assign]
+            return super().build(number)
+
+    run = digits_run(tmp_path, experts=1, scale=scale(actors=1, beat=4.0))
+    *_, progress = fleet.build(ExpertPlan.open(run), actor_class=Slow)
+    assert (progress.done, progress.retried) == (1, 0)
+
+
+@pytest.mark.ray
+def test_a_bad_start_is_told_in_one_line(ray_local: None, tmp_path: Path) -> None:
+    """What an actor meets when it opens its data reaches the user as it was said, not as the actor's death."""
+    from rayd.fleet import experts as fleet
+
+    class Blind(fleet.ExpertActor):
+        def ready(self) -> dict[str, Any]:
+            raise Failed("data/train.parquet: no such file on this node")
+
+    run = digits_run(tmp_path, experts=1, scale=scale(actors=1))
+    with pytest.raises(Failed) as caught:
+        list(fleet.build(ExpertPlan.open(run), actor_class=Blind))
+    assert str(caught.value) == "data/train.parquet: no such file on this node"
+
+
+def work(run: Run, folder: str, unit: int) -> int:
+    """Hangs the first time that unit 1 is tried, and warns."""
+    from rayd.machine import beat
+
+    tried = Path(folder) / f"tried-{unit}"
+    first = not tried.exists()
+    tried.write_text("")
+    beat("at work")
+    if unit == 1 and first:
+        logging.getLogger("rayd.work").warning("about to hang")
+        time.sleep(600)
+    return 10 * unit
+
+
+def always_hangs(run: Run, unit: int) -> int:
+    time.sleep(600)
+    return unit
+
+
+@pytest.mark.ray
+def test_a_hung_task_is_tried_again_and_its_warning_is_heard(
+    ray_local: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from rayd.fleet.tasks import run_tasks
+
+    run = parse(Run, {**to_dict(digits_run(tmp_path)), "scale": scale(beat=3.0, startup=3.0)})
+    with caplog.at_level(logging.WARNING):
+        assert dict(run_tasks(run, "test", work, [0, 1, 2], str(tmp_path))) == {0: 0, 1: 10, 2: 20}
+    assert "about to hang" in caplog.text and "is hung: no beat for" in caplog.text
+
+
+@pytest.mark.ray
+def test_a_task_that_always_hangs_ends_the_run_with_the_reason(ray_local: None, tmp_path: Path) -> None:
+    from rayd.fleet.tasks import run_tasks
+
+    run = parse(Run, {**to_dict(digits_run(tmp_path)), "scale": scale(beat=2.0, startup=2.0, max_failures=1)})
+    with pytest.raises(Failed, match=r"lost 2 times \(scale\.max_failures\); the last time: no beat for"):
+        list(run_tasks(run, "test", always_hangs, [1]))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_stopped_train_worker_is_replaced(ray_local: None, tmp_path: Path) -> None:
+    """One of two workers stands still, and the other waits for it: both are ended, and the group goes on."""
+    from rayd.fleet.distill import distill
+    from rayd.run import distill as here
+
+    experts = digits_run(tmp_path / "experts-run")
+    list(build(ExpertPlan.open(experts)))
+
+    def run(name: str, **place: Any) -> Run:
+        plain = to_dict(digits_run(tmp_path / name))
+        plain["method"] |= {"compiled": False, "steps": 60, "checkpoint": 5}
+        plain["method"]["objective"] |= {"items": 2, "inner_steps": 6, "batch": 10}
+        return parse(Run, {**plain, "buffer": experts.experts_at, "scale": {**plain["scale"], **place}})
+
+    list(here.distill(run("calm")))
+    torn = run("torn", name="laptop", workers=2, cpus=0.5, beat=8.0)
+
+    def worker() -> int:
+        if not any((tmp_path / "torn" / "checkpoints").glob("step-*.json")):
+            return 0
+        return next((pid for pid, name in descendants(os.getpid()) if "RayTrainWorker" in name), 0)
+
+    stopper = Stopper(worker)
+    list(distill(torn))
+    assert stopper.pid
+    until(lambda: (tmp_path / "torn" / "artifact" / "card.json").exists(), seconds=5)
+    codecs = [(tmp_path / name / "artifact" / "codec.safetensors").read_bytes() for name in ("calm", "torn")]
+    assert codecs[0] == codecs[1]
