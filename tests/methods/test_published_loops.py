@@ -31,8 +31,8 @@ from rayd.seeds import generator
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "preset"
 STEPS = 40
 CLASSES, IMAGES = 4, 400
-BATCH, RATE = 8, 0.03
-"""Of the experts: two epochs are 100 steps, three units of step size; of a full-size MTT expert they are 3.5."""
+BATCH, RATE = 8, 0.02
+"""Of the experts: two epochs are 100 steps, two units of step size; of a full-size MTT expert they are 3.5."""
 SIDES = {32: 8, 64: 8, 128: 16}
 MOST = 8
 """Images of an inner batch."""
