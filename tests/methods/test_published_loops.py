@@ -38,7 +38,7 @@ MOST = 8
 """Images of an inner batch."""
 SAMPLE = (
     "mtt/cifar10_ipc1", "mtt/cifar10_ipc10", "mtt/tiny_ipc1", "datm/cifar100_ipc1", "haba/cifar10_ipc10",
-    "lodc/cifar10_ipc10", "lodc/tiny_ipc1", "nsd/cifar10_ipc1", "ours/lss_cifar10_ipc10", "ours/lss_svhn_ipc1",
+    "lodc/tiny_ipc1", "nsd/cifar10_ipc1", "ours/lss_cifar10_ipc10", "ours/lss_svhn_ipc1",
 )  # fmt: skip
 """Of every family; among them all combinations of start, rate and momentum of the step size."""
 
