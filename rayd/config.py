@@ -26,9 +26,15 @@ from rayd.schema import DERIVED, at, fields_of, fingerprint, parse, positive, re
 from rayd.store import within
 
 __all__ = [
-    "GuardConfig", "MethodConfig", "OptimiserConfig", "Run", "ScaleConfig", "fingerprint", "parse",
+    "GuardConfig",
+    "MethodConfig",
+    "OptimiserConfig",
+    "Run",
+    "ScaleConfig",
+    "fingerprint",
+    "parse",
     "to_dict",
-]  # fmt: skip
+]
 
 
 FROM_EXPERTS = frozenset({"segment", "pool", "teacher"})

@@ -128,11 +128,8 @@ class Family(Codec):
         index = index[rank_within_group(slot) < SAMPLE]
         total = torch.zeros_like(self.labels)
         for part in index.split(256):
-            total.index_add_(
-                0,
-                self.slot_of(part).to(total.device),
-                predict(self.images(part), self.class_of(part)).float().to(total.device),
-            )
+            logits = predict(self.images(part), self.class_of(part))
+            total.index_add_(0, self.slot_of(part).to(total.device), logits.float().to(total.device))
         count = torch.bincount(self.slot_of(index), minlength=len(total)).to(total.device)
         logits = total / count[:, None]
         right = logits.argmax(1) == self.labels.argmax(1)
