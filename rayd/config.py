@@ -1,4 +1,4 @@
-"""A run, said once: frozen dataclasses joined to a `Run`, checked as a whole, named by a fingerprint.
+"""The run configuration: frozen dataclasses joined to a `Run`, checked as a whole, named by a fingerprint.
 
 Each part's options live in the part's own class (`DataConfig`, `NetConfig`, a codec's `Config` ...). This module joins
 them and refuses sentences that mean nothing, by what the parts declare and never by their names.
@@ -64,11 +64,11 @@ def words(folder: str | None = None) -> Words:
             raise refuse("methods", path, "a readable Python file")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        for ours, name in ((codecs, "CODECS"), (objectives, "OBJECTIVES"), (terms, "TERMS")):
+        for known, name in ((codecs, "CODECS"), (objectives, "OBJECTIVES"), (terms, "TERMS")):
             for word, cls in getattr(module, name, {}).items():
-                if word in ours:
+                if word in known:
                     raise refuse(f"{path.name} {name}", word, "a name that is not taken", "choose another name")
-                ours[word] = cls
+                known[word] = cls
     return Words(codecs, objectives, terms)
 
 
@@ -81,7 +81,7 @@ def _part(known: Mapping[str, type[Any]], mapping: Any, where: str) -> tuple[str
         near = get_close_matches(str(name), known, n=1)
         raise refuse(f"{where}.name", name, " | ".join(known), f"did you mean {near[0]}?" if near else "")
     cls = known[name].Config
-    rest = {key: one for key, one in mapping.items() if key != "name"}
+    rest = {key: option for key, option in mapping.items() if key != "name"}
     return name, parse(cls, rest, where)
 
 
@@ -129,7 +129,7 @@ class MethodConfig:
     @property
     def needs_teacher(self) -> bool:
         """Whether trained experts give the codec its first labels or images."""
-        return "teacher" in self.codec.needs
+        return "teacher" in getattr(self.codec, "needs", ())
 
     @property
     def reads_experts(self) -> bool:
@@ -149,10 +149,10 @@ class MethodConfig:
             raise refuse(at(where, missing), "(missing)", "a mapping with a name", "a sentence needs both")
         codec_name, codec = _part(known.codecs, rest.pop("codec"), f"{where}.codec")
         objective_name, objective = _part(known.objectives, rest.pop("objective"), f"{where}.objective")
-        given = rest.pop("terms", None) or ()
-        if not isinstance(given, list | tuple):
-            raise refuse(f"{where}.terms", given, "a list of mappings with a name and a weight")
-        terms = [_part(known.terms, one, f"{where}.terms[{i}]") for i, one in enumerate(given)]
+        listed = rest.pop("terms", None) or ()
+        if not isinstance(listed, list | tuple):
+            raise refuse(f"{where}.terms", listed, "a list of mappings with a name")
+        terms = [_part(known.terms, term, f"{where}.terms[{i}]") for i, term in enumerate(listed)]
         part_names = (codec_name, objective_name, *(name for name, _ in terms))
         needs = frozenset(getattr(objective, "needs", known.objectives[objective_name].needs)).union(
             getattr(codec, "needs", ()), *(getattr(known.terms[t], "needs", ()) for t in part_names[2:])
@@ -163,11 +163,12 @@ class MethodConfig:
         return read(cls, {**rest, **parts}, where, derived)
 
     def to_plain(self) -> dict[str, Any]:
-        own = {name: to_dict(getattr(self, name)) for name in fields_of(self)}
-        own["codec"] = {"name": self.part_names[0], **own["codec"]}
-        own["objective"] = {"name": self.part_names[1], **own["objective"]}
-        own["terms"] = [{"name": name, **term} for name, term in zip(self.part_names[2:], own["terms"], strict=True)]
-        return own
+        plain = {name: to_dict(getattr(self, name)) for name in fields_of(self)}
+        codec, objective, *terms = self.part_names
+        plain["codec"] = {"name": codec, **plain["codec"]}
+        plain["objective"] = {"name": objective, **plain["objective"]}
+        plain["terms"] = [{"name": name, **term} for name, term in zip(terms, plain["terms"], strict=True)]
+        return plain
 
 
 def check_sentence(
@@ -296,12 +297,9 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """What decides the result of a distillation: the run without its place, evaluation and paths."""
-        plain = {
-            name: one
-            for name, one in to_dict(self).items()
-            if name not in ("scale", "out", "buffer", "methods", "recipe")
-        }
-        data = {name: one for name, one in plain["data"].items() if name != "path"}
+        place = ("scale", "out", "buffer", "methods", "recipe")
+        plain = {name: part for name, part in to_dict(self).items() if name not in place}
+        data = {name: option for name, option in plain["data"].items() if name != "path"}
         return {**plain, "data": data, "threads": self.scale.threads}
 
     def fingerprint(self) -> str:
@@ -310,5 +308,5 @@ class Run:
 
 def run_of_card(config: Mapping[str, Any]) -> Run:
     """The run that an artifact's card records. Earlier ones hold `method.name`, and their experts whole batches."""
-    method = {key: one for key, one in config["method"].items() if key != "name"}
+    method = {key: option for key, option in config["method"].items() if key != "name"}
     return parse(Run, {**config, "method": method, "expert": {"last_batch": "drop"} | config["expert"]})

@@ -21,7 +21,7 @@ T = TypeVar("T", bound="CodecOptions")
 
 @dataclass(frozen=True, kw_only=True)
 class CodecOptions:
-    """What every codec's Config offers. Numbers that are None are resolved by `fit`; given ones are kept."""
+    """What every codec's Config offers. Numbers that are None are resolved by `fit`; the others are kept."""
 
     rank: int | None = None
     """How much detail an image keeps; what it means is the family's. None: the family's rule for the budget."""
@@ -38,9 +38,9 @@ class CodecOptions:
 
     def __post_init__(self) -> None:
         for name in self.numbers():
-            given = getattr(self, name)
-            if given is not None and given < 1:
-                raise refuse(f"codec.{name}", given, "a whole number from 1, or null for the family's rule")
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise refuse(f"codec.{name}", number, "a whole number from 1, or null for the family's rule")
         if self.lr_labels is not None and not self.lr_labels > 0:
             raise refuse("codec.lr_labels", self.lr_labels, "above 0, or null for the run's own rate")
 
@@ -78,7 +78,7 @@ class CodecOptions:
         raise NotImplementedError
 
     def resolve(self, budget: Budget, spec: Spec) -> Self:
-        """The largest configuration that fits, given that something does."""
+        """The largest configuration that fits, if any does."""
         raise NotImplementedError
 
     def build(self, spec: Spec, rng: torch.Generator) -> Any:
@@ -92,8 +92,8 @@ class CodecOptions:
 
     def floats(self, spec: Spec) -> int:
         """Numbers in the file, the step size and the scales of int8 included."""
-        one = Budget(floats=1)
-        return round(one.used(self.all_shapes(spec), spec, self.storage))
+        unit = Budget(floats=1)
+        return round(unit.used(self.all_shapes(spec), spec, self.storage))
 
     def within(self, budget: Budget, spec: Spec) -> bool:
         return budget.holds(self.all_shapes(spec), spec, self.storage)
@@ -139,7 +139,7 @@ def largest(fits: Callable[[int], bool], least: int = 1) -> int:
     return low
 
 
-def grown(config: T, name: str, budget: Budget, spec: Spec, least: int) -> T:
+def grow(config: T, name: str, budget: Budget, spec: Spec, least: int) -> T:
     """`config` with the largest number `name` that fits, at least `least` whether that fits or not."""
     n = largest(lambda n: with_numbers(config, **{name: n}).within(budget, spec), least)
     return with_numbers(config, **{name: max(n, least)})

@@ -89,7 +89,7 @@ class Distillation:
         unit = inputs.transform.unit if inputs.transform is not None else 1.0
         self.optimisers = [make_optimiser(p, optimiser, unit) for p in self.players]
         self.rates = [o.param_groups[0]["lr"] for o in self.optimisers]
-        self.codec_numbers = sum(p.numel() for player in codec.players() for p in player.params)
+        self.codec_numbers = sum(p.numel() for player in codec.players() for p in player.params) or None
         self.record = Record()
         self.ema_decay = ema
         self.average = {k: v.detach().clone() for k, v in codec.state_dict().items()} if ema else {}

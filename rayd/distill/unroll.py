@@ -123,13 +123,13 @@ class _Unroll(torch.autograd.Function):
             by_lr = by_lr - value
             roots = [(out, -lr * by) for out, by in ((x, by_x), (y, by_y)) if out.requires_grad]
             if roots and wanted:
-                found = torch.autograd.grad(
+                gradients = torch.autograd.grad(
                     [out for out, _ in roots],
                     [ctx.leaves[k] for k in wanted],
                     [by.to(out.dtype) for out, by in roots],
                     allow_unused=True,
                 )
-                for k, g in zip(wanted, found, strict=True):
+                for k, g in zip(wanted, gradients, strict=True):
                     if g is not None:
                         so_far = by_leaves[k]
                         by_leaves[k] = g if so_far is None else so_far + g

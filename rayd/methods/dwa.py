@@ -1,17 +1,18 @@
 """Directed weight adjustment. Du et al., NeurIPS 2024, arXiv:2409.17612; SRe2L (Yin et al., NeurIPS 2023, arXiv:2306.13092)
-is the setting without the perturbation (`ascents: 0`, `variance: 1`).
+is the setting without the perturbation (`ascents: 0`, `variance: 1`), and with a start from noise (`codec.start: noise`).
 
-A block is one image of each class of a run of classes. Its images start real; its teacher is the squeezed one moved away
-from what they express already: K times theta <- theta + rho/K g/|g|, g = grad CE on the start, so |moved| <= rho. Then
+A block is one image of each class of a run of classes. DWA's start real, and its teacher is the trained network, moved by
+K steps of gradient ascent on that start: theta <- theta + rho/K g/|g|, g = grad CE on the start, so |moved| <= rho. Then
 
     L = CE(f_theta(A(x)), y) + bn * sum_l m_l (variance |var_l - running var_l| + |mean_l - running mean_l|),  m_first = 10
 
 Blocks know nothing of each other: each is an item, its draws come from (seed, step, block), it moves its own images only,
 and `only` runs one alone with the same result. The published code starts blocks after the first from a teacher that the
-earlier ones have moved, and with their gradients left in it; here every block starts from the teacher as it was squeezed.
+earlier ones have moved, and with their gradients left in it; here every block starts from the trained network.
 
-What we changed: A is a roll, as for CIFAR, after any of our augmentations; Adam's second beta is the engine's (0.999, not
-0.9); the 8-bit JPEG files are a codec, whatever its storage. Labels are asked of the unmoved teacher: at evaluation, which
+The releases run Adam at 0.25 with betas 0.5 and 0.9 (`optimiser.beta2`) and a cosine. What we changed: A is a roll, as for
+CIFAR, after any of our augmentations; the teacher that labels is in evaluation mode (the release's normalises by the
+batch); the 8-bit JPEG files are a codec, whatever its storage. Labels are asked of the unmoved teacher: at evaluation, which
 then lies beside the budget, or every `relabel` steps into the codec's soft labels, which the ledger counts.
 
 Shapes: N images of a block, K classes, P parameters.
@@ -164,9 +165,9 @@ class Dwa(Objective):
         """Cross entropy, and how far the batch's statistics are from what the teacher remembers."""
         logits_NK, seen = self.inputs.net.moments(theta_P, views_NCHW)
         total = logits_NK.new_zeros((), dtype=torch.float32)
-        for i, one in enumerate(seen):
-            variance = (one.var_C - one.running_var_C).float().norm()
-            mean = (one.mean_C - one.running_mean_C).float().norm()
+        for i, layer in enumerate(seen):
+            variance = (layer.var_C - layer.running_var_C).float().norm()
+            mean = (layer.mean_C - layer.running_mean_C).float().norm()
             total = total + (FIRST if i == 0 else 1.0) * (self.config.variance * variance + mean)
         return F.cross_entropy(logits_NK.float(), classes_N), total
 
@@ -186,7 +187,7 @@ class Dwa(Objective):
             self.start_NCHW = torch.cat([codec.decode(part)[0].detach() for part in parts]).clone()
 
     def moved(self, index_N: Tensor, item: Item) -> Tensor:
-        """The teacher of a block: made from its start when first asked for, the squeezed one untouched."""
+        """The teacher of a block: made from its start when first asked for, the trained network itself is untouched."""
         if item.number not in self._moved:
             assert self.start_NCHW is not None
             origin = Item(0, item.number, seed_of(self.inputs.seed, "item", 0, item.number), item.what)

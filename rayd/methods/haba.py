@@ -41,7 +41,7 @@ from rayd.data.images import Spec
 from rayd.distill.budget import Budget, Shapes
 from rayd.distill.codec import Family, Take, normal
 from rayd.distill.contract import Codec, Inputs, Item, Match, OptimiserConfig, Player, Term, walk
-from rayd.distill.fit import CodecOptions, grown, with_numbers
+from rayd.distill.fit import CodecOptions, grow, with_numbers
 from rayd.errors import refuse
 from rayd.seeds import generator
 
@@ -107,7 +107,7 @@ class Haba(Family):
                 for count in counts:
                     for rank in ranks:
                         config = with_numbers(self, rank=rank, sharing=count, side=side)
-                        config = config if self.bases else grown(config, "bases", budget, spec, spec.classes)
+                        config = config if self.bases else grow(config, "bases", budget, spec, spec.classes)
                         if config.within(budget, spec):
                             return config
             self._explain(config, budget, spec)

@@ -24,7 +24,7 @@ from rayd.data.images import Spec
 from rayd.distill.budget import Budget, Shapes
 from rayd.distill.codec import Take
 from rayd.distill.factor import Factorised, leading
-from rayd.distill.fit import CodecOptions, check_rank, equivalent, grown
+from rayd.distill.fit import CodecOptions, check_rank, equivalent, grow
 from rayd.errors import refuse
 
 
@@ -77,7 +77,7 @@ class Lss(Factorised):
             if self.images:
                 return config
             while True:
-                fitted = grown(config, "images", budget, spec, spec.classes)
+                fitted = grow(config, "images", budget, spec, spec.classes)
                 assert fitted.images is not None and fitted.subspaces is not None
                 if self.subspaces or fitted.images <= sharing * fitted.subspaces or not fitted.within(budget, spec):
                     return fitted

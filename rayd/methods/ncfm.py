@@ -7,9 +7,12 @@ f is the flattened, L2-normalised last block of a network between an expert's in
 expert buffer). At alpha = beta the loss is sqrt(alpha) * mean_t |phi_r - phi_s|, which is what we then compute.
 
 What we changed: psi is trained, after the paper and not its release (whose psi gets a gradient of exactly zero, draws
-four distinct frequencies and no Gaussian factor); real images are drawn at random from the whole class (the release
+four distinct frequencies and no Gaussian factor); its scales reach s = 3, without which a tanh keeps them below those of
+N(0, I) and the maximum below what it is to exceed; real images are drawn at random from the whole class (the release
 sees its first 1,024 for ever); all classes take one step together, so the result does not depend on the number of
-workers; one set of frequencies serves all classes of a step. The release's calibration is the term `calibrate`.
+workers, where the release takes one for each class of a GPU and so moves further at the same rate (raise the rate; its
+plateau is `optimiser.decay`); experts are trained without CutMix; one set of frequencies serves all classes of a step.
+The release's calibration is the term `calibrate`.
 
 Shapes: T frequencies, M mixture components, G classes, m images of each, D features.
 

@@ -9,7 +9,8 @@ modes, every spectrum by every set:
 
 `core` is T, `mix` is KB, `rows` KH, `cols` KW, and `tint`, with `channels: mixed`, a KC over the channels. The paper's
 sizes and scopes could not be had; it starts from noise. What we changed is therefore a choice, and a YAML key each:
-`scope`, `channels`, `basis`, `blend`, `depth`, `expand`, `start`. Its guidance by real samples is the term `guidance`.
+`scope`, `channels`, `basis`, `blend`, `depth`, `expand`, `start`. Its inner loop could not be had either: presets have
+SPEED's steps, windows and batches, without SPEED's averaged student. Its guidance by real samples is the term `guidance`.
 
 NSD's guidance by the distribution of real samples. Yang et al., ECCV 2024, arXiv:2408.16236.
 
@@ -38,7 +39,7 @@ from rayd.distill.budget import Budget, Shapes
 from rayd.distill.codec import Take
 from rayd.distill.contract import Codec, Inputs, Item, Match, Term
 from rayd.distill.factor import Factorised, dct, leading
-from rayd.distill.fit import CodecOptions, check_rank, equivalent, grown, largest, with_numbers
+from rayd.distill.fit import CodecOptions, check_rank, equivalent, grow, largest, with_numbers
 from rayd.distill.unroll import DTYPES
 from rayd.errors import refuse
 from rayd.seeds import generator
@@ -160,7 +161,7 @@ class Nsd(Factorised):
 
             depth = self.slices or largest(lambda n: at(n).within(budget, spec))
             fitted = at(max(depth, 1))
-            return fitted if self.columns else grown(fitted, "columns", budget, spec, fitted.columns or 1)
+            return fitted if self.columns else grow(fitted, "columns", budget, spec, fitted.columns or 1)
 
         def build(self, spec: Spec, rng: torch.Generator) -> Nsd:
             axes = {"spectrum": self.spectra or 0, "kernel": self.sharing or 0, "column": self.columns or 0}

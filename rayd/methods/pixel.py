@@ -15,7 +15,7 @@ from rayd.data.images import Spec
 from rayd.data.transform import Transform
 from rayd.distill.budget import Budget, Shapes
 from rayd.distill.codec import Family, Take, normal
-from rayd.distill.fit import CodecOptions, grown
+from rayd.distill.fit import CodecOptions, grow
 from rayd.errors import refuse
 
 
@@ -48,7 +48,7 @@ class Pixel(Family):
         decoded = slots
 
         def resolve(self, budget: Budget, spec: Spec) -> Pixel.Config:
-            return grown(self, "images", budget, spec, spec.classes)
+            return grow(self, "images", budget, spec, spec.classes)
 
         def build(self, spec: Spec, rng: torch.Generator) -> Pixel:
             return Pixel(self, spec, rng)

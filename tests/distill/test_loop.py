@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from rayd.methods.mtt import Mtt
 from rayd.methods.pixel import Pixel
 from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import generator
+from tests.support.fakes import tiny
 from tests.support.workers import run_workers
 
 SPEC = Spec((3, 8, 8), 3)
@@ -208,6 +210,17 @@ def test_one_rate_moves_whitened_and_normalised_pixels_alike() -> None:
     for name, lr in (("adam", 0.3 * 2 * 0.25), ("adamw", 0.3 * 2 * 0.25), ("sgd", 0.3 * 4)):
         (group,) = make_optimiser(player, OptimiserConfig(name=name, lr=0.3), unit=0.25).param_groups  # type: ignore[arg-type]
         assert group["lr"] == pytest.approx(lr)
+
+
+def test_the_unit_of_a_space_is_the_spread_of_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYD_CACHE", str(tmp_path))
+    images = tiny(n=300, size=6, channels=3)
+    for kind in ("zca", "normalise"):
+        space = Transform.fit(images, kind)  # type: ignore[arg-type]
+        pixels_ND = space(images.pixels_NCHW).flatten(1)
+        spread = (pixels_ND - pixels_ND.mean(0 if kind == "zca" else None)).square().mean().sqrt()
+        assert space.unit == pytest.approx(float(spread), rel=0.01), kind
+    assert Transform.fit(images, "zca").unit < 0.8
 
 
 def test_the_rate_falls_on_a_plateau_and_for_its_own_players_alone() -> None:
