@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -245,6 +246,16 @@ def test_experts_that_were_drawn_from_and_are_gone_are_missed(tmp_path):
     checkpoints.save(5, {"step": torch.tensor([5])})
     with pytest.raises(Refused, match=r"checkpoints of an unknown run, without identity\.json"):
         checkpoints.claim({"device": "cpu"}, [0])
+
+
+def test_a_second_writer_of_a_folder_is_refused(tmp_path):
+    first = distill(run_at(tmp_path))
+    assert next(first).number == 1
+    with pytest.raises(Refused, match=rf"is being written by .* \(process {os.getpid()}\) since"):
+        next(distill(run_at(tmp_path)))
+    assert [step.number for step in first] == [2, 3, 4, 5, 6]
+    assert list(distill(run_at(tmp_path))) == [], "what is finished is not locked"
+    assert not list((tmp_path / "lease").iterdir())
 
 
 # ---- agreement ---------------------------------------------------------------------------------------------------
