@@ -176,7 +176,7 @@ class Images:
             known = whole.known_histogram_CV
             if known is not None and int(others.sum()) == len(whole) - len(self) < len(self):
                 rest = histogram(whole.select(others.nonzero().flatten()).pixels_NCHW)
-                return np.subtract(known, rest)
+                return np.asarray(known - rest)
         return histogram(self.pixels_NCHW)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
