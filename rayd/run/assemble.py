@@ -83,7 +83,7 @@ def assemble(run: Run, device: torch.device, numbers: Callable[[Buffer], Sequenc
     method = run.method
     splits, transform, net = surroundings(run)
     spec = splits.train.spec
-    budget = run.budget.build()
+    budget = run.budget
     codec_config = method.codec.fit(budget, spec)
     log.info("%s", codec_config.describe(budget, spec))
     experts: RunExperts | None = None

@@ -152,7 +152,7 @@ def write_artifact(assembled: Assembled, codec: Codec, timing: Mapping[str, Any]
     stored = dict(codec.stored())
     for part in (assembled.objective, *assembled.terms):
         stored |= part.stored()
-    budget, floats = run.budget.build(), Ledger.of(stored).floats
+    budget, floats = run.budget, Ledger.of(stored).floats
     if floats > budget.limit(spec, assembled.codec_config.storage):
         raise refuse("budget", budget, f"at least the {floats} floats that {run.method.sentence} stores")
     provenance = write.Provenance(
