@@ -81,7 +81,9 @@ def table(at: str) -> str:
     lines += [f"{name:<21}left out: {why.split('. ')[0]}" for name, why in scores["skipped"].items()]
     size = f"{scores['floats']:,} floats, {scores['bytes']:,} bytes"
     verdict = scores["verdict"]
-    lines += [f"{size}; recipe {scores['recipe']['name']}"]
+    recipe = scores["recipe"]
+    length = f"{recipe['epochs']} epochs" if recipe.get("epochs") else f"{recipe['steps']} steps of every set"
+    lines += [f"{size}; recipe {recipe['name']}, {length}"]
     robust = [f"{name.upper()} {scores['robust'][name]:.3f}" for name in ("lrs", "ars") if name in scores["robust"]]
     lines += [f"robust scores, 0 to 1: {', '.join(robust)}"] if robust else []
     return "\n".join([*lines, *(f"  {why}" for why in verdict["why"]), f"beats the coreset: {verdict['overall']}"])

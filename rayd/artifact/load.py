@@ -5,7 +5,7 @@
     teacher.safetensors the teacher, where the recipe asks one
     transform.json      network space (+ transform.safetensors where it is a matrix)
     ledger.json         every stored number by role
-    controls.json       the score table, once there is one
+    controls.json       the score table, once there is one (score-*.json: networks of an evaluation under way)
     preview.png  README.md
     timing.json         how long it took: the one file that differs between two equal runs, and is not hashed
 

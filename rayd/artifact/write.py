@@ -28,7 +28,7 @@ from rayd.data.images import Spec
 from rayd.data.transform import Transform
 from rayd.distill.budget import BESIDE, BOUND, Ledger, Stored, packed, unpacked
 from rayd.errors import Failed, Refused
-from rayd.store import Store
+from rayd.store import Lease, Store
 
 SMALL = 64
 """A transform of at most so many numbers is written as text."""
@@ -212,9 +212,10 @@ def _settle(store: Store) -> None:
 
 @contextlib.contextmanager
 def _locked(store: Store) -> Iterator[None]:
-    """One process at a time; the lock of a dead one is free. Object stores have none."""
+    """One process at a time; the lock of a dead one is free. In an object store it is a lease."""
     if store.local is None:
-        yield
+        with _leased(store):
+            yield
         return
     path, limit = store.local / LOCK, time.monotonic() + LOCK_SECONDS
     while True:
@@ -235,6 +236,19 @@ def _locked(store: Store) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(file)
+
+
+def _leased(store: Store) -> contextlib.AbstractContextManager[object]:
+    """The folder's lease, waited for while others hold it."""
+    held, limit = contextlib.ExitStack(), time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            held.enter_context(Lease(store, beat=1.0))
+            return held
+        except Refused:
+            if time.monotonic() > limit:
+                raise
+            time.sleep(0.1)
 
 
 def _sealed(card: dict[str, Any], contents: Mapping[str, bytes]) -> dict[str, bytes]:

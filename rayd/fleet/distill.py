@@ -32,7 +32,7 @@ from rayd.machine import ONE_ARENA, beat
 from rayd.readable import duration
 from rayd.run import distill as run_distill
 from rayd.schema import parse, to_dict
-from rayd.store import Store
+from rayd.store import Lease, Store
 
 log = logging.getLogger(__name__)
 
@@ -153,10 +153,11 @@ def distill(run: Run) -> Iterator[Step]:
     """The distillation of `run` on the cluster of its scale. Yields nothing: the workers take the steps, and the log shows
     them."""
     blocks = block_runs(run) if run.scale.workers == 1 else []
-    if blocks:
-        distill_blocks(run, blocks)
-    else:
-        _train(run)
+    with Lease(Store(run.out)):
+        if blocks:
+            distill_blocks(run, blocks)
+        else:
+            _train(run)
     yield from ()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rayd.artifact import tensors
 from rayd.distill.loop import State
-from rayd.errors import Failed, Refused
+from rayd.errors import Failed, Refused, Transient
 from rayd.run.identity import refuse_differing
 from rayd.store import Store
 
@@ -79,6 +79,8 @@ class Checkpoints:
         for name in reversed(self._names()):
             try:
                 return int(name.removeprefix("step-")), self._load(name)
+            except Transient:
+                raise
             except Failed as error:
                 log.warning("%s: going back to the checkpoint before", error)
         return None

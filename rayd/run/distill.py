@@ -6,6 +6,7 @@ Used as it is by `scale=inline` and by every Ray Train worker; worker 0 writes. 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from rayd.config import Run
 from rayd.data.load import load as load_data
 from rayd.distill.loop import Reduce, Step
-from rayd.distill.loop import identity as alone
+from rayd.distill.loop import identity as unshared
 from rayd.errors import Failed, Refused
 from rayd.machine import use_threads
 from rayd.run.agreement import Agreement
@@ -24,7 +25,7 @@ from rayd.run.checkpoints import Checkpoints
 from rayd.run.identity import config_identity, refuse_differing, surroundings_identity, whole_identity
 from rayd.run.recorder import Recorder
 from rayd.schema import to_dict
-from rayd.store import Store
+from rayd.store import Lease, Store
 
 
 def default_device() -> torch.device:
@@ -37,7 +38,7 @@ class Worker:
 
     rank: int = 0
     size: int = 1
-    reduce: Reduce = alone
+    reduce: Reduce = unshared
     device: torch.device = field(default_factory=default_device)
 
 
@@ -66,14 +67,25 @@ def distill(run: Run, worker: Worker | None = None) -> Iterator[Step]:
     worker, store = worker or Worker(), Store(run.out)
     if finished(run, store):
         return
+    with contextlib.ExitStack() as held:
+        alone = worker.rank == 0 and run.scale.name == "inline"  # the driver of a fleet holds the lease itself
+        lease = held.enter_context(Lease(store)) if alone else None
+        if not finished(run, store):
+            yield from _distill(run, store, worker, lease)
+
+
+def _distill(run: Run, store: Store, worker: Worker, lease: Lease | None) -> Iterator[Step]:
+    """The same, once the folder is held."""
     use_threads(run.scale.threads)
     agreement = Agreement(worker.rank, worker.size, worker.reduce, worker.device)
     checkpoints = Checkpoints(store.sub("checkpoints"))
     identity = whole_identity(run, load_data(run.data), worker.device)
 
     def frozen(experts: list[int]) -> list[int]:
-        claimed = checkpoints.claim(identity, experts) if worker.rank == 0 else []
-        return [int(number) for number in agreement.share(claimed)]
+        """The experts that worker 0 finds the run to have begun with."""
+        return [
+            int(number) for number in agreement.share(checkpoints.claim(identity, experts) if worker.rank == 0 else [])
+        ]
 
     if not run.method.reads_experts:
         frozen([])
@@ -85,7 +97,7 @@ def distill(run: Run, worker: Worker | None = None) -> Iterator[Step]:
             "method.objective.items, or lower method.objective.classes_per_item, whichever this objective has"
         )
     work = agreement.work = distillation(assembled, (worker.rank, worker.size), agreement)
-    recorder = Recorder(assembled, work, checkpoints, writes=worker.rank == 0)
+    recorder = Recorder(assembled, work, checkpoints, worker.rank == 0, lease)
     recorder.resume(agreement)
     try:
         for step in work.run():

@@ -24,7 +24,7 @@ from rayd.run.checkpoints import Checkpoints, MetricsFile
 from rayd.run.identity import surroundings_identity
 from rayd.schema import to_dict
 from rayd.seeds import seed_of
-from rayd.store import Store
+from rayd.store import Lease, Store
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,12 @@ VALIDATION_SHARE = 4
 class Recorder:
     """Records metrics, writes checkpoints, validates, keeps the best codec and writes the artifact."""
 
-    def __init__(self, assembled: Assembled, work: Distillation, checkpoints: Checkpoints, writes: bool) -> None:
-        self.assembled, self.work, self.checkpoints, self.writes = assembled, work, checkpoints, writes
+    def __init__(
+        self, assembled: Assembled, work: Distillation, checkpoints: Checkpoints, writes: bool, lease: Lease | None
+    ) -> None:
+        """`writes`: worker 0. `lease`: this process's on the run's folder; on the fleet the driver holds it."""
+        self.assembled, self.work, self.checkpoints = assembled, work, checkpoints
+        self.writes, self.lease = writes, lease
         self.run: Run = assembled.run
         self.store = Store(self.run.out)
         self.metrics = MetricsFile(self.store)
@@ -78,6 +82,8 @@ class Recorder:
                 self._save(step.number, state)
 
     def _save(self, step: int, state: State) -> None:
+        if self.lease:
+            self.lease.check()
         if self.best is not None:
             accuracy, codec = self.best
             state = state | {"best/accuracy": torch.tensor(accuracy)}
@@ -101,6 +107,8 @@ class Recorder:
         """The artifact, and no checkpoints any more."""
         if not self.writes:
             return
+        if self.lease:
+            self.lease.check()
         codec = self.work.averaged()
         method, lines = self.run.method, self.metrics.lines
         if method.select == "best_val" and self.best is not None:

@@ -18,7 +18,7 @@ from rayd.config import Run
 from rayd.data.images import Images, Splits
 from rayd.data.load import load as load_data
 from rayd.data.sources.decode import jpeg, unjpeg
-from rayd.errors import Failed, Refused, refuse
+from rayd.errors import Failed, Refused, Transient, refuse
 from rayd.evaluate import coreset
 from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.row import LABEL_BYTES, RowName, image_bytes
@@ -231,6 +231,8 @@ def attempt(answer: Callable[[RowTask], list[Score]], task: RowTask) -> Outcome:
         return answer(task)
     try:
         return answer(task)
+    except Transient:
+        raise
     except (Refused, Failed) as error:
         log.warning("control %s left out: %s", task.row, error)
         return str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -165,6 +166,31 @@ def test_other_images_under_one_out_are_refused(tmp_path):
     assert list(distill(mine)) == [], "the same run is done"
 
 
+def test_the_command_line_refuses_other_images_and_edited_methods(tmp_path, capsys):
+    from jobs import distill as verb
+    from jobs.compose import command
+
+    folders = {name: folder_of_images(tmp_path / name, shade)["path"] for name, shade in (("cats", 40), ("dogs", 90))}
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "mine.py").write_text(OWN.format(""))
+    words = [
+        "method=dm", "method.objective.batch_real=8", "method.steps=2", "method.compiled=false", "data=folder",
+        "data.size=8", "data.channels=1", "net=convnet", "net.width=4", "net.depth=1", f"methods={tmp_path / 'own'}",
+        f"out={tmp_path / 'out'}",
+    ]  # fmt: skip
+
+    def told(*more):
+        code = command("distill", None, verb.act, "", [*words, *more])
+        return code, "".join(capsys.readouterr())
+
+    assert told(f"data.path={folders['cats']}")[0] == 0
+    code, text = told(f"data.path={folders['dogs']}")
+    assert code == 2 and "holds the artifact of another run: images.train (" in text and "Traceback" not in text
+    (tmp_path / "own" / "mine.py").write_text(OWN.format("  # edited"))
+    code, text = told(f"data.path={folders['cats']}")
+    assert code == 2 and "holds the artifact of another run: methods (" in text
+
+
 def test_another_config_is_refused_by_its_keys(tmp_path):
     interrupted(run_at(tmp_path), 3)
     with pytest.raises(Refused, match=r"another run: config\.method\.steps \(6 there, 8 here\); give another out"):
@@ -245,6 +271,16 @@ def test_experts_that_were_drawn_from_and_are_gone_are_missed(tmp_path):
     checkpoints.save(5, {"step": torch.tensor([5])})
     with pytest.raises(Refused, match=r"checkpoints of an unknown run, without identity\.json"):
         checkpoints.claim({"device": "cpu"}, [0])
+
+
+def test_a_second_writer_of_a_folder_is_refused(tmp_path):
+    first = distill(run_at(tmp_path))
+    assert next(first).number == 1
+    with pytest.raises(Refused, match=rf"is being written by .* \(process {os.getpid()}\) since"):
+        next(distill(run_at(tmp_path)))
+    assert [step.number for step in first] == [2, 3, 4, 5, 6]
+    assert list(distill(run_at(tmp_path))) == [], "what is finished is not locked"
+    assert not list((tmp_path / "lease").iterdir())
 
 
 # ---- agreement ---------------------------------------------------------------------------------------------------

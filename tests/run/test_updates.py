@@ -19,6 +19,7 @@ from rayd.run.verify import verify
 from rayd.store import Store
 from tests.run.test_evaluate import reseal
 from tests.support.fakes import a_run, an_artifact
+from tests.support.loopback import s3_server
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +146,20 @@ def test_updates_of_many_processes_lose_nothing(tmp_path):
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 6
     assert rayd.load(folder).card["reads"] == 30
     assert not [name for name in os.listdir(folder) if name.startswith(".") or name.count(".") > 1]
+
+
+def test_updates_of_an_object_store_lose_nothing(tmp_path):
+    with s3_server() as uri:
+        store = Store(uri)
+        for name, data in files(an_artifact(tmp_path, a_run())).items():
+            store.write(name, data)
+        threads = [threading.Thread(target=write.amend, args=(Store(uri), counted)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert rayd.load(uri).card["reads"] == 3
+        assert not [name for name in store.list() if name.startswith("lease/") or name.count(".") > 1]
 
 
 def test_four_evaluations_at_once_merge(tmp_path):
