@@ -29,17 +29,14 @@ def main(words: Sequence[str]) -> int:
 
 def measure(names: Sequence[str], size: str) -> int:
     from rayd.errors import Failed, Refused
-    from rayd.studies.bench import rows
+    from rayd.studies.bench import HEAD, rows
 
-    print(f"{'bench':<11}{'case':<44}{'value':>12} {'unit':<12}{'ratio':>8}{'memory':>8}", file=sys.stderr)
+    print(HEAD, file=sys.stderr)
     try:
         for name in names:
             for row in rows(name, size):
                 print(row.json(), flush=True)
-                ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-                memory = "" if row.memory_ratio is None else f"{row.memory_ratio:.2f}"
-                line = f"{row.bench:<11}{row.case:<44}{row.value:>12.4g} {row.unit:<12}{ratio:>8}{memory:>8}"
-                print(line, file=sys.stderr, flush=True)
+                print(row.line(), file=sys.stderr, flush=True)
     except Refused as refusal:
         print(f"rayd: {refusal}", file=sys.stderr)
         return 2

@@ -44,6 +44,8 @@ REPORTS = 8
 asynchronous one does not make the steps wait for that."""
 FEW = 10
 """Steps between two reports, at least: a short run would wait for its reports at its end."""
+NOTICE_EVERY = 5.0
+"""Seconds between two questions which nodes are told to stop."""
 PLACING = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 """Train gives a worker group a minute to be placed, and a cluster that is busy with other jobs may take longer."""
 ANSWERING = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
@@ -64,6 +66,22 @@ class AllReduce:
         return flat
 
 
+class Notice:
+    """Whether a node of the cluster was told to stop since the last question."""
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+        self.last = -NOTICE_EVERY
+
+    def __call__(self) -> bool:
+        if time.monotonic() - self.last < NOTICE_EVERY:
+            return False
+        self.last = time.monotonic()
+        fresh = cluster.draining() - self.known
+        self.known |= fresh
+        return bool(fresh)
+
+
 def worker(config: Mapping[str, Any]) -> None:
     """What each Train worker runs. An error that would come again is written to the store, which ends the run."""
     run = parse(Run, config["run"])
@@ -72,7 +90,7 @@ def worker(config: Mapping[str, Any]) -> None:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     reduce = AllReduce()
-    place = run_distill.Worker(rank, size, reduce if size > 1 else identity, get_device())
+    place = run_distill.Worker(rank, size, reduce if size > 1 else identity, get_device(), Notice())
     with beating(Pulse(**config["pulse"]), config["group"]):
         try:
             for step in run_distill.distill(run, place):

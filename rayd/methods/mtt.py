@@ -29,7 +29,7 @@ from rayd.distill.contract import Codec, Inputs, Item, Match, Objective, Optimis
 from rayd.distill.unroll import Inner, cross_entropy, unroll
 from rayd.errors import Failed, refuse
 from rayd.experts.trajectory import Segment
-from rayd.schema import read
+from rayd.schema import at, read, value
 from rayd.seeds import generator, seed_of
 
 FLOOR = 0.001
@@ -97,8 +97,9 @@ class Mtt(Objective):
         @classmethod
         def from_plain(cls, mapping: Mapping[str, Any], where: str = "") -> Mtt.Config:
             """Cards of version 0.1 have a rate for the logarithm of the step size, under `step_optimiser`."""
-            plain = {key: value for key, value in mapping.items() if key not in ("name", "step_optimiser")}
-            former = mapping.get("step_optimiser")
+            plain = {key: one for key, one in mapping.items() if key not in ("name", "step_optimiser")}
+            words = Literal["adam", "adamw", "sgd"] | None
+            former = value(words, mapping.get("step_optimiser"), at(where, "step_optimiser"))
             if former == "sgd":
                 plain["lr_step"] = plain.get("lr_step", 0.01) * plain.get("step_size", 0.01) ** 2
             elif former is not None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from rayd.artifact.load import Artifact
 from rayd.artifact.png import data_uri, png
 from rayd.artifact.png import grid as mosaic
+from rayd.evaluate.row import RowName
 from rayd.readable import duration, size_text
 from rayd.report import draw, tables
 from rayd.report.shell import Html, grid, joined, page, table, tag
@@ -145,13 +146,15 @@ def size(facts: Facts) -> Html:
     rows = [row for row in facts.table.get("rows", []) if row["net"] == facts.table["nets"][0]]
     if not rows:
         return EMPTY
-    points = [_point(facts, row) for row in rows if "/" not in row["set"]]
+    points = [_point(facts, row) for row in rows if not RowName.parse(row["set"]).way]
     skipped = facts.table.get("skipped", {})
     notes = (tag("p", f"left out: {name} ({reason})", class_="note") for name, reason in skipped.items())
+    ranked = sorted(rows, key=lambda row: -float(row["mean"]))
+    names = [RowName.parse(row["set"]).label for row in ranked]
     body = [
-        [named(row["set"]), row["view"], f"{row['images']:,}" if row.get("images") else "", tables.spread(row), row["n"],
+        [name, row["view"], f"{row['images']:,}" if row.get("images") else "", tables.spread(row), row["n"],
          f"± {tables.points(row['ci95'])}"]
-        for row in sorted(rows, key=lambda row: -float(row["mean"]))
+        for name, row in zip(names, ranked, strict=True)
     ]  # fmt: skip
     head = ["trained on", "view", "images", "test accuracy, %", "n", "95 %"]
     robust = facts.table.get("robust", {})
@@ -161,10 +164,10 @@ def size(facts: Facts) -> Html:
 
 
 def _point(facts: Facts, row: Any) -> dict[str, Any]:
-    kind = row["set"].split("@")[0]
-    group = kind if kind in ("start", "full") else "own" if kind.startswith("distilled") else "control"
+    name = RowName.parse(row["set"])
+    group = name.kind if name.kind in ("start", "full") else "own" if name.kind.startswith("distilled") else "control"
     count = row.get("bytes", facts.table["bytes"])
-    return {"label": named(row["set"]), "bytes": count, "mean": row["mean"], "ci95": row["ci95"], "group": group}
+    return {"label": name.label, "bytes": count, "mean": row["mean"], "ci95": row["ci95"], "group": group}
 
 
 def cross(facts: Facts) -> Html:
@@ -245,21 +248,6 @@ def provenance(facts: Facts) -> Html:
     lines = (part for name, value in known.items() if value for part in (tag("dt", name), tag("dd", value)))
     command = tag("code", "python -m jobs.evaluate verify=ARTIFACT")
     return joined([tag("dl", *lines), tag("p", "Check it: ", command, class_="note")])
-
-
-def named(row: str) -> str:
-    """A row's name in words."""
-    row, _, way = row.partition("/")
-    kind, _, budget = row.partition("@")
-    kinds = {
-        "distilled-8bit": "distilled, 8 bits",
-        "start": "before any step",
-        "full": "full set",
-        "kcentre": "k-centre",
-    }
-    budgets = {"floats": ", same floats", "raw": ", same bytes raw", "jpeg": ", same bytes JPEG"}
-    ways = {"hard": ", hard labels", "bare": ", no augmentation"}
-    return kinds.get(kind, kind) + budgets.get(budget, "") + ways.get(way, "")
 
 
 # ---- pieces ------------------------------------------------------------------------------------------------------

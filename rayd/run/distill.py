@@ -6,7 +6,7 @@ Used as it is by `scale=inline` and by every Ray Train worker; worker 0 writes. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,8 @@ class Worker:
     size: int = 1
     reduce: Reduce = identity
     device: torch.device = field(default_factory=default_device)
+    notice: Callable[[], bool] = lambda: False
+    """Whether a machine of the run is about to be taken away, since it was last asked."""
 
 
 def finished(run: Run, store: Store) -> bool:
@@ -62,7 +64,7 @@ def distill(run: Run, worker: Worker | None = None) -> Iterator[Step]:
             "method.objective.items, or lower method.objective.classes_per_item, whichever this objective has"
         )
     work = distillation(assembled, (worker.rank, worker.size), worker.reduce)
-    recorder = Recorder(assembled, work, writes=worker.rank == 0)
+    recorder = Recorder(assembled, work, writes=worker.rank == 0, notice=worker.notice)
     recorder.resume()
     try:
         for step in work.run():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -36,8 +36,10 @@ VALIDATION_SHARE = 4
 class Recorder:
     """Records metrics, writes checkpoints, validates, keeps the best codec and writes the artifact."""
 
-    def __init__(self, assembled: Assembled, work: Distillation, writes: bool) -> None:
-        self.assembled, self.work, self.writes = assembled, work, writes
+    def __init__(
+        self, assembled: Assembled, work: Distillation, writes: bool, notice: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.assembled, self.work, self.writes, self.notice = assembled, work, writes, notice
         self.run: Run = assembled.run
         self.store = Store(self.run.out)
         self.checkpoints = Checkpoints(self.store.sub("checkpoints"), self.run.fingerprint())
@@ -72,6 +74,9 @@ class Recorder:
             state = self.work.checkpoint()
             if self.writes:
                 self._save(step.number, state)
+        elif self.writes and not last and self.notice():
+            log.info("a machine is about to be taken away: checkpoint of step %d", step.number)
+            self._save(step.number, self.work.state())
 
     def _save(self, step: int, state: State) -> None:
         if self.best is not None:

@@ -169,7 +169,7 @@ def test_asks_cover_every_network(run_folder):
     artifact = rayd.load(run_folder / "artifact")
     run = a_run(recipe={"nets": [{"name": "convnet"}, {"name": "vit"}]})
     asks = row_tasks(run, artifact, CONTROLS)
-    assert [ask.row for ask in asks if ask.net == 1] == ["distilled", "random@floats"]
+    assert [str(ask.row) for ask in asks if ask.net == 1] == ["distilled", "random@floats"]
 
 
 def test_the_job_shows_the_published_rows_of_what_the_preset_names(run_folder, monkeypatch):

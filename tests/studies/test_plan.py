@@ -19,7 +19,7 @@ from rayd.run.experts import ExpertPlan, build
 from rayd.schema import parse
 from rayd.store import Store
 from rayd.studies.plan import plan
-from rayd.studies.plan.sizes import npy_bytes, padded, shard_bytes, weigh
+from rayd.studies.plan.sizes import ledger_size, npy_bytes, padded, shard_bytes
 from tests.support.expert_runs import digits_run
 
 CODECS: tuple[dict[str, Any], ...] = (
@@ -61,41 +61,45 @@ EXPERTS: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize("expert", EXPERTS, ids=str)
 def test_the_buffer_is_as_large_as_planned(tmp_path: Path, expert: dict[str, Any]) -> None:
     run = small(tmp_path, **expert)
-    told = plan(run, probe_seconds=0)
-    assert told.experts.slack == 0
+    planned = plan(run, probe_seconds=0)
+    assert planned.experts.slack == 0
     for _ in build(ExpertPlan.open(run)):
         pass
     tars = list((tmp_path / "experts").glob("*.tar"))
-    assert len(tars) == told.experts.shards
-    assert sum(path.stat().st_size for path in tars) == told.experts.bytes
+    assert len(tars) == planned.experts.shards
+    assert sum(path.stat().st_size for path in tars) == planned.experts.bytes
 
 
 @pytest.mark.parametrize("codec", CODECS, ids=lambda codec: "-".join(map(str, codec.values())))
 def test_the_artifact_is_as_large_as_planned(tmp_path: Path, codec: dict[str, Any]) -> None:
     run = small(tmp_path, codec, experts=1)
-    told = plan(run, probe_seconds=0).json()
+    planned = plan(run, probe_seconds=0).json()
     for _ in build(ExpertPlan.open(run)):
         pass
     for _ in distill(run):
         pass
-    rows = against(told, Store(run.out), Store(run.experts_at))
-    assert [name for name, planned, actual in rows if planned != actual] == []
+    rows = against(planned, Store(run.out), Store(run.experts_at))
+    assert [name for name, expected, actual in rows if expected != actual] == []
     assert {"buffer bytes", "artifact floats", "artifact bytes"} <= {name for name, _, _ in rows}
-    assert (tmp_path / "artifact" / "codec.safetensors").stat().st_size == told["ledger"]["bytes"]
-    made = json.loads((tmp_path / "artifact" / "card.json").read_text())
-    assert made["images"] == told["ledger"]["images"]
-    Store(run.out).write_json("plan.json", told)
+    assert (tmp_path / "artifact" / "codec.safetensors").stat().st_size == planned["ledger"]["bytes"]
+    card = json.loads((tmp_path / "artifact" / "card.json").read_text())
+    assert card["images"] == planned["ledger"]["images"]
+    Store(run.out).write_json("plan.json", planned)
     keep(run, Store(run.out).sub("artifact"))
     kept = json.loads((tmp_path / "artifact" / "timing.json").read_text())["plan"]
-    assert {"what": "artifact bytes", "planned": told["ledger"]["bytes"], "actual": told["ledger"]["bytes"]} in kept
+    assert {
+        "what": "artifact bytes",
+        "planned": planned["ledger"]["bytes"],
+        "actual": planned["ledger"]["bytes"],
+    } in kept
 
 
 def test_what_is_uncertain_is_said(tmp_path: Path) -> None:
     """Many epochs of figures in many experts: the shard's size is bounded, and the plan says by how much."""
     run = small(tmp_path, experts=40, per_shard=40, epochs=60, keep="all")
-    told = plan(run, probe_seconds=0)
-    assert 0 < told.experts.slack < 0.25 * told.experts.bytes
-    assert any("at most" in line for line in told.lines())
+    planned = plan(run, probe_seconds=0)
+    assert 0 < planned.experts.slack < 0.25 * planned.experts.bytes
+    assert any("at most" in line for line in planned.lines())
 
 
 def test_sizes_of_the_papers() -> None:
@@ -129,9 +133,9 @@ def test_infeasible_is_said(tmp_path: Path) -> None:
 def test_no_experts_where_none_are_needed(tmp_path: Path) -> None:
     run = small(tmp_path)
     method = {"codec": {"name": "pixel"}, "objective": {"name": "distribution"}, "steps": 1}
-    told = plan(replace(run, method=parse(type(run.method), method, "method")), probe_seconds=0)
-    assert told.experts.experts == 0 and told.traffic.read == 0
-    assert "step" not in told.ledger.by_role
+    planned = plan(replace(run, method=parse(type(run.method), method, "method")), probe_seconds=0)
+    assert planned.experts.experts == 0 and planned.traffic.read == 0
+    assert "step" not in planned.ledger.by_role
 
 
 def test_the_probe_runs_the_stages(tmp_path: Path) -> None:
@@ -148,14 +152,27 @@ def test_the_probe_runs_the_stages(tmp_path: Path) -> None:
             calls.append(stage)
         return measured
 
-    told = plan(run, 0.2, probe)
+    planned = plan(run, 0.2, probe)
     torch.set_num_threads(threads)
     assert calls == list(STAGES)
-    assert all(seconds > 0 for seconds in told.seconds.values()) and "controls" in told.seconds
-    assert told.traffic.read == 2 * told.experts.row
-    assert told.traffic.reduced == 8 * (3 + told.ledger.moved)
-    assert any(line.startswith("time") for line in told.lines())
+    assert all(seconds > 0 for seconds in planned.seconds.values()) and "controls" in planned.seconds
+    assert planned.traffic.read == 2 * planned.experts.row
+    assert planned.traffic.reduced == 8 * (3 + planned.ledger.moved)
+    assert any(line.startswith("time") for line in planned.lines())
     assert not list(tmp_path.iterdir())
+
+
+def test_scoring_follows_the_recipe(tmp_path: Path) -> None:
+    """Two views and ten controls of one seed; operations by hand for a network of one block."""
+    run = small(tmp_path)
+    net = replace(run.net, depth=1, width=4)
+    scoring = plan(replace(run, net=net), probe_seconds=0).scoring
+    assert (scoring.steps, scoring.batch, scoring.networks, scoring.controls) == (4, 20, 2, 11)
+    assert scoring.epochs == 4
+    forward = 2 * (4 * 9 * 1 * 64 + 4 * 16 * 10)
+    assert scoring.operations == 3 * 4 * 20 * forward
+    assert scoring.total == 13 * scoring.operations
+    assert "4 epochs = 4 steps of 20" in scoring.text()
 
 
 def test_the_ledger_follows_the_budget(tmp_path: Path) -> None:
@@ -163,5 +180,5 @@ def test_the_ledger_follows_the_budget(tmp_path: Path) -> None:
     spec = load_data(run.data).train.spec
     from rayd.distill.budget import Budget
 
-    sizes = [weigh(run, spec, Budget(ipc=ipc)).floats for ipc in (1, 2, 5)]
+    sizes = [ledger_size(run, spec, Budget(ipc=ipc)).floats for ipc in (1, 2, 5)]
     assert sizes == sorted(sizes) and sizes[0] <= spec.classes * spec.floats + 1

@@ -1,8 +1,18 @@
-"""Timing, in one place: every row is a ratio against the plain way, measured in the same run.
+"""Timing, in one place. Every row is a ratio against what one would run otherwise, measured in the same run.
 
-A bench is a module with `rows(size) -> Iterator[Row]`. What needs an honest peak memory runs in a child process of its own:
-`isolated("unroll", "full_graph", width=128)` calls that module's function `full_graph(width=128)`, which returns a dict of
-numbers, and adds `peak` (bytes of resident memory above what the process held after its imports).
+    experts       images per second of expert training, against torch.nn modules; floor: the convolutions alone
+    unroll        one outer gradient, against the graph of all inner steps over torch.nn; floor: 3.5 plain steps
+    codecs        decoding a minibatch, against forward and backward of the network
+    objectives    a step of each objective, against the papers' loops; memory
+    evaluate      five networks, against the same five one after another over torch.nn
+    buffer        reading segments, against scanning a shard; floor: the disk
+    scaling       actors and workers, against one; Ray Train, against inline
+    field         the torch.nn network that the ratios are against
+
+A bench has `rows(size) -> Iterator[Row]`. Ways that are compared take turns in one process (`interleaved`): a ratio is the
+median over the pairs of a turn. It is marked noisy where the middle half of the pairs spreads by more than a tenth. CPU
+seconds stand beside wall seconds. Peak memory needs a process of its own: `isolated("unroll", "peak", width=128)` calls that
+module's `peak(width=128)`, which returns a dict, and adds `peak` (resident bytes above those held after the imports).
 """
 
 from __future__ import annotations
@@ -11,17 +21,43 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median, quantiles
 from typing import Any
+
+import torch
 
 from rayd.errors import Failed
 from rayd.machine import peak_memory
 
 BENCHES = ("experts", "unroll", "codecs", "objectives", "evaluate", "buffer", "scaling")
+TURNS = 5
+NOISY = 0.1
+"""Spread of the middle half of the pairs, as a share of their median, above which a ratio is marked."""
+HEAD = f"{'bench':<11}{'case':<58}{'value':>10} {'unit':<14}{'ratio':>7}{'cpu':>7}{'floor':>7}{'memory':>8}"
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Seconds of one way for a unit of its work, a turn each."""
+
+    wall: Sequence[float]
+    cpu: Sequence[float]
+    first: float
+    """Of the turn before the others, compilation included."""
+
+    @property
+    def seconds(self) -> float:
+        return median(self.wall)
+
+    @property
+    def compilation(self) -> float:
+        return self.first - self.seconds
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     bench: str
     case: str
@@ -29,12 +65,65 @@ class Row:
     value: float
     unit: str
     ratio: float | None = None
-    """Against the plain way in the same run; above 1 is better."""
+    """Against what one would run otherwise; above 1 is better."""
+    cpu_ratio: float | None = None
+    """The same in CPU seconds of all threads."""
+    floor: float | None = None
+    """Seconds of the floor beside these: 1 is as fast as the floor."""
     memory_ratio: float | None = None
-    """Peak memory against the plain way; below 1 is better."""
+    """Peak memory against the same; below 1 is better."""
+    noisy: bool = False
 
     def json(self) -> str:
         return json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(self).items()})
+
+    def line(self) -> str:
+        """Under HEAD."""
+        ratios = ((self.ratio, 7), (self.cpu_ratio, 7), (self.floor, 7), (self.memory_ratio, 8))
+        cells = "".join(f"{'' if ratio is None else f'{ratio:.2f}':>{width}}" for ratio, width in ratios)
+        return f"{self.bench:<11}{self.case:<58}{self.value:>10.4g} {self.unit:<14}{cells}{'  noisy' if self.noisy else ''}"
+
+
+def pairs(reference: Sequence[float], way: Sequence[float]) -> tuple[float, bool]:
+    """The median ratio of the pairs, and whether they scatter."""
+    ratios = [a / b for a, b in zip(reference, way, strict=True)]
+    low, middle, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return middle, (high - low) / middle > NOISY
+
+
+def compared(bench: str, case: str, way: Timing, reference: Timing | None, *, floor: Timing | None = None,
+             unit: str = "s", rate: bool = False, memory_ratio: float | None = None) -> Row:  # fmt: skip
+    """A row of one way against the reference. `rate`: units of work in a second instead of seconds."""
+    ratio, noisy = pairs(reference.wall, way.wall) if reference else (None, False)
+    return Row(
+        bench=bench,
+        case=case,
+        value=1 / way.seconds if rate else way.seconds,
+        unit=unit,
+        ratio=ratio,
+        cpu_ratio=pairs(reference.cpu, way.cpu)[0] if reference and min(way.cpu) > 0 else None,
+        floor=pairs(floor.wall, way.wall)[0] if floor else None,
+        memory_ratio=memory_ratio,
+        noisy=noisy,
+    )
+
+
+def interleaved(ways: Mapping[str, Callable[[], float | None]], turns: int = TURNS) -> dict[str, Timing]:
+    """All ways in turn, so that whatever else the machine does falls on all; the first turn of each is not counted.
+
+    A way returns how many units of work it did; None: one.
+    """
+    wall: dict[str, list[float]] = {name: [] for name in ways}
+    cpu: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(turns + 1):
+        for name, way in ways.items():
+            began, cpu_began = time.perf_counter(), time.process_time()
+            work = way() or 1.0
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            wall[name].append((time.perf_counter() - began) / work)
+            cpu[name].append((time.process_time() - cpu_began) / work)
+    return {name: Timing(wall[name][1:], cpu[name][1:], wall[name][0]) for name in ways}
 
 
 def rows(name: str, size: str = "default") -> Iterator[Row]:
@@ -46,12 +135,23 @@ def resident() -> int:
     return peak_memory("cpu")
 
 
-def isolated(name: str, function: str, timeout: float = 600.0, **kwargs: Any) -> dict[str, float]:
+def isolated(name: str, function: str, /, timeout: float = 600.0, **kwargs: Any) -> dict[str, Any]:
     """One case in a fresh process, so that its peak memory and its compilation are its own."""
     spec = json.dumps({"module": name, "function": function, "kwargs": kwargs})
     words = [sys.executable, "-m", "rayd.studies.bench", spec]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=timeout)
-    if done.returncode != 0:
-        raise Failed(f"bench {name}.{function}({kwargs}) ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    child = subprocess.run(words, capture_output=True, text=True, timeout=timeout)
+    if child.returncode != 0:
+        raise Failed(f"bench {name}.{function}({kwargs}) ended with {child.returncode}:\n{child.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(child.stdout.strip().splitlines()[-1])
     return result
+
+
+def timings(name: str, function: str, /, **kwargs: Any) -> dict[str, Timing]:
+    """As `isolated`, of a function that returns the timings of its ways."""
+    result = isolated(name, function, timeout=900, **kwargs)
+    return {way: Timing(**plain) for way, plain in result.items() if way not in ("peak", "gpu_peak")}
+
+
+def peak_of(result: Mapping[str, Any]) -> float:
+    """On a GPU the most that was allocated there."""
+    return float(result.get("gpu_peak", result["peak"]))

@@ -3,12 +3,18 @@
 import importlib
 import json
 import sys
+from dataclasses import asdict
 
-from rayd.studies.bench import resident
+import torch
+
+from rayd.studies.bench import Timing, resident
 
 spec = json.loads(sys.argv[1])
 module = importlib.import_module(f"rayd.studies.bench.{spec['module']}")
 before = resident()
 result = getattr(module, spec["function"])(**spec["kwargs"])
+result = {name: asdict(value) if isinstance(value, Timing) else value for name, value in result.items()}
 result["peak"] = resident() - before
+if torch.cuda.is_available():
+    result["gpu_peak"] = torch.cuda.max_memory_allocated()
 sys.stdout.write(json.dumps(result) + "\n")

@@ -1,28 +1,31 @@
-"""Reading segments: milliseconds, bytes and memory, against scanning the shard as a WebDataset does."""
+"""Reading segments, against scanning the shard as a WebDataset does: milliseconds, bytes, memory.
+
+The floor is reading as many bytes of the same file at random places by plain system calls.
+"""
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
 from rayd.experts.buffer import Buffer, BufferWriter
 from rayd.experts.trajectory import Trajectory, key_of
 from rayd.seeds import generator
 from rayd.store import Store
-from rayd.studies.bench import Row, isolated, resident
+from rayd.studies.bench import Row, Timing, compared, interleaved, isolated, resident, timings
 
 PARAMETERS = 320_010
 """Of ConvNet-3 with 128 channels on CIFAR-10: 1.28 MB a row."""
-SIZES = {
-    "default": {"experts": 8, "snapshots": 11, "pairs": 40},
-    "full": {"experts": 16, "snapshots": 51, "pairs": 200},
-}
+SIZES = {"default": {"experts": 8, "snapshots": 11}, "full": {"experts": 16, "snapshots": 51}}
+READS = {"scan": 1, "ours": 20, "floor": 20}
+"""Segments in one turn."""
 
 
 def fill(uri: str, experts: int, snapshots: int, parameters: int, per_shard: int = 8) -> None:
@@ -38,64 +41,82 @@ def fill(uri: str, experts: int, snapshots: int, parameters: int, per_shard: int
     writer.finish()
 
 
-def held() -> int:
-    """ResidentInputs bytes now, not at their peak, behind which an import could hide an index; the peak where unknown."""
+def memory() -> int:
+    """Resident bytes now, not at their peak, behind which an import could hide an index; the peak where unknown."""
     pages = Path("/proc/self/statm")
     return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else resident()
 
 
 def reading(uri: str, pairs: int) -> dict[str, float]:
-    """Segments by plan: milliseconds and bytes of one, and the memory that reading them added."""
-    before = held()
+    """Segments by plan: the bytes of one and of opening, and the memory that reading them added."""
+    before = memory()
     buffer = Buffer(uri)
-    opened, rng = buffer.store.read_bytes, generator(0, "pairs")
-    began = time.perf_counter()
+    opening, rng = buffer.store.read_bytes, generator(0, "pairs")
     for _ in range(pairs):
-        expert = int(torch.randint(buffer.experts, (), generator=rng))
-        first = int(torch.randint(buffer.last_epoch, (), generator=rng))
+        expert, first = draw(buffer, rng)
         buffer.segment(expert, first, first + 1)
-    seconds = time.perf_counter() - began
-    read = buffer.store.read_bytes - opened
-    return {"ms": seconds / pairs * 1e3, "bytes": read / pairs, "opening": opened, "memory": held() - before}
+    read = buffer.store.read_bytes - opening
+    return {"bytes": read / pairs, "opening": opening, "memory": memory() - before}
 
 
-def scanning(uri: str, pairs: int) -> dict[str, float]:
-    """The same out of a tar read from its beginning to the expert that is wanted."""
-    import io
-    import tarfile
+def draw(buffer: Buffer, rng: torch.Generator) -> tuple[int, int]:
+    """An expert, and the first epoch of a segment."""
+    expert, first = (int(torch.randint(n, (), generator=rng)) for n in (buffer.experts, buffer.last_epoch))
+    return expert, first
 
-    import numpy as np
 
+def scan(buffer: Buffer, expert: int, first: int) -> None:
+    """The tar of the expert read from its beginning to the expert that is wanted."""
+    with tarfile.open(Path(buffer.store.root) / buffer.shard_of(expert), "r|") as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            data = file.read() if file else b""
+            if member.name == f"{key_of(expert)}.theta.npy":
+                rows = np.load(io.BytesIO(data), allow_pickle=False)
+                _ = rows[first].copy(), rows[first + 1].copy()
+                return
+
+
+def ways(uri: str) -> dict[str, Timing]:
+    """Seconds a segment."""
     buffer, rng = Buffer(uri), generator(0, "pairs")
-    began = time.perf_counter()
-    for _ in range(pairs):
-        expert = int(torch.randint(buffer.experts, (), generator=rng))
-        first = int(torch.randint(buffer.last_epoch, (), generator=rng))
-        shard = buffer.shard_of(expert)
-        with tarfile.open(Path(buffer.store.root) / shard, "r|") as tar:
-            for member in tar:
-                file = tar.extractfile(member)
-                data = file.read() if file else b""
-                if member.name == f"{key_of(expert)}.theta.npy":
-                    rows = np.load(io.BytesIO(data), allow_pickle=False)
-                    _ = rows[first].copy(), rows[first + 1].copy()
-                    break
-    return {"ms": (time.perf_counter() - began) / pairs * 1e3}
+    size = 2 * 4 * PARAMETERS
+
+    def run_scan() -> float:
+        scan(buffer, *draw(buffer, rng))
+        return READS["scan"]
+
+    def run_ours() -> float:
+        for _ in range(READS["ours"]):
+            expert, first = draw(buffer, rng)
+            buffer.segment(expert, first, first + 1)
+        return READS["ours"]
+
+    def floor() -> float:
+        for _ in range(READS["floor"]):
+            path = Path(buffer.store.root) / buffer.shard_of(draw(buffer, rng)[0])
+            with open(path, "rb", buffering=0) as file:
+                start = int(torch.randint(path.stat().st_size - size, (), generator=rng))
+                os.pread(file.fileno(), size, start)
+        return READS["floor"]
+
+    return interleaved({"scan": run_scan, "ours": run_ours, "floor": floor})
 
 
 def rows(size: str = "default") -> Iterator[Row]:
-    s: dict[str, Any] = SIZES[size]
-    where = f"{s['experts']} experts x {s['snapshots']} snapshots of 1.28 MB"
+    settings = SIZES[size]
+    where = f"{settings['experts']} experts x {settings['snapshots']} rows of 1.28 MB"
     with tempfile.TemporaryDirectory() as folder:
-        fill(folder, s["experts"], s["snapshots"], PARAMETERS)
-        ours = isolated("buffer", "reading", uri=folder, pairs=s["pairs"])
-        plain = isolated("buffer", "scanning", uri=folder, pairs=max(4, s["pairs"] // 10))
-    yield Row("buffer", f"{where}: a segment by scanning", plain["ms"], "ms", 1.0)
-    yield Row("buffer", f"{where}: a segment by range reads", ours["ms"], "ms", plain["ms"] / ours["ms"])
-    yield Row("buffer", f"{where}: bytes read for it", ours["bytes"] / 1e6, "MB")
-    memory = {}
+        fill(folder, **settings, parameters=PARAMETERS)
+        by_way = timings("buffer", "ways", uri=folder)
+        read = isolated("buffer", "reading", uri=folder, pairs=20)["bytes"]
+    for way, words in (("scan", "by scanning"), ("floor", "as plain reads"), ("ours", "by range reads")):
+        yield compared("buffer", f"{where}: a segment {words}", by_way[way], by_way["scan"], floor=by_way["floor"])
+    yield Row(bench="buffer", case=f"{where}: bytes read for it", value=read / 1e6, unit="MB")
+    added = {}
     for experts in (8, 800):
         with tempfile.TemporaryDirectory() as folder:
             fill(folder, experts, 4, 5_000)
-            memory[experts] = isolated("buffer", "reading", uri=folder, pairs=20)["memory"]
-    yield Row("buffer", "memory of 800 experts beyond that of 8", (memory[800] - memory[8]) / 2**20, "MB")
+            added[experts] = isolated("buffer", "reading", uri=folder, pairs=20)["memory"]
+    case = "memory of 800 experts beyond that of 8"
+    yield Row(bench="buffer", case=case, value=(added[800] - added[8]) / 2**20, unit="MB")

@@ -1,7 +1,8 @@
-"""More hands, and what they lose: throughput of each expert actor and each Train worker, and Ray Train against inline.
+"""Throughput of each expert actor and each Train worker, against one; Ray Train, against inline.
 
-The jobs themselves are run, on one Ray and with one thread a worker, on images out of a seed; what they
-took is read from what they leave: commit times of shards, and the seconds of every step in metrics.jsonl.
+The jobs themselves are run on one Ray with one thread a worker, on images made from a seed. Their times are read from
+what they leave: commit times of shards, and the seconds of every step in metrics.jsonl. Jobs follow one another, so a
+ratio is of medians; it is marked noisy where the times of either job scatter.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 from rayd.errors import Failed
-from rayd.studies.bench import Row
+from rayd.studies.bench import Row, pairs
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SIZES = {
-    "default": {"count": 2048, "units": 6, "epochs": 6, "width": 16, "steps": 16, "inner_steps": 10, "batch": 64},
+    "default": {"count": 1024, "units": 12, "epochs": 6, "width": 16, "steps": 16, "inner_steps": 10, "batch": 64},
     "full": {"count": 8192, "units": 12, "epochs": 6, "width": 64, "steps": 40, "inner_steps": 20, "batch": 100},
 }
 ONE_AFTER_ANOTHER = """
@@ -58,32 +60,42 @@ def rows(size: str = "default") -> Iterator[Row]:
             ("distill", folder / "train1", ["scale=laptop", "scale.workers=1", *distill]),
             ("distill", folder / "train2", ["scale=laptop", "scale.workers=2", *distill]),
         ])  # fmt: skip
-        where = f"width={s['width']} images={s['count']}"
-        alone, together = per_actor(folder / "one", 1, s["units"]), per_actor(folder / "two", 2, s["units"])
-        making = s["units"] / alone * 3600 + s["units"] / together / 2 * 3600
-        yield Row("scaling", f"{where} 1 expert actor", alone, "experts/h each", 1.0)
-        yield Row("scaling", f"{where} 2 expert actors", together, "experts/h each", together / alone)
-        where = f"N={s['inner_steps']} batch={s['batch']}"
-        inline, one, two = (step_seconds(folder / name) for name in ("inline", "train1", "train2"))
-        yield Row("scaling", f"{where} 2 segments, inline", inline, "s/step", 1.0)
-        yield Row("scaling", f"{where} 2 segments, Ray Train, 1 worker", one, "s/step", inline / one)
-        yield Row("scaling", f"{where} 2 segments, Ray Train, 2 workers", two, "s/step", one / two / 2)
-        starting = whole - making - s["steps"] * (inline + one + two)
-        yield Row("scaling", "starting Ray, actors, Train; compilation", starting, "s")
+        one, two = (shard_seconds(folder / out, actors, s["units"]) for out, actors in (("one", 1), ("two", 2)))
+        inline, train1, train2 = (step_seconds(folder / out) for out in ("inline", "train1", "train2"))
+        experts, segments = (
+            f"width={s['width']} images={s['count']}",
+            f"N={s['inner_steps']} batch={s['batch']} 2 segments",
+        )
+        yield rate(f"{experts} 1 expert actor", one, one, 1)
+        yield rate(f"{experts} 2 expert actors", two, one, 2)
+        yield rate(f"{segments}, inline", inline, inline, 1, "s/step")
+        yield rate(f"{segments}, Ray Train, 1 worker", train1, inline, 1, "s/step")
+        yield rate(f"{segments}, Ray Train, 2 workers", train2, train1, 2, "s/step")
+        working = sum((s["units"] * median(times) for times in (one, two)), sum(map(sum, (inline, train1, train2))))
+        yield Row(bench="scaling", case="starting Ray, actors, Train; compilation", value=whole - working, unit="s")
 
 
-def per_actor(out: Path, actors: int, units: int) -> float:
-    """Experts an hour that one actor makes once all are at work: the first commit of each is the start of the clock."""
-    times = sorted(path.stat().st_mtime_ns for path in (out / "experts").glob("experts-*.json"))
+def rate(case: str, seconds: list[float], alone: list[float], workers: int, unit: str = "experts/h each") -> Row:
+    """The ratio is that of what one worker does to what it does alone: 1 where nothing is lost."""
+    typical = median(seconds)
+    value = typical if unit == "s/step" else 3600 / typical / workers
+    noisy = any(pairs([1.0] * len(times), times)[1] for times in (seconds, alone))
+    ratio = median(alone) / typical / workers
+    return Row(bench="scaling", case=case, value=value, unit=unit, ratio=ratio, noisy=noisy)
+
+
+def shard_seconds(out: Path, actors: int, units: int) -> list[float]:
+    """Between the commits of shards, all actors together, once all are at work: after the first commit of each."""
+    times = sorted(path.stat().st_mtime_ns / 1e9 for path in (out / "experts").glob("experts-*.json"))
     if len(times) != units:
         raise Failed(f"scaling: {len(times)} of {units} shards in {out}")
-    return (units - actors) / ((times[-1] - times[actors - 1]) / 1e9) * 3600 / actors
+    rounds = times[actors - 1 :: actors]
+    return [(later - earlier) / actors for earlier, later in pairwise(rounds)]
 
 
-def step_seconds(out: Path) -> float:
-    """The median step, the first few left to compilation."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return float(median(line["seconds"] for line in lines[2:]))
+def step_seconds(out: Path) -> list[float]:
+    """Of the steps after the first two, which compile."""
+    return [json.loads(line)["seconds"] for line in (out / "metrics.jsonl").read_text().splitlines()[2:]]
 
 
 def jobs(wanted: Sequence[tuple[str, Path, list[str]]]) -> float:
@@ -91,9 +103,9 @@ def jobs(wanted: Sequence[tuple[str, Path, list[str]]]) -> float:
     plain = [[f"jobs.{verb}", "data=generated", f"out={out}", *words] for verb, out, words in wanted]
     command = [sys.executable, "-c", ONE_AFTER_ANOTHER, json.dumps(plain)]
     environment, began = {**os.environ, "OMP_NUM_THREADS": "1"}, time.monotonic()
-    done = subprocess.run(
+    child = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800, check=False
-    )  # fmt: skip
-    if done.returncode != 0:
-        raise Failed(f"scaling: a job ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    )
+    if child.returncode != 0:
+        raise Failed(f"scaling: a job ended with {child.returncode}:\n{child.stderr[-2000:]}")
     return time.monotonic() - began

@@ -1,45 +1,60 @@
-"""The exact recursion against the full graph of all inner steps: seconds and peak memory of one outer gradient."""
+"""The exact recursion against the graph of all inner steps over torch.nn: seconds and peak memory of one outer gradient.
+
+The floor of an outer gradient of N inner steps is 3.5 N plain steps in the same arithmetic: one forward and backward to
+step, and the derivative of that by parameters and images.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import functional_call
 
 from rayd.data.augment import AugmentConfig
 from rayd.data.images import Spec
-from rayd.distill.unroll import Inner, cross_entropy, full_graph, unroll
+from rayd.distill.unroll import Inner, Loss, cross_entropy, full_graph, unroll
 from rayd.machine import use_threads
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
-from rayd.studies.bench import Row, isolated
+from rayd.studies.bench import Row, Timing, compared, interleaved, isolated, peak_of, timings
+from rayd.studies.bench.field import convnet
 
 SIZES = {
-    "default": {"width": 32, "batch": 50, "steps": 8, "longer": 16},
-    "full": {"width": 128, "batch": 100, "steps": 20, "longer": 80},
+    "default": {"width": 32, "batch": 50, "steps": 8},
+    "full": {"width": 128, "batch": 100, "steps": 20},
 }
+LONGER = {"default": 16, "full": 80}
+MICRO = 5
+OURS = {"exact fp32": ("fp32", False, 1), f"exact fp32, {MICRO} micro-batches": ("fp32", False, MICRO),
+        "compiled fp32": ("fp32", True, 1), "compiled bf16": ("bf16", True, 1)}  # fmt: skip
+"""precision, compiled, micro-batches"""
 
 
-def gradient(
-    way: str,
-    precision: str = "fp32",
-    width: int = 32,
-    batch: int = 50,
-    steps: int = 8,
-    micro: int = 1,
-    repeats: int = 2,
-) -> dict[str, Any]:
-    """One outer gradient of plain pixels by one way: `graph` (all steps at once), `exact` or `compiled`."""
-    if way != "graph":
-        use_threads(torch.get_num_threads())
+def field_loss(width: int) -> Loss:
+    """The same loss over torch.nn modules; parameters in the order of our vector."""
+    net = convnet(width)
+    shapes = {name: p.shape for name, p in net.named_parameters()}
+
+    def loss(theta_P: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+        parts = theta_P.split([shape.numel() for shape in shapes.values()])
+        weights = {name: part.view(shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)}
+        return F.cross_entropy(functional_call(net, weights, (images,)), targets)
+
+    return loss
+
+
+def outer_gradients(
+    width: int, batch: int, steps: int
+) -> Callable[[str], tuple[Callable[[], None], Callable[[], None]]]:
+    """By way: one outer gradient of plain pixels, and a plain inner step in the same arithmetic."""
+    use_threads(torch.get_num_threads())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    spec = Spec((3, 32, 32), 10)
+    spec, rng = Spec((3, 32, 32), 10), generator(0, "bench")
     net = NetConfig(depth=3, width=width).build(spec)
-    rng = generator(0, "bench")
     theta = net.init(rng).to(device)
     end = theta + 0.01 * torch.randn(net.size, generator=rng).to(device)
     pixels = torch.randn(batch, *spec.shape, generator=rng).to(device).requires_grad_()
@@ -47,72 +62,75 @@ def gradient(
     lr = torch.tensor(0.02, device=device, requires_grad=True)
     augment = AugmentConfig().build()
     draws = [augment.draw(rng, batch, pixels.shape) for _ in range(steps)]
-    loss = cross_entropy(net, precision)
-    inner = Inner(loss, device, compile=way == "compiled", micro=micro)
 
     def source(i: int) -> tuple[Tensor, Tensor]:
         return augment(pixels, draws[i]), targets
 
-    def outer() -> Tensor:
-        if way == "graph":
-            last = full_graph(loss, theta, source, steps, lr)
-        else:
-            last = unroll(inner, theta, source, steps, lr, [pixels])
-        distance = (last - end).square().sum() / (theta - end).square().sum()
-        found = torch.autograd.grad(distance, [pixels, lr])[0]
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return found
+    def way(name: str) -> tuple[Callable[[], None], Callable[[], None]]:
+        precision, compiled, micro = OURS.get(name, ("fp32", False, 1))
+        loss = field_loss(width) if name == "field" else cross_entropy(net, precision)
+        inner = Inner(loss, device, compile=compiled, micro=micro)
 
-    began = time.perf_counter()
-    if way == "compiled":
-        inner.products(
-            theta, pixels[: batch // micro * micro].detach(), targets, inner.gradient(theta, pixels.detach(), targets)
-        )
-    compiling = time.perf_counter() - began
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        found = outer()
-        times.append(time.perf_counter() - began)
-    result: dict[str, Any] = {"seconds": min(times), "compiling": compiling, "norm": float(found.norm())}
-    if device.type == "cuda":
-        result["gpu_peak"] = float(torch.cuda.max_memory_allocated())
-    return result
+        def outer() -> None:
+            if name == "field":
+                last = full_graph(loss, theta, source, steps, lr)
+            else:
+                last = unroll(inner, theta, source, steps, lr, [pixels])
+            distance = (last - end).square().sum() / (theta - end).square().sum()
+            torch.autograd.grad(distance, [pixels, lr])
+
+        def plain() -> None:
+            inner.gradient(theta, pixels.detach(), targets)
+
+        return outer, plain
+
+    return way
+
+
+def ways(width: int, batch: int, steps: int) -> dict[str, Timing]:
+    """Seconds of an outer gradient by every way, and of 3.5 plain steps for each inner step."""
+    way = outer_gradients(width, batch, steps)
+    runs: dict[str, Callable[[], float | None]] = {}
+    for name in ("field", *OURS):
+        outer, plain = way(name)
+        runs[name] = outer
+        if name == "field" or "micro" not in name:
+            runs[f"floor of {name}"] = _repeated(plain, 3.5 * steps)
+    return interleaved(runs)
+
+
+def _repeated(step: Callable[[], None], whole: float) -> Callable[[], float]:
+    """A few steps, counted as their share of a whole."""
+
+    def run() -> float:
+        for _ in range(4):
+            step()
+        return 4 / whole
+
+    return run
+
+
+def peak(name: str, **settings: int) -> dict[str, Any]:
+    """One outer gradient, for its memory."""
+    outer_gradients(**settings)(name)[0]()
+    return {}
 
 
 def rows(size: str = "default") -> Iterator[Row]:
-    s = dict(SIZES[size])
-    longer = s.pop("longer")
-    where = f"width={s['width']} batch={s['batch']} N={s['steps']}"
-    repeats = 1 if size == "full" else 2
-    graph = isolated("unroll", "gradient", way="graph", repeats=repeats, **s)
-    peak = "gpu_peak" if "gpu_peak" in graph else "peak"
-    yield Row("unroll", f"{where} fp32 full graph", graph["seconds"], "s", 1.0, 1.0)
-    for way, precision in (("exact", "fp32"), ("compiled", "fp32"), ("compiled", "bf16")):
-        ours = isolated("unroll", "gradient", way=way, precision=precision, repeats=2, **s)
-        case = f"{where} {precision} {way}"
-        yield Row("unroll", case, ours["seconds"], "s", graph["seconds"] / ours["seconds"], ours[peak] / graph[peak])
-        if way == "compiled":
-            yield Row("unroll", f"{case}: compilation", ours["compiling"], "s")
-    short = isolated("unroll", "gradient", way="exact", repeats=1, **s)
-    long = isolated("unroll", "gradient", way="exact", repeats=1, **(s | {"steps": longer}))
-    net = NetConfig(depth=3, width=s["width"]).build(Spec((3, 32, 32), 10))
-    kept = (longer - s["steps"]) * net.size * 4
-    growth = (long[peak] - short[peak]) / 2**20
-    yield Row(
-        "unroll",
-        f"{where} to N={longer}: memory added beyond stored parameters",
-        growth - kept / 2**20,
-        "MB",
-        memory_ratio=long[peak] / (short[peak] + kept),
-    )
-    half = isolated("unroll", "gradient", way="exact", micro=5, repeats=1, **s)
-    yield Row(
-        "unroll",
-        f"{where} exact, 5 micro-batches",
-        half["seconds"],
-        "s",
-        short["seconds"] / half["seconds"],
-        half[peak] / short[peak],
-    )
+    settings, longer = SIZES[size], LONGER[size]
+    where = f"width={settings['width']} batch={settings['batch']} N={settings['steps']}"
+    by_way = timings("unroll", "ways", **settings)
+    memory = {name: peak_of(isolated("unroll", "peak", name=name, **settings)) for name in ("field", *OURS)}
+    for name in ("field", *OURS):
+        floor = by_way.get(f"floor of {name}", by_way["floor of exact fp32"])
+        words = f"{where} {'graph of torch.nn fp32' if name == 'field' else name}"
+        share = memory[name] / memory["field"]
+        yield compared("unroll", words, by_way[name], by_way["field"], floor=floor, memory_ratio=share)
+        if "compiled" in name:
+            yield Row(bench="unroll", case=f"{words}: compilation", value=by_way[name].compilation, unit="s")
+    long = peak_of(isolated("unroll", "peak", name="exact fp32", **(settings | {"steps": longer})))
+    net = NetConfig(depth=3, width=settings["width"]).build(Spec((3, 32, 32), 10))
+    stored = (longer - settings["steps"]) * net.size * 4
+    case, growth = f"{where} to N={longer}: memory beyond stored parameters", long - memory["exact fp32"] - stored
+    share = long / (memory["exact fp32"] + stored)
+    yield Row(bench="unroll", case=case, value=growth / 2**20, unit="MB", memory_ratio=share)

@@ -1,7 +1,12 @@
-"""What a run will cost, said before anything is allocated: exact where arithmetic is exact, measured where it is not.
+"""The costs of a run before anything is allocated: exact where arithmetic is exact, measured where it is not.
 
-Counts, buffer, ledger and traffic follow from the config. Seconds and memory come from a probe: a few real steps of
-each stage on the real device, each in a process of its own. `against` compares a plan with what a run left.
+    sizes      bytes of a buffer, an artifact and a step, by arithmetic
+    scoring    epochs, steps and floating-point operations of the score
+    probe      seconds and memory of each stage, from a few real steps
+    presets    the table of presets in configs/README.md
+
+Counts, buffer, ledger, traffic and scoring follow from the config. Seconds and memory come from a probe: a few real steps
+of each stage on the real device, each stage in a process of its own. rayd.run.cost compares a plan with what a run left.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,40 +27,42 @@ from rayd.errors import Failed
 from rayd.nets.convnet import Net
 from rayd.readable import duration, size_text
 from rayd.run.experts import units_of
-from rayd.run.rows import CONTROLS, FEATURE_STEPS
+from rayd.run.recorder import VALIDATION_NETS, VALIDATION_SHARE
 from rayd.store import Store
 from rayd.studies.plan.probe import STAGES, request
-from rayd.studies.plan.sizes import Weight, row_bytes, shard_bytes, weigh
+from rayd.studies.plan.scoring import Scoring
+from rayd.studies.plan.sizes import LedgerSize, ledger_size, row_bytes, shard_bytes
 
 Measured = dict[str, dict[str, float]]
+"""Stage -> figures of its probe."""
 Probe = Callable[[Run, float], Measured]
 
 
 @dataclass(frozen=True)
-class Experts:
-    """The buffer; all zero where the method needs none."""
+class BufferSize:
+    """The experts and their buffer; all zero where the method needs none."""
 
-    experts: int
-    shards: int
-    kept: int
+    experts: int = 0
+    shards: int = 0
+    kept: int = 0
     """Snapshots of each expert."""
-    of: int
+    of: int = 0
     """Snapshots there would be if every epoch were kept."""
-    trained: int
+    trained: int = 0
     """Epochs that are run."""
-    parameters: int
-    row: int
+    parameters: int = 0
+    row: int = 0
     """Bytes of one snapshot."""
-    bytes: int
+    bytes: int = 0
     """Of all shards."""
-    slack: int
+    slack: int = 0
     """More bytes that the shards may take, where the length of a loss's text decides; 0: exact."""
-    images: int
+    images: int = 0
     """Training images gone through by all experts."""
 
 
 @dataclass(frozen=True)
-class Data:
+class DataSize:
     train: int
     val: int
     test: int
@@ -76,15 +83,16 @@ class Traffic:
     workers: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The answer. `seconds` and `peak` are empty without a probe."""
+    """All costs. `seconds` and `peak` are empty without a probe."""
 
     sentence: str
     fingerprint: str
-    experts: Experts
-    data: Data
-    ledger: Weight
+    experts: BufferSize
+    data: DataSize
+    ledger: LedgerSize
+    scoring: Scoring
     traffic: Traffic
     steps: int
     seconds: Mapping[str, float]
@@ -92,7 +100,7 @@ class Plan:
     peak: Mapping[str, int]
     """Bytes of one process, by stage."""
     warnings: tuple[str, ...]
-    """What would make it infeasible."""
+    """What would make the run infeasible."""
 
     def json(self) -> dict[str, Any]:
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
@@ -100,72 +108,74 @@ class Plan:
 
     def lines(self) -> list[str]:
         """For people."""
-        e, d, w, t = self.experts, self.data, self.ledger, self.traffic
-        lines = [f"method    {self.sentence}"]
-        shape = "x".join(map(str, d.shape))
-        lines.append(
-            f"data      {d.train:,} train, {d.val:,} val, {d.test:,} test of {shape}, {d.classes} classes: "
-            f"{size_text(d.bytes)} decoded"
-        )
+        return [f"{name:<9} {value}" for name, value in self._facts()]
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        e, d, ledger, t = self.experts, self.data, self.ledger, self.traffic
+        yield "method", self.sentence
+        images = f"{d.train:,} train, {d.val:,} val, {d.test:,} test"
+        yield "data", f"{images} of {'x'.join(map(str, d.shape))}, {d.classes} classes: {size_text(d.bytes)} decoded"
         if e.experts:
-            whole = e.bytes * e.of // e.kept
-            saved = f" ({size_text(whole)} if all were kept)" if e.of > e.kept else ""
-            exact = "" if not e.slack else f", at most {e.slack:,} more"
-            lines.append(
-                f"experts   {e.experts} x {e.parameters:,} parameters in {e.shards} shards, "
-                f"{e.kept} of {e.of} snapshots kept, {e.trained} epochs trained"
-            )
-            lines.append(f"buffer    {e.bytes:,} bytes{exact}: {size_text(e.bytes)}{saved}")
-        roles = ", ".join(f"{role} {count:,}" for role, count in w.by_role.items())
-        lines.append(
-            f"ledger    {w.floats:,} floats ({roles}), {w.bytes:,} bytes, IPC {w.ipc:.4g}, {w.images:,} images decoded"
-        )
-        lines.append(
-            f"step      reads {size_text(t.read)} of the buffer, sums {size_text(t.reduced)} over {t.workers} "
-            f"worker{'s' if t.workers > 1 else ''}"
-        )
+            snapshots = f"{e.kept} of {e.of} snapshots kept, {e.trained} epochs trained"
+            yield "experts", f"{e.experts} x {e.parameters:,} parameters in {e.shards} shards, {snapshots}"
+            exact = f", at most {e.slack:,} more" if e.slack else ""
+            saved = f" ({size_text(e.bytes * e.of // e.kept)} if all were kept)" if e.of > e.kept else ""
+            yield "buffer", f"{e.bytes:,} bytes{exact}: {size_text(e.bytes)}{saved}"
+        roles = ", ".join(f"{role} {count:,}" for role, count in ledger.by_role.items())
+        size = f"{ledger.bytes:,} bytes, IPC {ledger.ipc:.4g}, {ledger.images:,} images decoded"
+        yield "ledger", f"{ledger.floats:,} floats ({roles}), {size}"
+        workers = f"{t.workers} worker{'s' if t.workers > 1 else ''}"
+        yield "step", f"reads {size_text(t.read)} of the buffer, sums {size_text(t.reduced)} over {workers}"
+        hours = sum(self.seconds.get(stage, 0.0) for stage in ("evaluate", "controls")) / 3600
+        yield "scoring", self.scoring.text() + (f"; {hours:.2g} hours" if hours else "")
         if self.peak:
-            told = ", ".join(f"{stage} {size_text(n)}" for stage, n in self.peak.items())
-            lines.append(f"memory    {told} a process")
+            yield "memory", ", ".join(f"{stage} {size_text(n)}" for stage, n in self.peak.items()) + " a process"
         if self.seconds:
-            parts = ", ".join(f"{stage} {duration(s)}" for stage, s in self.seconds.items())
-            lines.append(f"time      {duration(sum(self.seconds.values()))}: {parts}")
-        lines += [f"warning   {warning}" for warning in self.warnings]
-        return lines
+            parts = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in self.seconds.items())
+            yield "time", f"{duration(sum(self.seconds.values()))}: {parts}"
+        for warning in self.warnings:
+            yield "warning", warning
 
 
 def plan(run: Run, probe_seconds: float = 20, probe: Probe | None = None) -> Plan:
     """The plan of a run. `probe`: how the stages are measured, a child process each unless the fleet says otherwise."""
     splits = load_data(run.data)
     spec = splits.train.spec
-    net = run.net.build(spec)
-    experts, weight = _experts(run, splits, net), weigh(run, spec)
+    experts, ledger = _buffer(run, splits, run.net.build(spec)), ledger_size(run, spec)
+    scoring = Scoring.of(run, spec, ledger, len(splits.train))
     measured = (probe or in_children)(run, probe_seconds) if probe_seconds > 0 else {}
     train, val, test = (len(part) for part in (splits.train, splits.val, splits.test))
-    data = Data(train, val, test, tuple(spec.shape), spec.classes, (train + val + test) * spec.floats)
-    seconds = _seconds(run, experts, measured, "labels" in weight.by_role)
-    peak = {stage: int(told["peak"]) for stage, told in measured.items()}
+    peak = {stage: int(figures["peak"]) for stage, figures in measured.items()}
     if "evaluate" in measured:
         peak["controls"] = int(measured["evaluate"]["real_peak"])
-    guessed = {"items": getattr(run.method.objective, "items", 1), "reduced": 8 * (3 + weight.moved)}
-    items, reduced = (int(measured.get("distill", guessed)[name]) for name in ("items", "reduced"))
+    guess = {"items": getattr(run.method.objective, "items", 1), "reduced": 8 * (3 + ledger.moved)}
+    items, reduced = (int(measured.get("distill", guess)[name]) for name in ("items", "reduced"))
     read = 2 * items * experts.row if "segment" in run.method.needs else 0
-    traffic = Traffic(read, reduced, run.scale.workers)
-    warnings, steps = tuple(_warnings(run, experts, peak, items)), run.method.steps
-    name = run.method.sentence
-    return Plan(name, run.fingerprint(), experts, data, weight, traffic, steps, seconds, peak, warnings)
+    return Plan(
+        sentence=run.method.sentence,
+        fingerprint=run.fingerprint(),
+        experts=experts,
+        data=DataSize(train, val, test, tuple(spec.shape), spec.classes, (train + val + test) * spec.floats),
+        ledger=ledger,
+        scoring=scoring,
+        traffic=Traffic(read, reduced, run.scale.workers),
+        steps=run.method.steps,
+        seconds=_seconds(run, experts, scoring, measured),
+        peak=peak,
+        warnings=tuple(_warnings(run, experts, peak, items)),
+    )
 
 
-def _experts(run: Run, splits: Splits, net: Net) -> Experts:
+def _buffer(run: Run, splits: Splits, net: Net) -> BufferSize:
     config = run.expert
     if not run.method.reads_experts:
-        return Experts(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        return BufferSize()
     units = units_of(run)
     epochs = units[0].epochs
     checked = min(config.check, len(splits.val))
     shards = [shard_bytes(config, unit, net.size, checked) for unit in units]
     least, most = (sum(sizes) for sizes in zip(*shards, strict=True))
-    return Experts(
+    return BufferSize(
         experts=config.experts,
         shards=len(units),
         kept=len(epochs),
@@ -179,54 +189,46 @@ def _experts(run: Run, splits: Splits, net: Net) -> Experts:
     )
 
 
-def _seconds(run: Run, experts: Experts, measured: Measured, soft: bool) -> dict[str, float]:
-    """Of every stage: what it spends before it runs at its pace, and the pace. `controls` come on top of `evaluate`."""
+def _seconds(run: Run, experts: BufferSize, scoring: Scoring, measured: Measured) -> dict[str, float]:
+    """Of every stage: the start, then the steps at their pace. `controls` come on top of `evaluate`."""
     out: dict[str, float] = {}
-    scale, method, recipe = run.scale, run.method, run.recipe
+    scale, method = run.scale, run.method
     if "experts" in measured and experts.experts:
-        told = measured["experts"]
-        hands = 1 if scale.name == "inline" else min(scale.actors or 1, experts.shards)
-        shards = -(-experts.shards // hands)
-        pace = experts.images * told["image_s"] + experts.experts * (experts.trained + 1) * told["check_s"]
-        out["experts"] = told["process_s"] + told["cold_s"] + (shards - 1) * told["warm_s"] + pace / hands
-    validations = 0
-    if method.validate:
-        validations = -(-method.steps // method.validate)
+        probe = measured["experts"]
+        actors = 1 if scale.name == "inline" else min(scale.actors or 1, experts.shards)
+        shards = -(-experts.shards // actors)
+        pace = experts.images * probe["image_s"] + experts.experts * (experts.trained + 1) * probe["check_s"]
+        out["experts"] = probe["process_s"] + probe["cold_s"] + (shards - 1) * probe["warm_s"] + pace / actors
     if "distill" in measured:
-        told = measured["distill"]
-        share = -(-int(told["items"]) // scale.workers) / told["items"]
-        before = told["process_s"] + told["start_s"] + told["first_s"]
-        out["distill"] = before + method.steps * told["step_s"] * share
+        probe = measured["distill"]
+        share = -(-int(probe["items"]) // scale.workers) / probe["items"]
+        start = probe["process_s"] + probe["start_s"] + probe["first_s"]
+        out["distill"] = start + method.steps * probe["step_s"] * share
     if "evaluate" in measured:
-        told = measured["evaluate"]
-        out["distill"] += validations * 2 * told["net_s"] / 4 if "distill" in out else 0.0
-        cross = max(0, len(recipe.nets) - 1)
-        views = 3 if soft or recipe.labels == "teacher" else 2  # as decoded, in 8 bits, under hard labels
-        others = len(CONTROLS) + (2 if recipe.augment else 0) + cross
-        steps = recipe.steps or FEATURE_STEPS
-        features = min(FEATURE_STEPS, steps) / steps
-        out["evaluate"] = told["process_s"] + told["cold_s"] + recipe.seeds * (views + cross) * told["net_s"]
-        out["controls"] = (recipe.seeds * others + features) * told["real_s"]
+        probe = measured["evaluate"]
+        validations = -(-method.steps // method.validate) if method.validate else 0
+        if "distill" in out:
+            out["distill"] += validations * VALIDATION_NETS * probe["net_s"] / VALIDATION_SHARE
+        out["evaluate"] = probe["process_s"] + probe["cold_s"] + scoring.networks * probe["net_s"]
+        out["controls"] = scoring.controls * probe["real_s"]
     return out
 
 
-def _warnings(run: Run, experts: Experts, peak: Mapping[str, int], items: int) -> list[str]:
-    """What this machine can say; placement on a cluster is the fleet's to refuse."""
-    found = []
+def _warnings(run: Run, experts: BufferSize, peak: Mapping[str, int], items: int) -> Iterator[str]:
+    """What this machine shows; placement on a cluster is the fleet's to refuse."""
     if run.scale.workers > items:
-        found.append(f"scale.workers={run.scale.workers}: a step has {items} items; set method.objective.items")
+        yield f"scale.workers={run.scale.workers}: a step has {items} items; set method.objective.items"
     here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for stage, need in peak.items():
         if need > 0.9 * here:
-            found.append(f"{stage} needs {size_text(need)} of {size_text(here)} memory: raise method.objective.micro")
+            yield f"{stage} needs {size_text(need)} of {size_text(here)} memory: raise method.objective.micro"
     store = Store(run.experts_at)
     if experts.bytes and store.local is not None:
-        place = next(folder for folder in (store.local, *store.local.parents) if folder.exists())
-        free = shutil.disk_usage(place).free
+        folder = next(folder for folder in (store.local, *store.local.parents) if folder.exists())
+        free = shutil.disk_usage(folder).free
         if experts.bytes > 0.95 * free:
             takes, have = size_text(experts.bytes), size_text(free)
-            found.append(f"the buffer needs {takes}, {place} has {have} free: expert.storage=fp16 halves it")
-    return found
+            yield f"the buffer needs {takes}, {folder} has {have} free: expert.storage=fp16 halves it"
 
 
 def in_children(run: Run, seconds: float) -> Measured:
@@ -234,13 +236,12 @@ def in_children(run: Run, seconds: float) -> Measured:
     measured: Measured = {}
     for stage in stages(run):
         spec = json.dumps(request(run, stage, seconds))
-        words = [sys.executable, "-m", "rayd.studies.plan"]
-        limit = seconds * 10 + 600
-        done = subprocess.run(words, input=spec, capture_output=True, text=True, timeout=limit, check=False)
-        if done.returncode != 0:
-            tail = done.stderr[-2000:]
-            raise Failed(f"probe of {stage} ended with {done.returncode}; probe=0 leaves it out:\n{tail}")
-        measured[stage] = json.loads(done.stdout.strip().splitlines()[-1])
+        words, limit = [sys.executable, "-m", "rayd.studies.plan"], seconds * 10 + 600
+        child = subprocess.run(words, input=spec, capture_output=True, text=True, timeout=limit, check=False)
+        if child.returncode != 0:
+            reason = f"ended with {child.returncode}; probe=0 leaves it out:\n{child.stderr[-2000:]}"
+            raise Failed(f"probe of {stage} {reason}")
+        measured[stage] = json.loads(child.stdout.strip().splitlines()[-1])
     return measured
 
 

@@ -50,8 +50,8 @@ def run_stage(spec: Mapping[str, Any]) -> dict[str, float]:
     if any((run.expert.compiled, run.method.compiled, (run.recipe.steps or WORTH) >= WORTH)):
         import torch._inductor.compile_fx  # noqa: F401  # some seconds, and no part of a first step
     ready = time.time()
-    told = stage(run, float(spec["seconds"]))
-    return {"peak": peak(), **told, "process_s": max(0.0, ready - spec["asked"])}
+    figures = stage(run, float(spec["seconds"]))
+    return {"peak": peak(), **figures, "process_s": max(0.0, ready - spec["asked"])}
 
 
 def peak() -> float:
@@ -149,8 +149,8 @@ def scoring(run: Run, seconds: float) -> dict[str, float]:
             return short + step * (total - few), max(0.0, first - short)
 
         net, cold = network(assembled.codec)
-        told = {"net_s": net, "cold_s": cold, "peak": peak()}
-        return {**told, "real_s": network(assembled.splits.train)[0], "real_peak": peak()}
+        figures = {"net_s": net, "cold_s": cold, "peak": peak()}
+        return {**figures, "real_s": network(assembled.splits.train)[0], "real_peak": peak()}
 
 
 def supplied(run: Run, folder: str) -> Run:

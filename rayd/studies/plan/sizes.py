@@ -1,4 +1,4 @@
-"""Bytes that are known before anything is made: shards of a buffer, the ledger of an artifact, what travels in a step.
+"""Bytes known beforehand: the shards of a buffer and the ledger of an artifact.
 
 A shard is a tar: for each expert two members, `KEY.json` and `KEY.theta.npy`, each a header and data in blocks of 512,
 and the whole padded to records of 10,240. Only the figures in `KEY.json` are not known: their text is bounded from both
@@ -39,8 +39,8 @@ def npy_bytes(shape: tuple[int, int], storage: str) -> int:
     """Of the file that holds such an array: the header's length depends on the shape's digits."""
     head = io.BytesIO()
     dtype = DTYPES[storage]
-    told = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(head, told)
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, header)
     return head.tell() + math.prod(shape) * dtype.itemsize
 
 
@@ -70,15 +70,15 @@ def shard_bytes(config: ExpertConfig, unit: ExpertUnit, parameters: int, checked
     for longest in (False, True):
         members = 0
         for expert, seed in zip(unit.experts, unit.seeds, strict=True):
-            told = facts_bytes(expert, seed, unit.epochs, checked, longest)
-            members += npy + BLOCK + padded(told, BLOCK)
+            facts = facts_bytes(expert, seed, unit.epochs, checked, longest)
+            members += npy + BLOCK + padded(facts, BLOCK)
         sizes.append(padded(members + 2 * BLOCK, RECORD))
     return sizes[0], sizes[1]
 
 
 @dataclass(frozen=True)
-class Weight:
-    """The ledger before there is anything to weigh."""
+class LedgerSize:
+    """The ledger of an artifact that does not exist yet."""
 
     floats: int
     bytes: int
@@ -91,7 +91,7 @@ class Weight:
     """Numbers of the codec and the step size that a step's gradient has."""
 
 
-def weigh(run: Run, spec: Spec, budget: Budget | None = None) -> Weight:
+def ledger_size(run: Run, spec: Spec, budget: Budget | None = None) -> LedgerSize:
     """The ledger of the run's artifact, from the codec's shapes; refuses what does not fit the budget."""
     method = run.method
     config: Any = method.codec.fit(budget or run.budget.build(), spec)
@@ -105,7 +105,7 @@ def weigh(run: Run, spec: Spec, budget: Budget | None = None) -> Weight:
     floats = sum(by_role.values())
     moved = sum(math.prod(shape) for shape, _ in shapes.values())
     ipc = floats / (spec.classes * spec.floats)
-    return Weight(floats, file_bytes(files), ipc, config.decoded(spec), by_role, moved)
+    return LedgerSize(floats, file_bytes(files), ipc, config.decoded(spec), by_role, moved)
 
 
 def learns_step(method: MethodConfig, folder: str | None) -> bool:

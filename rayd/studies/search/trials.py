@@ -24,6 +24,7 @@ from rayd.evaluate.score import Score, evaluate
 from rayd.machine import use_threads
 from rayd.run.assemble import surroundings
 from rayd.run.distill import default_device, distill
+from rayd.run.recorder import VALIDATION_NETS
 from rayd.schema import fingerprint
 from rayd.seeds import seed_of
 from rayd.stats import summary
@@ -230,7 +231,7 @@ class TrialTable:
     def _end(self, trial: Trial, end: str, reason: str, **result: Any) -> TrialRow:
         curve = tuple(curve_of(trial.run, self.config))
         if not result and curve:
-            result = {"accuracy": curve[-1][1], "n": 2 * self.config.seeds}
+            result = {"accuracy": curve[-1][1], "n": VALIDATION_NETS * self.config.seeds}
         seconds = seconds_of(trial.run, self.config)
         return self.write(
             TrialRow(trial.number, trial.point, trial.size, trial.budget, end, reason, curve, seconds=seconds, **result)
