@@ -100,7 +100,7 @@ class Monitor:
     def begin(self, group: str, member: Member, allowed: float, about: Mapping[str, Any]) -> None:
         self.attempts[group] = self.attempts.get(group, 0) + 1
         self.beat(group, member, "starting", allowed)
-        self.say(group, member, "start", "", attempt=self.attempts[group], **about)
+        self.say(group, member, "start", "", node=member.node, attempt=self.attempts[group], **about)
 
     def beat(self, group: str, member: Member, note: str, allowed: float) -> None:
         self.heard = time.monotonic()
