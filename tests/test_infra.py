@@ -200,7 +200,24 @@ def exported() -> set[str]:
     return made
 
 
-def test_the_dashboard_asks_only_for_what_is_exported() -> None:
+def plain(names: set[str]) -> set[str]:
+    """Our metrics among these, as they are named in the code."""
+    return {re.sub(r"_(total|bucket|sum|count)$", "", name.removeprefix("ray_")) for name in names if "_rayd_" in name}
+
+
+def test_the_alerts_ask_for_what_is_exported() -> None:
+    config = load(INFRA / "prometheus" / "prometheus.yml")
+    (name,) = config["rule_files"]
+    rules = [rule for group in load(INFRA / "prometheus" / name)["groups"] for rule in group["rules"]]
+    assert len(rules) >= 4 and len({rule["alert"] for rule in rules}) == len(rules)
+    for rule in rules:
+        names = set(re.findall(r"\b(?:ray|autoscaler)_[a-z0-9_]+", rule["expr"]))
+        assert plain(names) <= exported() and len(plain(names)) == len(names) == 1, rule["expr"]
+        assert re.fullmatch(r"(max|sum)\(.*\)( by \(\w+\))? > \d+", rule["expr"]), rule["expr"]
+        assert rule["annotations"]["summary"]
+
+
+def test_the_dashboard_asks_for_what_is_exported_and_for_all_of_it() -> None:
     dashboard = json.loads((INFRA / "grafana" / "rayd.json").read_text())
     assert errors(dashboard, "dashboard.json") == []
     asked = {
@@ -209,8 +226,7 @@ def test_the_dashboard_asks_only_for_what_is_exported() -> None:
         for target in panel.get("targets", ())
         for name in re.findall(r"\b(?:ray|autoscaler)_[a-z0-9_]+", target["expr"])
     }
-    ours = {re.sub(r"_(total|bucket|sum|count)$", "", n.removeprefix("ray_")) for n in asked if "_rayd_" in n}
-    assert ours - exported() == set()
+    assert plain(asked) == exported(), "every metric has a panel, every panel a metric"
     import ray
 
     folder = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"

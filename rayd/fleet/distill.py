@@ -12,6 +12,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import ray.train
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from rayd.config import Run, ScaleConfig
 from rayd.distill.loop import Step, identity
-from rayd.errors import Failed, Refused
+from rayd.errors import Failed, Refused, refuse
 from rayd.fleet import cluster
 from rayd.fleet.distill_blocks import block_runs, distill_blocks
 from rayd.fleet.watch import Pulse, Watch, beating
@@ -111,19 +112,22 @@ def _note(run: Run, step: Step) -> str:
     return f"step {step.number}/{run.method.steps}  loss {step.value:.4f}  {step.seconds:.2f} s/step  about {left} left"
 
 
-def _measure(run: Run, step: Step) -> None:
+@cache
+def _gauges() -> tuple[tuple[str, Gauge], ...]:
     """Where the run stands, for the dashboard (`ray_rayd_*`)."""
-    gauges = (
-        (Gauge("rayd_distill_step", "Number of the last step", tag_keys=("out",)), step.number),
-        (Gauge("rayd_distill_loss", "Loss of the last step", tag_keys=("out",)), step.value),
-        (Gauge("rayd_distill_seconds", "Seconds of the last step", tag_keys=("out",)), step.seconds),
-        (
-            Gauge("rayd_distill_step_size", "The learned step size", tag_keys=("out",)),
-            step.metrics.get("step_size", 0.0),
-        ),
+    keys = ("out",)
+    return (
+        ("step", Gauge("rayd_distill_step", "Number of the last step", keys)),
+        ("loss", Gauge("rayd_distill_loss", "Loss of the last step", keys)),
+        ("seconds", Gauge("rayd_distill_seconds", "Seconds of the last step", keys)),
+        ("step_size", Gauge("rayd_distill_step_size", "The learned step size", keys)),
     )
-    for gauge, value in gauges:
-        gauge.set(value, tags={"out": run.out})
+
+
+def _measure(run: Run, step: Step) -> None:
+    numbers = {"step": step.number, "loss": step.value, "seconds": step.seconds, "step_size": 0.0, **step.metrics}
+    for name, gauge in _gauges():
+        gauge.set(numbers[name], tags={"out": run.out})
 
 
 def _raise_recorded(store: Store) -> None:
@@ -182,6 +186,9 @@ def _train(run: Run) -> None:
     scale, store = run.scale, Store(run.out)
     if store.exists(FAILURE):
         store.delete(FAILURE)
+    if scale.workers > 1 and 0 < scale.gpus < 1:
+        why = "a whole number where a distillation has several workers"
+        raise refuse("scale.gpus", scale.gpus, why, "NCCL refuses two workers on one GPU: set scale.workers=1")
     limit_waits(scale)
     cluster.start(scale)
     cluster.require(cluster.bundle(scale), scale.workers, wait=scale.wait)

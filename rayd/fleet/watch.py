@@ -24,7 +24,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.metrics import Gauge
+from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayd import machine
@@ -200,6 +200,8 @@ class Watch:
         self._lines = self._store.read(EVENTS).decode().splitlines() if self._store.exists(EVENTS) else []
         self._written = self._noted = time.monotonic()
         self._oldest = Gauge("rayd_beat_age_seconds", "Age of the oldest beat of a stage", tag_keys=("stage",))
+        self._hung = Counter("rayd_hung", "Processes that the watchdog has ended", tag_keys=("stage",))
+        self._warnings = Counter("rayd_warnings", "Warnings of workers", tag_keys=("stage",))
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
@@ -235,6 +237,7 @@ class Watch:
         for event in events:
             self._lines.append(json.dumps({**event, "stage": self.stage}))
             if event["event"] != "start":
+                self._warnings.inc(tags={"stage": self.stage})
                 level = logging.getLevelNamesMapping()[event["event"].upper()]
                 log.log(level, "%s on %s: %s", event["group"], event["host"], event["text"])
         self._oldest.set(max((beat.age for beat, _ in looked), default=0.0), tags={"stage": self.stage})
@@ -252,6 +255,7 @@ class Watch:
         reason = f"no beat for {beat.age:.0f} s, more than {beat.allowed:g} s; the last was '{beat.note}'"
         self.ended[beat.group] = reason
         log.warning("%s on %s, process %d is hung: %s; it is ended", beat.group, member.host, member.pid, reason)
+        self._hung.inc(tags={"stage": self.stage})
         self.record("hung", reason, group=beat.group, host=member.host, pid=member.pid)
         there = NodeAffinitySchedulingStrategy(member.node, soft=False)
         task: Any = ray.remote(_kill).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
