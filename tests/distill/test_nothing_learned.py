@@ -9,7 +9,7 @@ import pytest
 
 from jobs import distill
 from jobs.compose import command
-from rayd.run.experts import ExpertPlan, build_inline
+from rayd.run.experts import ExpertPlan, build
 from tests.support.expert_runs import digits_run
 
 WORDS = (
@@ -27,7 +27,7 @@ NOTHING = {
 @pytest.fixture(scope="module")
 def buffer(tmp_path_factory: pytest.TempPathFactory) -> str:
     run = digits_run(tmp_path_factory.mktemp("experts"), experts=2)
-    for _ in build_inline(ExpertPlan.open(run)):
+    for _ in build(ExpertPlan.open(run)):
         pass
     return run.experts_at
 
