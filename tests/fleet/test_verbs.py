@@ -20,7 +20,8 @@ TINY = (
 )  # fmt: skip
 SEARCH = "search.space={method.objective.last: [1, 2]}"
 VERBS: dict[str, tuple[str, ...]] = {
-    "plan": ("probe=3",), "prepare": ("data.limit=null",), "experts": (), "distill": (), "evaluate": ("controls=[random@floats]",),
+    "plan": ("probe=3",), "prepare": ("data.limit=null",), "experts": (), "distill": (),
+    "evaluate": ("controls=[random@floats]",),
 }  # fmt: skip
 """In the order in which they need each other."""
 EVERY: dict[str, tuple[str, ...]] = VERBS | {"search": (SEARCH, "search.trials=2", "search.steps=4"), "pipeline": ()}
