@@ -30,7 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rayd import machine
 from rayd.config import ScaleConfig
 from rayd.errors import Failed
-from rayd.fleet.cluster import versions
+from rayd.fleet.cluster import same_versions, versions
 from rayd.fleet.policy import Beat, hung
 from rayd.store import Store
 
@@ -79,6 +79,8 @@ class Pulse:
     monitor: str
     startup: float
     beat: float
+    versions: Mapping[str, str]
+    """The driver's."""
 
 
 @dataclass
@@ -143,6 +145,7 @@ class _Warnings(logging.Handler):
 def beating(pulse: Pulse, group: str) -> Iterator[None]:
     """While this process works for `group`, its beats and its warnings reach the driver."""
     monitor, member, sent = ray.get_actor(pulse.monitor), Member.here(), 0.0
+    same_versions(versions(), pulse.versions, f"{group} on {member.host}")
     least = min(1.0, pulse.beat / 10)
 
     def send(note: str) -> None:
@@ -190,7 +193,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         name = f"rayd-monitor-{uuid.uuid4().hex[:12]}"
-        self.pulse = Pulse(name, self.scale.startup, self.scale.beat)
+        self.pulse = Pulse(name, self.scale.startup, self.scale.beat, versions())
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         options: dict[str, Any] = {"name": name, "num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
         actor: Any = ray.remote(Monitor)
