@@ -38,17 +38,13 @@ def act(asked: Asked) -> int:
 def scored(asked: Asked, at: str, controls: bool | Sequence[str] = True) -> bool:
     """Score the artifact; false where its card holds this recipe's table already."""
     from rayd.run.cost import keep
-    from rayd.run.evaluate import score
+    from rayd.run.evaluate import is_scored, score
     from rayd.run.rows import rows_asked
-    from rayd.schema import to_dict
     from rayd.store import Store
 
     run, store, rows = asked.run, Store(at), rows_asked(controls)
-    if store.exists("controls.json"):
-        scores = store.read_json("controls.json")
-        known = {row["set"] for row in scores["rows"]} | set(scores["skipped"])
-        if scores["recipe"] == to_dict(run.recipe) and set(rows) <= known:
-            return False
+    if is_scored(run, at, rows):
+        return False
     if run.scale.name == "inline":
         score(run, at, rows)
     else:
@@ -65,7 +61,7 @@ def verified(asked: Asked) -> int:
 
     own_data = any(word.startswith("data") for word in asked.words)
     findings = []
-    for finding in verify(asked.own.verify, asked.run if own_data else None):
+    for finding in verify(asked.own.verify, asked.run if own_data else None, methods=asked.run.methods):
         findings.append(finding)
         print(finding, flush=True)
     broken = [finding.what for finding in findings if not finding.holds]

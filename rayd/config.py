@@ -6,7 +6,6 @@ them and refuses sentences that mean nothing, by what the parts declare and neve
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,9 +26,19 @@ from rayd.schema import DERIVED, at, fields_of, fingerprint, parse, positive, re
 from rayd.store import within
 
 __all__ = [
-    "BudgetConfig", "GuardConfig", "MethodConfig", "OptimiserConfig", "Run", "ScaleConfig", "fingerprint", "parse",
+    "GuardConfig",
+    "MethodConfig",
+    "OptimiserConfig",
+    "Run",
+    "ScaleConfig",
+    "fingerprint",
+    "parse",
     "to_dict",
-]  # fmt: skip
+]
+
+
+FROM_EXPERTS = frozenset({"segment", "pool", "teacher"})
+"""Needs that an expert buffer meets: rows to match, a pool of networks, teachers for labels and starts."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ class MethodConfig:
     part_names: tuple[str, ...] = field(default=(), metadata=DERIVED)
     """Names of codec, objective and terms as the sentence said them."""
     needs: frozenset[str] = field(default=frozenset(), metadata=DERIVED)
-    """What the objective and terms declare that they need: segment, nets, pool, real, teacher."""
+    """What the parts declare that they need: segment, nets, pool, real, teacher."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "checkpoint"):
@@ -120,12 +129,12 @@ class MethodConfig:
     @property
     def needs_teacher(self) -> bool:
         """Whether trained experts give the codec its first labels or images."""
-        return getattr(self.codec, "labels", "") == "soft" or getattr(self.codec, "start", "") == "confident"
+        return "teacher" in self.codec.needs
 
     @property
     def reads_experts(self) -> bool:
         """Whether an expert buffer has to be there first: rows to match, a pool of networks, a teacher for the start."""
-        return self.needs_teacher or not self.needs.isdisjoint({"segment", "pool", "teacher"})
+        return not self.needs.isdisjoint(FROM_EXPERTS)
 
     @property
     def sentence(self) -> str:
@@ -146,11 +155,11 @@ class MethodConfig:
         terms = [_part(known.terms, one, f"{where}.terms[{i}]") for i, one in enumerate(given)]
         part_names = (codec_name, objective_name, *(name for name, _ in terms))
         needs = frozenset(getattr(objective, "needs", known.objectives[objective_name].needs)).union(
-            *(getattr(known.terms[t], "needs", ()) for t in part_names[2:])
+            getattr(codec, "needs", ()), *(getattr(known.terms[t], "needs", ()) for t in part_names[2:])
         )
         check_sentence(known, part_names, codec, objective)
         parts = {"codec": codec, "objective": objective, "terms": tuple(config for _, config in terms)}
-        derived = {"part_names": part_names, "needs": frozenset(needs)}
+        derived = {"part_names": part_names, "needs": needs}
         return read(cls, {**rest, **parts}, where, derived)
 
     def to_plain(self) -> dict[str, Any]:
@@ -193,31 +202,6 @@ def check_sentence(
                 "a term that makes sense on items of one class",
                 f"{name} contrasts classes, and {part_names[1]} sees one class an item",
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class BudgetConfig:
-    """One of the three; equivalent images per class = 1 where none is given."""
-
-    ipc: float | None = None
-    """Images per class, in floats."""
-    floats: int | None = None
-    """Stored numbers, of whatever type."""
-    bytes: int | None = None
-    """Of the file."""
-
-    def __post_init__(self) -> None:
-        given = {name: one for name in ("ipc", "floats", "bytes") if (one := getattr(self, name)) is not None}
-        for name, one in given.items():
-            positive(f"budget.{name}", one)
-        if len(given) > 1:
-            first = next(iter(given))
-            raise refuse("budget", given, "one of ipc, floats, bytes", f"add budget.{first}=null")
-
-    def build(self) -> Budget:
-        if self.ipc is None and self.floats is None and self.bytes is None:
-            return Budget(ipc=1.0)
-        return Budget(**{name: one for name, one in dataclasses.asdict(self).items() if one is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +259,7 @@ class Run:
     """How a synthetic set is scored."""
     transform: Literal["normalise", "zca", "none"] = "normalise"
     """The network space: what experts, synthetic images and evaluation share."""
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    budget: Budget = field(default_factory=lambda: Budget(ipc=1.0))
     """What a synthetic set may hold."""
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     """Where the work runs."""

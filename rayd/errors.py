@@ -4,13 +4,17 @@ from __future__ import annotations
 
 
 class Refused(ValueError):
-    """What was asked cannot be done: nothing was started, nothing is lost (jobs: one line, exit code 2)."""
+    """The request cannot be carried out. Nothing was started and nothing is lost (jobs: one line, exit code 2)."""
 
 
 class Failed(RuntimeError):
-    """What was started cannot go on: says what happened, what is safe and what to do (jobs: exit code 1)."""
+    """Started work cannot go on: says what happened, what is safe and what to do (jobs: exit code 1)."""
+
+
+class Transient(Failed):
+    """Storage did not recover within its patience. Never recorded as final: the same command may succeed later."""
 
 
 def refuse(field: str, value: object, allowed: str, do: str = "") -> Refused:
-    """The one form of a refusal: field, value, what is allowed, what to do next."""
+    """A refusal in its one form: field, value, what is allowed, what to do next."""
     return Refused(f"{field}={value!s}: allowed is {allowed}" + (f"; {do}" if do else ""))

@@ -1,4 +1,4 @@
-"""The machine under the tensors: threads, memory, whether a compiler is at hand, CUDA graphs. One place knows them."""
+"""The machine under the tensors: threads, memory, compilers, CUDA graphs."""
 
 from __future__ import annotations
 
@@ -21,21 +21,25 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-MALLOC = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}
-"""M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD (the most it takes) of malloc.h, in bytes."""
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+"""Options of mallopt, as malloc.h numbers them."""
+MALLOC = {M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26, M_MMAP_THRESHOLD: 2**25}
+"""Bytes; the last is the most that glibc takes."""
 
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
-"""For the environment of a process that computes in a thread: a thread's own arena gives memory back whatever mallopt says,
-which cost another twentieth."""
+"""Environment of a process that computes in a thread. A thread's own arena returns memory to the system whatever mallopt
+says, which cost 5 % of a step's time."""
 
 _listener: Callable[[str], None] | None = None
 
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
 LINKING_S = 20.0
-"""For so long an empty library may be one that is being written."""
+"""Seconds: an empty library younger than this may still be being written."""
 
 
 def use_threads(threads: int) -> None:
-    """This process as the plan wants it: so many threads, and freed memory kept at hand.
+    """Set the number of threads, and keep freed memory in this process.
 
     glibc returns freed pages to the system and faults them in again at the next step, which cost a quarter of a CPU
     step's time. Without glibc nothing is changed.
@@ -59,8 +63,19 @@ def on_beat(listener: Callable[[str], None] | None) -> None:
     _listener = listener
 
 
+def memory(device: torch.device) -> int:
+    """Bytes that a device has: the GPU's, or this machine's, less where a container is allowed less."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit in CONTAINER_LIMITS:
+        if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+            total = min(total, int(text))
+    return total
+
+
 def peak_memory(device_type: str) -> int:
-    """Bytes: on a GPU the most that was allocated, else the most this process has held in memory."""
+    """Bytes: the largest allocation of the GPU, or the largest resident size of this process."""
     if device_type == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -68,26 +83,26 @@ def peak_memory(device_type: str) -> int:
 
 @cache
 def can_compile(device_type: str) -> bool:
-    """Whether torch.compile has what it needs here; says so once where it has not."""
+    """Whether torch.compile finds its compiler; logs once where it does not."""
     if device_type == "cuda":
-        found, lacks = importlib.util.find_spec("triton") is not None, "triton"
+        available, compiler = importlib.util.find_spec("triton") is not None, "triton"
     else:
-        found = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
-        lacks = "a C++ compiler (g++ or clang++)"
-    if not found:
-        log.warning("compile=true, but %s was not found: running eagerly, several times slower", lacks)
+        available = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+        compiler = "a C++ compiler (g++ or clang++)"
+    if not available:
+        log.warning("compile=true, but %s was not found: running eagerly, several times slower", compiler)
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     sweep(Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir()))
-    return found
+    return available
 
 
 def sweep(cache: Path) -> None:
-    """A process killed while it was compiling leaves an empty library behind, on which every later one would fail."""
+    """Remove the empty libraries that killed compilers left: every later process would fail on them."""
     for library in cache.glob("*/*.so"):
         with contextlib.suppress(FileNotFoundError):
-            held = library.stat()
-            if held.st_size == 0 and time.time() - held.st_mtime > LINKING_S:
+            stat = library.stat()
+            if stat.st_size == 0 and time.time() - stat.st_mtime > LINKING_S:
                 library.unlink()
 
 
@@ -116,8 +131,8 @@ class Captured:
         if key not in self.captures:
             self.captures[key] = self._capture(tensors)
         graph, inputs, outputs = self.captures[key]
-        for fixed, given in zip(inputs, tensors, strict=True):
-            fixed.copy_(given)
+        for buffer, tensor in zip(inputs, tensors, strict=True):
+            buffer.copy_(tensor)
         graph.replay()
         return outputs
 

@@ -39,60 +39,94 @@ def read(cls: type[T], mapping: Mapping[str, Any], where: str, derived: Mapping[
             raise unknown(str(key), mapping[key], list(fields), where)
     hints = get_type_hints(cls)
     values = {key: value(hints[key], mapping[key], at(where, key)) for key in mapping}
-    for key, one in fields.items():
-        if key not in values and one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
+    for key, field in fields.items():
+        if key not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise refuse(at(where, key), "(missing)", describe(hints[key]), f"give {at(where, key)}=...")
     return cls(**values, **(derived or {}))
 
 
-def unknown(key: str, given: Any, known: list[str], where: str = "") -> Refused:
+def unknown(key: str, raw: Any, known: list[str], where: str = "") -> Refused:
     near = get_close_matches(key, known, n=1)
     hint = f"; did you mean {at(where, near[0])}?" if near else ""
-    return Refused(f"{at(where, key)}={given!s}: no such key; known are {', '.join(known)}{hint}")
+    return Refused(f"{at(where, key)}={raw!s}: no such key; known are {', '.join(known)}{hint}")
 
 
-def value(kind: Any, given: Any, where: str, allowed: str = "") -> Any:
+def value(kind: Any, raw: Any, where: str, allowed: str = "") -> Any:
     """One value as its annotation says, or a refusal that names the place and what is allowed."""
-    origin, args = get_origin(kind), get_args(kind)
+    origin = get_origin(kind)
     if kind is Any:
-        return given
+        return raw
     if origin in (Union, types.UnionType):
-        if given is None and type(None) in args:
-            return None
-        kinds = [arg for arg in args if arg is not type(None)]
-        if len(kinds) == 1:
-            return value(kinds[0], given, where, describe(kind))
-        fitting = [arg for arg in kinds if type(given) is arg]
-        return value(
-            fitting[0] if fitting else next((k for k in kinds if _fits(k, given)), kinds[0]),
-            given,
-            where,
-            describe(kind),
-        )
-    if origin is Literal:
-        if given in args and type(given) in {type(arg) for arg in args}:
-            return given
-    elif origin in (tuple, list) and isinstance(given, list | tuple):
-        ends = args[:1] * len(given) if origin is list or args[-1] is Ellipsis else args
-        if len(ends) == len(given):
-            return origin(value(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(ends, given, strict=True)))
-    elif origin in (dict, Mapping) or getattr(origin, "__name__", "") == "Mapping":
-        if isinstance(given, Mapping):
-            return {str(k): value(args[1], v, at(where, str(k))) for k, v in given.items()}
-    elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return given if isinstance(given, kind) else parse(kind, given, where)
-    elif kind is Path and isinstance(given, str):
-        return Path(given)
-    elif kind is float and type(given) in (int, float):
-        return float(given)
-    elif type(given) is kind:
-        return given
-    raise refuse(where, given, allowed or describe(kind))
+        return _union(kind, raw, where)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return raw if isinstance(raw, kind) else parse(kind, raw, where)
+    reader = READERS.get(origin or kind, _exactly)
+    read_value = reader(kind, raw, where)
+    if read_value is REFUSED:
+        raise refuse(where, raw, allowed or describe(kind))
+    return read_value
 
 
-def _fits(kind: Any, given: Any) -> bool:
-    plain = get_origin(kind) or kind
-    return (plain is float and type(given) is int) or (plain in (tuple, list) and isinstance(given, list | tuple))
+REFUSED = object()
+"""What a reader returns for a value that its annotation does not allow."""
+
+
+def _exactly(kind: Any, raw: Any, where: str) -> Any:
+    return raw if type(raw) is kind else REFUSED
+
+
+def _number(kind: Any, raw: Any, where: str) -> Any:
+    return float(raw) if type(raw) in (int, float) else REFUSED
+
+
+def _path(kind: Any, raw: Any, where: str) -> Any:
+    return Path(raw) if isinstance(raw, str | Path) else REFUSED
+
+
+def _choice(kind: Any, raw: Any, where: str) -> Any:
+    return next((arg for arg in get_args(kind) if type(arg) is type(raw) and arg == raw), REFUSED)
+
+
+def _sequence(kind: Any, raw: Any, where: str) -> Any:
+    origin, args = get_origin(kind), get_args(kind)
+    if not isinstance(raw, list | tuple):
+        return REFUSED
+    kinds = args[:1] * len(raw) if origin is list or args[-1] is Ellipsis else args
+    if len(kinds) != len(raw):
+        return REFUSED
+    return origin(value(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, raw, strict=True)))
+
+
+def _mapping(kind: Any, raw: Any, where: str) -> Any:
+    if not isinstance(raw, Mapping):
+        return REFUSED
+    return {str(k): value(get_args(kind)[1], v, at(where, str(k))) for k, v in raw.items()}
+
+
+READERS = {
+    Literal: _choice,
+    tuple: _sequence,
+    list: _sequence,
+    dict: _mapping,
+    Mapping: _mapping,
+    float: _number,
+    Path: _path,
+}
+"""How a value is read, by its annotation; whatever is not listed must be of that very type."""
+
+
+def _union(kind: Any, raw: Any, where: str) -> Any:
+    """The member whose type the value has, else one that could take it, else the first, which says why not."""
+    members = [arg for arg in get_args(kind) if arg is not type(None)]
+    if raw is None and len(members) < len(get_args(kind)):
+        return None
+    same = [arg for arg in members if type(raw) is arg]
+    near = [arg for arg in members if _fits(get_origin(arg) or arg, raw)]
+    return value([*same, *near, *members][0], raw, where, describe(kind))
+
+
+def _fits(origin: Any, raw: Any) -> bool:
+    return (origin is float and type(raw) is int) or (origin in (tuple, list) and isinstance(raw, list | tuple))
 
 
 def describe(kind: Any) -> str:
@@ -110,7 +144,7 @@ def describe(kind: Any) -> str:
 
 
 def fields_of(cls: Any) -> dict[str, dataclasses.Field[Any]]:
-    return {one.name: one for one in dataclasses.fields(cls) if one.init and "derived" not in one.metadata}
+    return {field.name: field for field in dataclasses.fields(cls) if field.init and "derived" not in field.metadata}
 
 
 def at(where: str, key: str) -> str:
@@ -125,9 +159,9 @@ def to_dict(obj: Any) -> Any:
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
         return {name: to_dict(getattr(obj, name)) for name in fields_of(obj)}
     if isinstance(obj, Mapping):
-        return {str(key): to_dict(one) for key, one in obj.items()}
+        return {str(key): to_dict(item) for key, item in obj.items()}
     if isinstance(obj, list | tuple):
-        return [to_dict(one) for one in obj]
+        return [to_dict(item) for item in obj]
     return str(obj) if isinstance(obj, Path) else obj
 
 
@@ -137,6 +171,6 @@ def fingerprint(obj: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def positive(name: str, given: float) -> None:
-    if not given > 0:
-        raise refuse(name, given, "a number above zero")
+def positive(name: str, raw: float) -> None:
+    if not raw > 0:
+        raise refuse(name, raw, "a number above zero")

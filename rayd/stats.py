@@ -16,16 +16,20 @@ def quantile(freedom: int) -> float:
     return T975[max(freedom, 1) - 1] if freedom <= len(T975) else 1.96
 
 
+def mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
 def summary(values: Sequence[float]) -> dict[str, Any]:
     """mean, std (n - 1), n, and the 95 % t-interval of the mean: mean +- ci95."""
-    n, mean = len(values), math.fsum(values) / len(values)
-    std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else 0.0
+    n, centre = len(values), mean(values)
+    std = math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (n - 1)) if n > 1 else 0.0
     ci95 = quantile(n - 1) * std / math.sqrt(n) if n > 1 else 0.0
-    return {"mean": mean, "std": std, "n": n, "ci95": ci95, "values": list(values)}
+    return {"mean": centre, "std": std, "n": n, "ci95": ci95, "values": list(values)}
 
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[float, float]:
-    """Of two means, and half its 95 % interval (Welch); infinite where a spread is unknown."""
+    """Mean of a less mean of b, and half its 95 % interval (Welch); infinite where a deviation is unknown."""
     gap = a["mean"] - b["mean"]
     if a["n"] < 2 or b["n"] < 2:
         return gap, math.inf

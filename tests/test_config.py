@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from rayd.config import BudgetConfig, Run, ScaleConfig, fingerprint, parse, run_of_card, to_dict, words
+from rayd.config import Run, ScaleConfig, fingerprint, parse, run_of_card, to_dict, words
+from rayd.distill.budget import Budget
 from rayd.errors import Refused
 from rayd.methods import CODECS, OBJECTIVES, TERMS
 
@@ -63,7 +64,7 @@ def test_what_decides_the_result_decides_the_fingerprint() -> None:
     for changed in (
         replace(run, seed=1),
         replace(run, transform="zca"),
-        replace(run, budget=BudgetConfig(ipc=2)),
+        replace(run, budget=Budget(ipc=2)),
         replace(run, scale=ScaleConfig(threads=2)),
         replace(run, method=replace(run.method, steps=5)),
     ):
@@ -112,10 +113,10 @@ def test_every_term_goes_with_some_objective() -> None:
 
 
 def test_budgets_and_scales() -> None:
-    assert BudgetConfig().build().ipc == 1
-    assert BudgetConfig(bytes=3000).build().bytes == 3000
+    assert parse(Budget, {}) == parse(Budget, {"ipc": None, "bytes": None}) == Budget(ipc=1.0)
+    assert parse(Budget, {"ipc": None, "bytes": 3000}) == Budget(bytes=3000)
     with pytest.raises(Refused, match=r"budget.ipc=null"):
-        BudgetConfig(ipc=1, floats=2)
+        Budget(ipc=1, floats=2)
     with pytest.raises(Refused, match="1/k"):
         ScaleConfig(name="laptop", gpus=0.3)
     assert ScaleConfig(name="laptop", gpus=0.25).gpus == 0.25

@@ -35,7 +35,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "hydra": ("jobs/compose.py",),
     "omegaconf": ("jobs/compose.py",),
     "pyarrow": (
-        "rayd/store.py",
+        "rayd/store/",
         "rayd/experts/",
         "rayd/data/sources/",
         "rayd/studies/search/",

@@ -6,9 +6,11 @@ import os
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
-from rayd.machine import LINKING_S, sweep, use_threads
+from rayd import machine
+from rayd.machine import LINKING_S, memory, sweep, use_threads
 
 
 def test_threads_are_the_plans() -> None:
@@ -28,3 +30,15 @@ def test_what_a_killed_compiler_left_is_swept_away(tmp_path: Path) -> None:
         os.utime(tmp_path / "ab" / f"{name}.so", (long_ago, long_ago))
     sweep(tmp_path)
     assert sorted(path.stem for path in (tmp_path / "ab").iterdir()) == ["fresh", "whole"]
+
+
+def test_a_container_has_the_memory_it_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "CONTAINER_LIMITS", (tmp_path / "none",))
+    whole = memory(torch.device("cpu"))
+    assert whole > 2**28
+    (tmp_path / "max").write_text("max\n")
+    (tmp_path / "limit").write_text(f"{2**20}\n")
+    monkeypatch.setattr(machine, "CONTAINER_LIMITS", (tmp_path / "max",))
+    assert memory(torch.device("cpu")) == whole
+    monkeypatch.setattr(machine, "CONTAINER_LIMITS", (tmp_path / "max", tmp_path / "limit"))
+    assert memory(torch.device("cpu")) == 2**20

@@ -22,8 +22,10 @@ from torch import Tensor
 
 from rayd.artifact.load import Artifact, load
 from rayd.artifact.png import png
-from rayd.artifact.readme import percent
+from rayd.artifact.readme import escaped, percent
 from rayd.errors import Refused, refuse
+from rayd.nets.convnet import NetConfig
+from rayd.schema import parse
 from rayd.store import Store
 
 FORMATS = ("parquet", "webdataset", "folder", "tensors")
@@ -136,7 +138,8 @@ def _saved(tensor: Tensor) -> bytes:
 
 
 def _readme(artifact: Artifact, format: str, view: str, size: int) -> str:
-    card, source = artifact.card, artifact.card["data"].get("name", "a dataset")
+    card = escaped(artifact.card)
+    source = card["data"].get("name", "a dataset")
     head = {
         "parquet": "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/*.parquet\n",
     }.get(format, "")
@@ -157,15 +160,15 @@ def _readme(artifact: Artifact, format: str, view: str, size: int) -> str:
 
 def _use(artifact: Artifact, format: str) -> str:
     """Ten lines that train one network by the `plain` recipe without us."""
-    net = (artifact.card["config"] or {}).get("net", {})
-    kind = artifact.transform.kind
-    if format != "parquet" or kind == "zca" or net.get("name") != "convnet" or net.get("norm") != "instance":
+    config, kind = artifact.card["config"], artifact.transform.kind
+    net = parse(NetConfig, config["net"], "card.config.net") if config else None
+    if format != "parquet" or kind == "zca" or net is None or (net.name, net.norm) != ("convnet", "instance"):
         whitened = "Networks see whitened images: the artifact's transform.safetensors has the matrix.\n"
         return whitened if kind == "zca" else ""
     mean, std = ([round(float(v), 6) for v in t] for t in (artifact.transform.mean_C, artifact.transform.std_C))
     channels, side, _ = artifact.spec.shape
     deepest = (32 if side == 28 else side).bit_length() - 1
-    depth, width = net.get("depth") or max(min(2, deepest), deepest - 2), net.get("width") or 128
+    depth, width = net.depth or max(min(2, deepest), deepest - 2), net.width or 128
     pads = [3 if side == 28 and i == 0 else 1 for i in range(depth)]
     ends = [channels] + [width] * depth
     layers = ", ".join(f"Conv2d({ends[i]}, {width}, 3, padding={pads[i]}), GroupNorm({width}, {width}), ReLU(), AvgPool2d(2)"

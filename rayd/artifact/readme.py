@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,23 @@ labels = artifact.labels                         # class numbers; artifact.targe
 ```"""
 
 
+MARKUP = {ord(sign): f"&#{ord(sign)};" for sign in "&<>|`[]\\"}
+
+
+def escaped(value: Any) -> Any:
+    """The same with every text in it on one line and without markup: a card may come from a stranger."""
+    if isinstance(value, str):
+        return " ".join(value.split()).translate(MARKUP)
+    if isinstance(value, Mapping):
+        return {escaped(key): escaped(inner) for key, inner in value.items()}
+    return [escaped(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def title(name: str) -> str:
+    """A name as YAML takes it unquoted."""
+    return re.sub(r"[^\w .+-]", "_", name)
+
+
 def percent(score: Mapping[str, Any]) -> str:
     """mean ± std (n), with the 95 % interval of the mean."""
     if score.get("n", 0) < 2:
@@ -22,12 +40,12 @@ def percent(score: Mapping[str, Any]) -> str:
 
 
 def readme(card: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
-    data = card["data"]
-    source = data.get("name", "the source dataset")
+    name, card = title(str(card["data"].get("name", "the source dataset"))), escaped(card)
+    source = card["data"].get("name", "the source dataset")
     shape = "x".join(map(str, card["shape"]))
     parts = [
         "---\nlicense: other\ntask_categories:\n- image-classification\ntags:\n- dataset-distillation\n"
-        f"pretty_name: {source} distilled, {card['images']} images\nsize_categories:\n- n<1K\n---\n",
+        f"pretty_name: {name} distilled, {card['images']} images\nsize_categories:\n- n<1K\n---\n",
         f"# {source}, distilled\n",
         f"{card['images']} synthetic images ({shape}, {len(card['classes'])} classes) that train a network in place of "
         f"{source}: `{card['sentence'] or card['codec'].get('name')}`.\n",
@@ -54,7 +72,8 @@ def _claim(card: Mapping[str, Any]) -> str:
     for name, row in sorted(scores.items()):
         cells = [row.get("set", name), *(row.get(key, "") for key in ("view", "recipe", "net")), percent(row)]
         lines.append(f"| {' | '.join(cells)} |")
-    chosen = card["claim"].get("selection", "nothing: the last step")
+    best = card["claim"].get("select") == "best_val"
+    chosen = "the validation split" if best else "nothing: the last step"
     lines.append(f"\nTest set read {card['reads']} time(s); chosen on: {chosen}.")
     if card["claim"].get("verdict"):
         lines.append(f"Beats the coreset: **{card['claim']['verdict']}**.")
@@ -64,7 +83,7 @@ def _claim(card: Mapping[str, Any]) -> str:
 def _storage(card: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
     total = card["ledger"]
     beside = total["beside_floats"]
-    roles = ", ".join(f"{role} {count:,}" for role, count in ledger["by_role"].items())
+    roles = ", ".join(f"{role} {count:,}" for role, count in escaped(ledger["by_role"]).items())
     return (
         f"{total['floats']:,} numbers ({total['ipc']:.2f} images per class in floats), {total['bytes']:,} bytes on disk. "
         f"By role: {roles}. Renderings as images are larger than what is stored.\n"

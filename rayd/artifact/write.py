@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 import torch
@@ -32,8 +32,8 @@ from rayd.store import Store
 
 SMALL = 64
 """A transform of at most so many numbers is written as text."""
-PLACES = ("out", "buffer")
-"""Where a run lay, which is no part of what it made: two equal runs leave the same card."""
+PLACES = ("out", "buffer", "methods")
+"""Where a run lay, which is no part of what it made: two equal runs leave the same card, and it names no folder or user."""
 LOCK = ".card.json.tmp"
 LOCK_SECONDS = 60.0
 """An update takes well under a second; another process that holds the lock for so long hangs."""
@@ -61,6 +61,9 @@ class Provenance:
     config: Mapping[str, Any] | None = None
     """the resolved run"""
     fingerprint: str = ""
+    """of the config"""
+    identity: Mapping[str, Any] | None = None
+    """what else decides the bytes: content of the images, code, device, arithmetic, experts"""
     data: Mapping[str, Any] | None = None
     """the dataset's manifest: name, source, counts, content hash"""
     seeds: Mapping[str, int] | None = None
@@ -92,11 +95,13 @@ def files(
     )
     out["ledger.json"] = _json(ledger.json())
     out["preview.png"] = preview(as_stored(codec), transform, spec)
+    manifest = dict(provenance.data or {})
     card: dict[str, Any] = {
         "kind": KIND,
         "format": FORMAT,
         "sentence": provenance.sentence,
         "fingerprint": provenance.fingerprint,
+        "identity": dict(provenance.identity or {}),
         "codec": dict(provenance.codec),
         "shape": list(spec.shape),
         "classes": list(provenance.classes),
@@ -104,9 +109,9 @@ def files(
         "roles": {name: number.role for name, number in stored.items()},
         "storage": {name: number.storage for name, number in stored.items()},
         "step_size": step_size_of(stored),
-        "data": dict(provenance.data or {}),
+        "data": {**manifest, "source": _last_part(manifest["source"])} if manifest.get("source") else manifest,
         "seeds": dict(provenance.seeds or {}),
-        "config": {key: value for key, value in (provenance.config or {}).items() if key not in PLACES},
+        "config": _unplaced(provenance.config or {}),
         "claim": dict(provenance.claim or {}),
         "versions": {"torch": torch.__version__.split("+")[0]},
         "ledger": {
@@ -119,6 +124,17 @@ def files(
         "scores": {},
     }
     return out | {"timing.json": _json(dict(timing or {}))} | _sealed(card, out)
+
+
+def _unplaced(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config without the places of its files; of the dataset's, the last part of its name stays."""
+    plain = {key: value for key, value in config.items() if key not in PLACES}
+    path = plain.get("data", {}).get("path")
+    return plain | {"data": {**plain["data"], "path": _last_part(path)}} if path else plain
+
+
+def _last_part(path: str) -> str:
+    return PurePath(path.partition("?")[0]).name.rpartition("@")[2]
 
 
 def as_stored(codec: Decoder) -> Decoder:
@@ -153,10 +169,12 @@ def preview_grid(codec: Decoder, transform: Transform, spec: Spec, columns: int 
     return grid(lines)
 
 
-def amend(
-    store: Store, changes: Callable[[Mapping[str, Any]], Mapping[str, Any]], added: Mapping[str, bytes]
-) -> dict[str, Any]:
-    """The card with `changes(card)` and more hashed files. Updates of several processes follow one another.
+Update = Callable[[Mapping[str, Any], Mapping[str, bytes]], tuple[Mapping[str, Any], Mapping[str, bytes]]]
+"""From an artifact's card and files to what changes in the card, and files that are new."""
+
+
+def amend(store: Store, update: Update) -> dict[str, Any]:
+    """The card and files as `update` makes them of the present ones. Updates of several processes follow one another.
 
     New contents are written under names of their own, the card that names them is replaced, and only then do they take
     their places: at every moment all that the card lists can be read, and a process that dies leaves the old state or
@@ -164,8 +182,9 @@ def amend(
     """
     with _locked(store):
         card, contents = verified(store)
+        changes, added = update(card, contents)
         contents = {name: data for name, data in contents.items() if name != "README.md"} | dict(added)
-        card = {key: value for key, value in card.items() if key not in ("files", "sha256")} | dict(changes(card))
+        card = {key: value for key, value in card.items() if key not in ("files", "sha256")} | dict(changes)
         sealed = _sealed(card, contents)
         for name, data in {**added, "README.md": sealed["README.md"]}.items():
             store.write(content_name(name, digest(data)), data)

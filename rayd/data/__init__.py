@@ -1,1 +1,12 @@
-"""Images: found in any layout, decoded once into a cache, split by plan, transformed into network space, augmented."""
+"""Images: found, decoded once, split, transformed, augmented.
+
+config.py      DataConfig: which dataset, where it is, how it is split
+load.py        load(config): its training, validation and test images
+images.py      Images and Pixels: labelled rows of mapped files; Spec, Splits, statistics
+builder.py     the cache folder: one process builds an entry, the others wait
+stream.py      blocks of a planned order, read ahead from disk
+transform.py   Transform: from pixels to network space and back (normalise, zca, none)
+augment.py     Augment: the siamese augmentations (DSA, IDC)
+prepare.py     a dataset decoded into shards that any number of machines read
+sources/       where datasets come from: folders, tars, parquet, packages
+"""

@@ -75,19 +75,17 @@ class Augment:
         return Draw(ops, torch.stack(columns, 1) if columns else torch.empty(rows, 0))
 
     def _choose(self, rng: torch.Generator) -> tuple[str, ...]:
-        listed = self.config.ops
-        fixed = BEFORE + AFTER if self.config.policy == "always" else ()
-        pool = [op for op in COLUMNS if op in listed and op not in fixed]
-        one = [pool[int(torch.randint(len(pool), (1,), generator=rng))]] if pool else []
-        kept = [op for op in fixed if op in listed]
-        return tuple([op for op in BEFORE if op in kept] + one + [op for op in AFTER if op in kept])
+        ops, always = self.config.ops, self.config.policy == "always"
+        before, after = ([op for op in fixed if always and op in ops] for fixed in (BEFORE, AFTER))
+        pool = [op for op in COLUMNS if op in ops and op not in before + after]
+        drawn = [pool[int(torch.randint(len(pool), (1,), generator=rng))]] if pool else []
+        return tuple(before + drawn + after)
 
     def __call__(self, images_NCHW: Tensor, draw: Draw) -> Tensor:
-        at = 0
-        for op in draw.ops:
-            values = draw.values_NK[:, at : at + COLUMNS[op]].to(images_NCHW.dtype if op == "color" else torch.float32)
+        columns = draw.values_NK.split([COLUMNS[op] for op in draw.ops], 1) if draw.ops else ()
+        for op, values in zip(draw.ops, columns, strict=True):
+            values = values.to(images_NCHW.dtype if op == "color" else torch.float32)
             images_NCHW = _APPLY[op](images_NCHW, values)
-            at += COLUMNS[op]
         return images_NCHW
 
 
@@ -136,11 +134,11 @@ def _cutout(x: Tensor, values: Tensor) -> Tensor:
     h, w = x.shape[2:]
     half = [int(side * CUT + 0.5) for side in (h, w)]
 
-    def hidden(side: int, size: int, centre: Tensor) -> Tensor:
+    def inside(side: int, size: int, centre: Tensor) -> Tensor:
         offset = torch.arange(side, device=x.device) - (centre[:, None] - size // 2)
         return (offset >= 0) & (offset < size)
 
-    box = hidden(h, half[0], values[:, 0])[:, None, :, None] & hidden(w, half[1], values[:, 1])[:, None, None, :]
+    box = inside(h, half[0], values[:, 0])[:, None, :, None] & inside(w, half[1], values[:, 1])[:, None, None, :]
     return x * ~box
 
 

@@ -11,6 +11,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from rayd.errors import Failed
 
@@ -51,6 +54,12 @@ def build(path: Path, whole: Callable[[Path], bool], fill: Callable[[Path], None
             ) from error
         finally:
             _remove(draft)
+
+
+def save_array(path: Path, array: np.ndarray[Any, Any]) -> None:
+    """A .npy file under exactly this name."""
+    with path.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def _draft(path: Path) -> Path:

@@ -11,16 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rayd.data.builder import build, cache_folder, save_array
 from rayd.seeds import generator
 
 CHUNK = 2**24
 """Bytes of images in memory at a time while the whole set is read."""
+KEPT = 2**29
+"""Bytes of images from which on a histogram is kept in the cache folder."""
 
 
 @dataclass(frozen=True)
@@ -157,16 +161,22 @@ class Images:
         """
         if self.known_histogram_CV is not None:
             return self.known_histogram_CV
+        if self.pixels_NCHW.numel() < KEPT:
+            return self._count()
+        name = hashlib.sha256(str(self.manifest["content"]).encode()).hexdigest()[:32]
+        path = cache_folder() / f"histogram-{name}.npy"
+        build(path, Path.exists, lambda draft: save_array(draft, self._count()))
+        return np.asarray(np.load(path, allow_pickle=False), np.int64)
+
+    def _count(self) -> np.ndarray[Any, Any]:
         if self.selected_from is not None:
             whole, index_N = self.selected_from
             others = torch.ones(len(whole), dtype=torch.bool)
             others[index_N] = False
             known = whole.known_histogram_CV
             if known is not None and int(others.sum()) == len(whole) - len(self) < len(self):
-                difference: np.ndarray[Any, Any] = known - histogram(
-                    whole.select(others.nonzero().flatten()).pixels_NCHW
-                )
-                return difference
+                rest = histogram(whole.select(others.nonzero().flatten()).pixels_NCHW)
+                return np.asarray(known - rest)
         return histogram(self.pixels_NCHW)
 
     def statistics(self) -> tuple[Tensor, Tensor]:

@@ -41,10 +41,11 @@ def _split(config: DataConfig, parts: dict[str, Images]) -> Splits:
     if config.mean and config.std:
         if {len(config.mean), len(config.std)} != {channels}:
             raise refuse("data.mean", config.mean, f"one number for each of the {channels} channels, as in data.std")
-        given = {"mean": list(config.mean), "std": list(config.std)}
+        statistics = {"mean": list(config.mean), "std": list(config.std)}
     else:
-        given = None
-    return Splits(*(replace(part, manifest={**part.manifest, "given": given}) for part in (train, val, parts["test"])))
+        statistics = None
+    splits = (train, val, parts["test"])
+    return Splits(*(replace(part, manifest=part.manifest | {"given": statistics}) for part in splits))
 
 
 def _carve(config: DataConfig, images: Images) -> tuple[Images, Images]:

@@ -7,7 +7,7 @@ A shard is a fixed slice of the sorted listing, so whoever writes it, and howeve
     TO/train-00003.json   its labels, hash, histogram and skipped files: written last, it says that the shard is whole
     TO/manifest.json      counts, classes, statistics, content hash: written last of all
 
-Here is what one shard takes; `prepare` does them one after another, fleet/prepare.py in parallel.
+`prepare` writes them one after another, fleet/prepare.py in parallel.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class ImageShard:
 
 @dataclass(frozen=True)
 class Wrote:
-    """What became of a unit."""
+    """One shard that was written."""
 
     part: str
     number: int
@@ -74,7 +74,7 @@ class Wrote:
 
 
 class Preparation:
-    """A dataset opened for preparing: plans units, writes any of them, and sums up when all are written."""
+    """A dataset that is being prepared: the list of shards, the writing of one, and the manifest of all."""
 
     def __init__(self, config: DataConfig, to: str, per_shard: int, threads: int | None = None) -> None:
         if config.name == "prepared":
@@ -104,7 +104,7 @@ class Preparation:
         ]
 
     def agree(self) -> None:
-        """Leave the plan in the folder, or refuse a folder that holds another one's shards."""
+        """Leave the plan in the folder, or refuse a folder that holds shards of another plan."""
         identity = hashlib.sha256(json.dumps(self.source.identity).encode()).hexdigest()
         columns = [self.config.image_column, self.config.label_column]
         plan = {
@@ -117,18 +117,15 @@ class Preparation:
             "per_shard": self.per_shard,
             "kind": PREPARED,
         }
-        if not self.store.exists(PLAN):
-            self.store.write_json(PLAN, plan)
-            return
-        there = self.store.read_json(PLAN)
-        for key, value in plan.items():
-            if there.get(key) != value:
-                raise refuse(
-                    f"to: {key}",
-                    value,
-                    f"{there.get(key)}, which {self.store.where(PLAN)} was begun with",
-                    "prepare into another folder, or remove this one",
-                )
+        differing = self.store.claim(PLAN, plan)
+        if differing:
+            key, there = differing[0], self.store.read_json(PLAN)
+            raise refuse(
+                f"to: {key}",
+                plan[key],
+                f"{there.get(key)}, which {self.store.where(PLAN)} was begun with",
+                "prepare into another folder, or remove this one",
+            )
 
     def done(self, unit: ImageShard) -> bool:
         """Its marker is there and so are all bytes the marker promises."""

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayd.data.builder import build, cache_folder
+from rayd.data.builder import build, cache_folder, save_array
 from rayd.data.images import Images
 from rayd.errors import refuse
 
@@ -127,7 +127,7 @@ class Transform:
             return cls(kind, torch.zeros(channels), torch.ones(channels))
         source = str(images.manifest["content"])
         path = cache_folder() / f"zca-{hashlib.sha256(f'{source} {EPS}'.encode()).hexdigest()[:32]}.npy"
-        build(path, Path.exists, lambda draft: _save(draft, _whiten(images)))
+        build(path, Path.exists, lambda draft: save_array(draft, _whiten(images)))
         both = torch.from_numpy(np.load(path, mmap_mode="c"))
         d = both.shape[1]
         return cls(kind, both[-1], torch.ones(channels), both[:d], both[d:-1], source)
@@ -150,8 +150,3 @@ def _whiten(images: Images) -> np.ndarray[Any, Any]:
     root_D = (values_D.clamp(min=0) + EPS).sqrt()
     matrix_DD, inverse_DD = (vectors_DD * root_D.reciprocal()) @ vectors_DD.T, (vectors_DD * root_D) @ vectors_DD.T
     return torch.cat([matrix_DD, inverse_DD, mean_D[None]]).float().numpy()
-
-
-def _save(path: Path, array: np.ndarray[Any, Any]) -> None:
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rayd.errors import refuse
+from rayd.schema import fields_of, positive, read
 
 BOUND = ("pixels", "factors", "decoder", "labels", "step")
 BESIDE = ("transform", "teacher")
@@ -232,21 +233,27 @@ class Ledger:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much may be stored: exactly one of the three."""
+    """How much may be stored: exactly one of the three; `ipc: 1` where YAML gives none."""
 
-    floats: int | None = None
     ipc: float | None = None
     """Equivalent images per class: as the papers count it, so that the step size comes on top of the pixels."""
+    floats: int | None = None
+    """Numbers in the file."""
     bytes: int | None = None
     """Size of the file on disk."""
 
     def __post_init__(self) -> None:
-        given = {name: value for name, value in asdict(self).items() if value is not None}
-        if len(given) != 1:
-            raise refuse("budget", given or "nothing", "exactly one of floats, ipc, bytes", "set budget.ipc=1")
-        name, value = next(iter(given.items()))
-        if value <= 0:
-            raise refuse(f"budget.{name}", value, "above 0")
+        sizes = {name: size for name, size in asdict(self).items() if size is not None}
+        if len(sizes) != 1:
+            do = f"add budget.{next(iter(sizes))}=null" if sizes else "set budget.ipc=1"
+            raise refuse("budget", sizes or "nothing", "exactly one of ipc, floats, bytes", do)
+        name, size = next(iter(sizes.items()))
+        positive(f"budget.{name}", size)
+
+    @classmethod
+    def from_plain(cls, mapping: Mapping[str, Any], where: str = "budget") -> Budget:
+        sizes = {name: size for name, size in mapping.items() if size is not None or name not in fields_of(cls)}
+        return read(cls, sizes or {"ipc": 1.0}, where)
 
     def __str__(self) -> str:
         return next(f"{value} {name}" for name, value in asdict(self).items() if value is not None)

@@ -38,6 +38,15 @@ PROBES = 4
 SAMPLE = 64
 
 
+def rank_within_group(group_N: Tensor) -> Tensor:
+    """How many of its own group stand before each element: [3, 5, 3, 3, 5] gives [0, 0, 1, 2, 1]."""
+    order_N = group_N.argsort(stable=True)
+    sorted_N = group_N[order_N]
+    rank_N = torch.empty_like(group_N)
+    rank_N[order_N] = torch.arange(len(group_N), device=group_N.device) - torch.searchsorted(sorted_N, sorted_N)
+    return rank_N
+
+
 class Family(Codec):
     """A codec whose units belong to classes in turn."""
 
@@ -116,18 +125,11 @@ class Family(Codec):
             return
         index = torch.arange(len(self))
         slot = self.slot_of(index)
-        rank = torch.zeros_like(slot)
-        order = slot.argsort(stable=True)
-        ordered = slot[order]
-        rank[order] = torch.arange(len(slot)) - torch.searchsorted(ordered, ordered)
-        index = index[rank < SAMPLE]
+        index = index[rank_within_group(slot) < SAMPLE]
         total = torch.zeros_like(self.labels)
         for part in index.split(256):
-            total.index_add_(
-                0,
-                self.slot_of(part).to(total.device),
-                predict(self.images(part), self.class_of(part)).float().to(total.device),
-            )
+            logits = predict(self.images(part), self.class_of(part))
+            total.index_add_(0, self.slot_of(part).to(total.device), logits.float().to(total.device))
         count = torch.bincount(self.slot_of(index), minlength=len(total)).to(total.device)
         logits = total / count[:, None]
         right = logits.argmax(1) == self.labels.argmax(1)

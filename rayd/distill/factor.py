@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from rayd.data.images import Spec
 from rayd.distill.budget import Shapes
-from rayd.distill.codec import Family
+from rayd.distill.codec import Family, rank_within_group
 from rayd.distill.fit import CodecOptions
 
 BANKS = ("mix", "tint", "rows", "cols")
@@ -52,13 +52,12 @@ class Factorised(Family):
                 self.register_parameter(name, None)
                 continue
             shape = shapes[name][0]
-            std = (
-                full_std(shapes)
-                if name == "core"
-                else shape[-1] ** -0.5
-                if name in ("rows", "cols")
-                else shape[-2] ** -0.5
-            )
+            if name == "core":
+                std = full_std(shapes)
+            elif name in ("rows", "cols"):
+                std = shape[-1] ** -0.5
+            else:
+                std = shape[-2] ** -0.5
             self.register_parameter(name, nn.Parameter(torch.randn(shape, generator=rng) * std))
 
     def address(self, index_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,10 +98,7 @@ def mixed(core_UADPQ: Tensor, unit_N: Tensor, weight_NA: Tensor) -> Tensor:
     """sum_a weight[n, a] * core[unit[n], a]: one batched product over the units in use, padded to the busiest one."""
     used_G, place_N, count_G = unit_N.unique(return_inverse=True, return_counts=True)
     width = int(count_G.max())
-    order_N = place_N.argsort(stable=True)
-    slot_N = torch.empty_like(place_N)
-    slot_N[order_N] = torch.arange(len(unit_N)) - (count_G.cumsum(0) - count_G)[place_N[order_N]]
-    slot_N = (slot_N + place_N * width).to(core_UADPQ.device)
+    slot_N = (rank_within_group(place_N) + place_N * width).to(core_UADPQ.device)
     core_GAF = core_UADPQ.flatten(2)
     if len(used_G) < len(core_UADPQ):
         core_GAF = core_GAF[used_G.to(core_UADPQ.device)]

@@ -58,6 +58,11 @@ class CodecOptions:
     def learns_labels(self) -> bool:
         return self.labels == "soft"
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """A teacher, where one says how labels or images start."""
+        return frozenset({"teacher"} if self.learns_labels or self.start == "confident" else ())
+
     # What a family says of itself, once resolved.
 
     def shapes(self, spec: Spec) -> Shapes:

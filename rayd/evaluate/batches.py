@@ -36,6 +36,8 @@ class ImageSet:
     spec: Spec
     stored: int | None = None
     """Images that the set's numbers would fill as plain pixels; as many as it decodes to if not given."""
+    device: torch.device | None = None
+    """Where all its images lie, if they are decoded."""
 
     def __len__(self) -> int:
         return len(self.classes_N)
@@ -65,12 +67,12 @@ class ImageSet:
     def tensors(cls, images_NCHW: Tensor, classes_N: Tensor, spec: Spec, targets_NK: Tensor | None = None) -> ImageSet:
         """Images in network space as they are."""
         targets = F.one_hot(classes_N, spec.classes).float() if targets_NK is None else targets_NK
-        return cls(lambda index: (images_NCHW[index], targets[index]), classes_N.cpu(), spec)
+        return cls(lambda index: (images_NCHW[index], targets[index]), classes_N.cpu(), spec, device=images_NCHW.device)
 
     @torch.no_grad()
     def resident(self, device: torch.device, limit: int = RESIDENT) -> ImageSet:
         """Decoded once, where it fits."""
-        if len(self) * self.spec.floats * 4 > limit:
+        if self.device == device or len(self) * self.spec.floats * 4 > limit:
             return self
         parts = [self.decode(index) for index in torch.arange(len(self)).split(1000)]
         images, targets = (torch.cat([part[i].detach().float() for part in parts]).to(device) for i in (0, 1))

@@ -94,6 +94,10 @@ class Formation(Codec):
         def learns_labels(self) -> bool:
             return self.under.learns_labels
 
+        @property
+        def needs(self) -> frozenset[str]:
+            return self.under.needs
+
         def all_shapes(self, spec: Spec) -> Shapes:
             return self.under.all_shapes(spec)
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayd.distill.classwise import BLOCK
+from rayd.distill.codec import rank_within_group
 from rayd.distill.contract import Codec, Inputs, Item, Match, OptimiserConfig, Player, Term
 from rayd.distill.unroll import DTYPES
 from rayd.errors import refuse
@@ -125,8 +126,7 @@ class Mim4dd(Term):
 
     def _chosen(self, class_R: Tensor) -> Tensor:
         """The first `batch_real` of each class; they come in random order already."""
-        rank_R = torch.stack([(class_R == c).cumsum(0) * (class_R == c) for c in class_R.unique()]).sum(0)
-        return (rank_R <= self.config.batch_real).nonzero().flatten()
+        return (rank_within_group(class_R) < self.config.batch_real).nonzero().flatten()
 
     def _scores(self, layer: int, real_RD: Tensor, syn_SD: Tensor) -> Tensor:
         centre_D = real_RD.mean(0)

@@ -1,7 +1,7 @@
 """Neural characteristic function matching. Wang et al., CVPR 2025, arXiv:2502.20653.
 
     min_S max_psi  sum_c mean_t sqrt(alpha * (|phi_r| - |phi_s|)^2 + beta * 2 (|phi_r||phi_s| - Re phi_r conj(phi_s)))
-    phi(t) = mean_i exp(i t.f(x_i)),   t = psi(eps) * z,  eps, z ~ N(0, I):  a learned scale mixture of normals
+    phi(t) = mean_i exp(i t.f(x_i)),   t = s psi(eps) * z,  eps, z ~ N(0, I):  a learned scale mixture of normals
 
 f is the flattened, L2-normalised last block of a network between an expert's initialisation and its end (a pool in the
 expert buffer). At alpha = beta the loss is sqrt(alpha) * mean_t |phi_r - phi_s|, which is what we then compute.
@@ -91,6 +91,8 @@ class PsiConfig:
 
     per_component: int = 16
     """Frequencies drawn from each component of the mixture."""
+    reach: float = 3.0
+    """The largest scale, beside 1 for N(0, I)."""
     lr: float = 0.001
     momentum: float = 0.5
 
@@ -107,6 +109,8 @@ class Ncfm(Classwise):
         )
         frequencies: int = 4096
         """T; with psi the paper takes 1,024."""
+        sigma: float = 1.0
+        """Scale of the frequencies, with psi and without."""
         alpha: float = 0.5
         """Weight of the amplitude (diversity)."""
         beta: float = 0.5
@@ -131,8 +135,9 @@ class Ncfm(Classwise):
                 raise refuse("objective.frequencies", self.frequencies, allowed)
             if self.alpha < 0 or self.beta < 0 or self.alpha + self.beta == 0:
                 raise refuse("objective.alpha, beta", (self.alpha, self.beta), "not negative, one above 0")
-            if not self.scale > 0:
-                raise refuse("objective.scale", self.scale, "above 0")
+            for name, number in (("sigma", self.sigma), ("scale", self.scale)):
+                if not number > 0:
+                    raise refuse(f"objective.{name}", number, "above 0")
             if self.pool < 0:
                 raise refuse("objective.pool", self.pool, "a number of experts, or 0 for fresh networks")
 
@@ -187,11 +192,12 @@ class Ncfm(Classwise):
 
     def frequencies(self, source: Source) -> Tensor:
         """t [T, D]; with psi, differentiable in its parameters."""
-        if self.psi is None or self.config.psi is None:
-            return source.noise[0]
+        c = self.config
+        if self.psi is None or c.psi is None:
+            return c.sigma * source.noise[0]
         z_TD, noise_MD = source.noise
-        scales_MD: Tensor = self.psi(noise_MD)
-        return scales_MD.repeat_interleave(self.config.psi.per_component, 0) * z_TD
+        scales_MD: Tensor = c.sigma * c.psi.reach * self.psi(noise_MD)
+        return scales_MD.repeat_interleave(c.psi.per_component, 0) * z_TD
 
     def phi(self, features_GmD: Tensor, t_TD: Tensor) -> Tensor:
         """Characteristic functions of L2-normalised features."""

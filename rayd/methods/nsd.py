@@ -175,7 +175,7 @@ class Nsd(Factorised):
 
     def begin(self, take: Take, rng: torch.Generator) -> None:
         assert self.mix is not None and self.rows is not None and self.cols is not None
-        depth, k = self.core.shape[1], self.spec.classes
+        depth = self.core.shape[1]
         real_UA = self._real(take, depth)
         r, (_, height, width) = self.config.rank, self.spec.shape
         if self.config.basis == "random":
@@ -194,11 +194,18 @@ class Nsd(Factorised):
         self.rows.copy_(_jittered(rows, self.rows, rng))
         self.cols.copy_(_jittered(cols, self.cols, rng))
         if self.config.blend == "pick":
-            self.mix.mul_(0 if self.mix.shape[1:] == (depth, depth) and len(self.mix) == 1 else 0.1)
-            for j in range(len(self.mix)):
-                column = torch.arange(self.mix.shape[2])
-                slot = column // k * k + column % k if self.config.scope == "global" else column
-                self.mix[j, (slot + j * self.mix.shape[2]) % depth, column] += 1
+            self._pick(depth)
+
+    def _pick(self, depth: int) -> None:
+        """Each image starts as one slice of a spectrum: column b of set j picks slice b + j * columns, so that the sets
+        start with different slices. A tenth of the noise stays, which tells apart images that pick the same slice; where
+        no two do (one set, as many columns as slices) there is none."""
+        assert self.mix is not None
+        sets, _, columns = self.mix.shape
+        self.mix.mul_(0.0 if sets == 1 and columns == depth else 0.1)
+        column_B = torch.arange(columns)
+        for j in range(sets):
+            self.mix[j, (column_B + j * columns) % depth, column_B] += 1
 
     def _real(self, take: Take, depth: int) -> Tensor:
         """The real images that spectra start from: [U, A, C, H, W]; slices of shared spectra go to classes in turn."""

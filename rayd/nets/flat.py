@@ -26,14 +26,6 @@ class Flat:
     def lengths(self) -> tuple[int, ...]:
         return tuple(math.prod(shape) for shape in self.shapes)
 
-    @cached_property
-    def offsets(self) -> tuple[int, ...]:
-        """Where each name starts in theta_P."""
-        ends = [0]
-        for length in self.lengths:
-            ends.append(ends[-1] + length)
-        return tuple(ends[:-1])
-
     @property
     def size(self) -> int:
         return sum(self.lengths)

@@ -7,7 +7,7 @@ What is looked for under the run's folder (all of it optional but the artifact),
     metrics.jsonl        a line a step: step, loss, step_size, grad_norm, seconds, val        jobs.distill
     experts/experts-*.json   accuracy of every expert by epoch       jobs.experts
     timing.json          experts_s, experts_peak (bytes)         jobs.experts
-    plan.json            the costs said beforehand                   jobs.plan
+    plan.json            the costs as planned                         jobs.plan
 
 A section without its data says which command would fill it. The folder of a lone artifact is reported as well.
 

@@ -23,10 +23,10 @@ def joined(parts: Iterable[Any]) -> Html:
 
 def tag(name: str, /, *children: Any, **attrs: Any) -> Html:
     """An element. `class_` is written `class`; an attribute that is None or empty is left out."""
-    said = "".join(
+    text = "".join(
         f' {key.rstrip("_")}="{escape(str(value))}"' for key, value in attrs.items() if value not in (None, "")
     )
-    return Html(f"<{name}{said}>" if name in VOID else f"<{name}{said}>{joined(children)}</{name}>")
+    return Html(f"<{name}{text}>" if name in VOID else f"<{name}{text}>{joined(children)}</{name}>")
 
 
 def page(title: str, *body: Html) -> str:

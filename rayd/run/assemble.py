@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,12 +18,42 @@ from rayd.data.transform import Transform
 from rayd.distill.contract import Codec, Objective, Term
 from rayd.distill.inputs import ResidentInputs
 from rayd.distill.loop import Distillation, Reduce, identity
+from rayd.errors import refuse
 from rayd.experts.buffer import Buffer
+from rayd.experts.trajectory import Segment
 from rayd.nets.convnet import Net
 from rayd.seeds import generator
 from rayd.store import Store
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunExperts:
+    """The experts of a buffer that a run may draw from, by place; others may be added beside them at any time."""
+
+    buffer: Buffer
+    numbers: Sequence[int]
+
+    @property
+    def experts(self) -> int:
+        return len(self.numbers)
+
+    @cached_property
+    def last_epoch(self) -> int:
+        """The last epoch that every one of them has."""
+        return min(max(self.buffer.epochs(self._place(expert))) for expert in range(self.experts))
+
+    def row(self, expert: int, epoch: int) -> Tensor:
+        return self.buffer.row(self._place(expert), epoch)
+
+    def segment(self, expert: int, first: int, last: int) -> Segment:
+        return self.buffer.segment(self._place(expert), first, last)
+
+    def _place(self, expert: int) -> int:
+        if not 0 <= expert < self.experts:
+            raise refuse("expert", expert, f"0 to {self.experts - 1}: the run draws from {self.experts} experts")
+        return self.buffer.numbers.index(self.numbers[expert])
 
 
 @dataclass
@@ -36,23 +67,29 @@ class Assembled:
     codec: Codec
     objective: Objective
     terms: list[Term]
+    experts: Sequence[int] = ()
+    """Numbers of the experts that it may draw from."""
 
     @property
     def device(self) -> torch.device:
         return self.inputs.device
 
 
-def assemble(run: Run, device: torch.device) -> Assembled:
-    """Load the data, fit the codec to the budget, build the parts, set the codec's start."""
+def assemble(run: Run, device: torch.device, numbers: Callable[[Buffer], Sequence[int]] | None = None) -> Assembled:
+    """Load the data, fit the codec to the budget, build the parts, set the codec's start.
+
+    `numbers`: of the experts to draw from; all of the run's own if not given.
+    """
     method = run.method
     splits, transform, net = surroundings(run)
     spec = splits.train.spec
-    budget = run.budget.build()
+    budget = run.budget
     codec_config = method.codec.fit(budget, spec)
     log.info("%s", codec_config.describe(budget, spec))
-    buffer = None
+    experts: RunExperts | None = None
     if method.reads_experts:
         buffer = Buffer(Store(run.experts_at), buffer_identity(run, splits, transform, net))
+        experts = RunExperts(buffer, (numbers or partial(own_experts, run))(buffer))
     inputs = ResidentInputs(
         net,
         transform,
@@ -61,20 +98,21 @@ def assemble(run: Run, device: torch.device) -> Assembled:
         run.seed,
         precision=method.precision,
         compiled=method.compiled,
-        buffer=buffer,
+        buffer=experts,
     )
     if device.type == "cuda" and method.precision == "tf32":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
     codec: Codec = codec_config.build(spec, generator(run.seed, "codec")).to(device)
-    teacher = _teacher(inputs) if buffer is not None else None
+    teacher = _teacher(inputs) if experts is not None else None
     confident = teacher if codec_config.start == "confident" else None
     codec.encode(inputs.start_images(run.seed, confident), generator(run.seed, "encode"))
     if codec.learns_labels and teacher is not None:
         codec.teach(teacher)
     objective = method.objective.build(inputs)
     terms = [config.build(inputs, codec).to(device) for config in method.terms]
-    return Assembled(run, splits, inputs, codec_config, codec, objective.to(device), terms)
+    drawn = experts.numbers if experts is not None else ()
+    return Assembled(run, splits, inputs, codec_config, codec, objective.to(device), terms, drawn)
 
 
 def distillation(assembled: Assembled, share: tuple[int, int] = (0, 1), reduce: Reduce = identity) -> Distillation:
@@ -92,6 +130,14 @@ def distillation(assembled: Assembled, share: tuple[int, int] = (0, 1), reduce: 
         share=share,
         reduce=reduce,
     )
+
+
+def own_experts(run: Run, buffer: Buffer) -> list[int]:
+    """Of the experts in a buffer, those that the run's plan names."""
+    numbers = [number for number in buffer.numbers if number < run.expert.experts]
+    if not numbers:
+        raise refuse("expert.experts", run.expert.experts, f"more than {buffer.numbers[0]}, the first expert there is")
+    return numbers
 
 
 def surroundings(run: Run) -> tuple[Splits, Transform, Net]:

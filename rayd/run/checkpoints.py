@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rayd.artifact import tensors
 from rayd.distill.loop import State
-from rayd.errors import Refused
+from rayd.errors import Failed, Refused
+from rayd.run.identity import refuse_differing
 from rayd.store import Store
 
 log = logging.getLogger(__name__)
 
 KEPT = 2
 """Checkpoints kept: the newest, and one before it should the newest turn out damaged."""
+IDENTITY = "identity.json"
 
 
 @dataclass
@@ -35,41 +39,65 @@ class MetricsFile:
 
 
 class Checkpoints:
-    """`step-000050.safetensors`, then its marker `step-000050.json` (size, sha256, fingerprint)."""
+    """`identity.json` of the run, then `step-000050.safetensors` and its marker `step-000050.json` (size, sha256)."""
 
-    def __init__(self, store: Store, fingerprint: str) -> None:
-        self.store, self.fingerprint = store, fingerprint
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def claim(self, identity: Mapping[str, Any], experts: Sequence[int]) -> list[int]:
+        """The folder is this run's, or refused. Its experts: those of the buffer when the run first began."""
+        what, do = f"out={self.store.uri}: holds checkpoints", "give another out, or remove its checkpoints folder"
+        if not self.store.exists(IDENTITY):
+            if self._names():
+                raise Refused(f"{what} of an unknown run, without {IDENTITY}; {do}")
+            self.store.write_json(IDENTITY, {**identity, "experts": list(experts)})
+            return list(experts)
+        there = self.store.read_json(IDENTITY)
+        frozen: list[int] = there.pop("experts")
+        refuse_differing(what, there, identity, do)
+        lost = sorted(set(frozen) - set(experts))
+        if lost:
+            raise Refused(
+                f"out={self.store.uri}: began with experts {lost} that the buffer no longer has; restore them, or give "
+                "another out"
+            )
+        return frozen
 
     def save(self, step: int, state: State) -> None:
         name = f"step-{step:06d}"
         data = tensors.to_bytes(state)
         self.store.write(f"{name}.safetensors", data)
-        marker = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "run": self.fingerprint}
-        self.store.write_json(f"{name}.json", marker)
-        self.clear(keep=KEPT)
+        self.store.write_json(f"{name}.json", {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+        self._remove(self._names()[:-KEPT])
 
-    def clear(self, keep: int = 0) -> None:
-        """Remove all but the newest."""
-        names = self._names()
-        for name in names[: len(names) - keep]:
-            self.store.delete(f"{name}.json")
-            self.store.delete(f"{name}.safetensors")
+    def clear(self) -> None:
+        self._remove(self._names())
+        self.store.delete(IDENTITY)
 
-    def latest(self) -> State | None:
+    def latest(self) -> tuple[int, State] | None:
+        """The newest checkpoint that can be read whole, and its step."""
         for name in reversed(self._names()):
-            marker = self.store.read_json(f"{name}.json")
-            if marker["run"] != self.fingerprint:
-                raise Refused(
-                    f"out={self.store.uri}: holds checkpoints of another run ({marker['run'][:12]}, this one is "
-                    f"{self.fingerprint[:12]}); give another out, or remove its checkpoints folder"
-                )
-            data = self.store.read(f"{name}.safetensors")
-            if hashlib.sha256(data).hexdigest() == marker["sha256"]:
-                return tensors.from_bytes(data, name)
-            log.warning(
-                "checkpoint %s of %s is damaged (sha256 differs): going back to the one before", name, self.store.uri
-            )
+            try:
+                return int(name.removeprefix("step-")), self._load(name)
+            except Failed as error:
+                log.warning("%s: going back to the checkpoint before", error)
         return None
+
+    def at(self, step: int) -> State:
+        """The checkpoint of that step."""
+        return self._load(f"step-{step:06d}")
+
+    def _load(self, name: str) -> State:
+        marker = self.store.read_json(f"{name}.json")
+        data = self.store.read(f"{name}.safetensors")
+        if not isinstance(marker, dict) or hashlib.sha256(data).hexdigest() != marker.get("sha256"):
+            raise Failed(f"{self.store.where(name)}.safetensors: damaged, its sha256 differs from its marker's")
+        return tensors.from_bytes(data, name)
 
     def _names(self) -> list[str]:
         return sorted(name.removesuffix(".json") for name in self.store.list("step-") if name.endswith(".json"))
+
+    def _remove(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.store.delete(f"{name}.json")
+            self.store.delete(f"{name}.safetensors")

@@ -13,11 +13,17 @@ from typing import Any
 import torch
 
 from rayd.config import Run
-from rayd.distill.loop import Reduce, Step, identity
+from rayd.data.load import load as load_data
+from rayd.distill.loop import Reduce, Step
+from rayd.distill.loop import identity as alone
 from rayd.errors import Failed, Refused
 from rayd.machine import use_threads
-from rayd.run.assemble import assemble, distillation
+from rayd.run.agreement import Agreement
+from rayd.run.assemble import assemble, device_of, distillation, own_experts
+from rayd.run.checkpoints import Checkpoints
+from rayd.run.identity import config_identity, refuse_differing, surroundings_identity, whole_identity
 from rayd.run.recorder import Recorder
+from rayd.schema import to_dict
 from rayd.store import Store
 
 
@@ -31,22 +37,29 @@ class Worker:
 
     rank: int = 0
     size: int = 1
-    reduce: Reduce = identity
+    reduce: Reduce = alone
     device: torch.device = field(default_factory=default_device)
     notice: Callable[[], bool] = lambda: False
     """Whether a machine of the run is about to be taken away, since it was last asked."""
 
 
 def finished(run: Run, store: Store) -> bool:
-    """Whether the artifact of exactly this run is already there; another run's is refused, never overwritten."""
+    """Whether the artifact of exactly this run is already there; another run's is refused, never overwritten.
+
+    The experts and the arithmetic of a finished artifact are its own affair: nothing goes on from it.
+    """
     if not store.exists("artifact/card.json"):
         return False
-    there = str(store.read_json("artifact/card.json").get("fingerprint"))
-    if there != run.fingerprint():
-        raise Refused(
-            f"out={run.out}: holds the artifact of another run (fingerprint {there[:12]}, this one is "
-            f"{run.fingerprint()[:12]}); give another out, or remove its artifact folder"
-        )
+    card = store.read_json("artifact/card.json")
+    what, do = f"out={run.out}: holds the artifact", "give another out, or remove its artifact folder"
+    if card.get("fingerprint") != run.fingerprint():
+        config = config_identity(card["config"]) if card.get("config") else {}
+        refuse_differing(what, {"config": config}, {"config": config_identity(to_dict(run))}, do)
+        raise Refused(f"{what} of another run, made by another version of rayd; {do}")
+    here = surroundings_identity(run, load_data(run.data), device_of(run))
+    there = card.get("identity") or {"images": {**here["images"], "train": card["data"].get("content")}}
+    kept = [name for name in ("images", "methods", "device") if name in there]
+    refuse_differing(what, {name: there[name] for name in kept}, {name: here[name] for name in kept}, do)
     return True
 
 
@@ -56,16 +69,26 @@ def distill(run: Run, worker: Worker | None = None) -> Iterator[Step]:
     if finished(run, store):
         return
     use_threads(run.scale.threads)
-    assembled = assemble(run, worker.device)
+    agreement = Agreement(worker.rank, worker.size, worker.reduce, worker.device)
+    checkpoints = Checkpoints(store.sub("checkpoints"))
+    identity = whole_identity(run, load_data(run.data), worker.device)
+
+    def frozen(experts: list[int]) -> list[int]:
+        claimed = checkpoints.claim(identity, experts) if worker.rank == 0 else []
+        return [int(number) for number in agreement.share(claimed)]
+
+    if not run.method.reads_experts:
+        frozen([])
+    assembled = assemble(run, worker.device, lambda buffer: frozen(own_experts(run, buffer)))
     items = len(assembled.objective.plan(0))
     if worker.size > items:
         raise Refused(
             f"scale.workers={worker.size}: allowed is at most the {items} items of a step; raise "
             "method.objective.items, or lower method.objective.classes_per_item, whichever this objective has"
         )
-    work = distillation(assembled, (worker.rank, worker.size), worker.reduce)
-    recorder = Recorder(assembled, work, writes=worker.rank == 0, notice=worker.notice)
-    recorder.resume()
+    work = agreement.work = distillation(assembled, (worker.rank, worker.size), agreement)
+    recorder = Recorder(assembled, work, checkpoints, worker.rank == 0, worker.notice)
+    recorder.resume(agreement)
     try:
         for step in work.run():
             recorder.after(step)

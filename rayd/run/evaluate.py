@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from rayd.artifact.load import Artifact, load
-from rayd.artifact.write import amend
+from rayd.artifact.write import amend, settle
 from rayd.config import Run
 from rayd.evaluate import dd_ranking
 from rayd.evaluate.row import RowName, image_bytes
@@ -39,22 +39,47 @@ def score(
     store, began = Store(uri), time.monotonic()
     artifact = load(store)
     check(run.recipe, artifact.step_size, artifact.teacher)
-    scorer = Scorer.of(run, artifact)
+    scorer = Scorer.of(run, uri, artifact)
     tasks = row_tasks(run, artifact, controls)
     outcomes = list(_logged(answers(run, uri, tasks) if answers else inline(scorer, tasks), len(tasks)))
     table = score_table(run, artifact, outcomes, len(scorer.train))
 
-    def changes(card: Mapping[str, Any]) -> dict[str, Any]:
-        others = {name: row for name, row in card["scores"].items() if row.get("protocol") != table["protocol"]}
+    def update(card: Mapping[str, Any], contents: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, bytes]]:
+        merged = _merged(json.loads(contents.get("controls.json", b"{}")), table)
         scores = {f"{row['set']}/{row['net']}/{row['recipe']}": row for row in table["rows"]}
-        claim = {**card["claim"], "verdict": table["verdict"]["overall"], "why": table["verdict"]["why"]}
-        return {"scores": others | scores, "reads": card["reads"] + 1, "claim": claim}
+        claim = {**card["claim"], "verdict": merged["verdict"]["overall"], "why": merged["verdict"]["why"]}
+        changes = {"scores": {**card["scores"], **scores}, "reads": card["reads"] + 1, "claim": claim}
+        return changes, {"controls.json": (json.dumps(merged, indent=1) + "\n").encode()}
 
-    amend(store, changes, {"controls.json": (json.dumps(table, indent=1) + "\n").encode()})
+    amend(store, update)
+    if scorer.kept:
+        scorer.kept.clear()
     peak = max((net.memory for _, scores in outcomes if not isinstance(scores, str) for net in scores), default=0)
     timing = {"evaluate_s": time.monotonic() - began, "evaluate_peak": peak}
     store.write_json("timing.json", {**store.facts("timing.json"), **timing})
     return table
+
+
+def is_scored(run: Run, uri: str, controls: Sequence[str]) -> bool:
+    """Whether the artifact's table has the run's recipe and all of these controls; an update left half-way is finished."""
+    store = Store(uri)
+    if not store.exists("card.json"):
+        return False
+    settle(store)
+    table = store.facts("controls.json")
+    if table.get("recipe") != to_dict(run.recipe):
+        return False
+    return set(controls) <= {row["set"] for row in table["rows"]} | set(table["skipped"])
+
+
+def _merged(there: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table with the rows of the one that is there, if both are of one protocol; a row of both is the new one."""
+    if there.get("protocol") != table["protocol"]:
+        return dict(table)
+    net, skipped = table["nets"][0], {**there["skipped"], **table["skipped"]}
+    rows = {(row["set"], row["net"]): row for part in (there, table) for row in part["rows"]}
+    skipped = {name: reason for name, reason in skipped.items() if (name, net) not in rows}
+    return {**table, "rows": list(rows.values()), "skipped": skipped, **_concluded(list(rows.values()), net)}
 
 
 def _logged(outcomes: Outcomes, count: int) -> Iterator[tuple[RowTask, Outcome]]:
@@ -85,12 +110,10 @@ def score_table(run: Run, artifact: Artifact, outcomes: Outcomes, whole: int) ->
         how = {"net": nets[task.net], "recipe": run.recipe.name, "protocol": protocol}
         seeds = {"seed_list": [score.seed for score in outcome]}
         rows.append({**what, **how, **seeds, **summary([score.accuracy for score in outcome])})
-    first = [row for row in rows if row["net"] == nets[0]]
     return {
         "rows": rows,
         "skipped": skipped,
-        "verdict": verdict(first),
-        "robust": dd_ranking.of({row["set"]: row["mean"] for row in first}),
+        **_concluded(rows, nets[0]),
         "protocol": protocol,
         "recipe": to_dict(run.recipe),
         "nets": nets,
@@ -98,6 +121,13 @@ def score_table(run: Run, artifact: Artifact, outcomes: Outcomes, whole: int) ->
         "bytes": ledger["bytes"],
         "classes": len(artifact.classes),
     }
+
+
+def _concluded(rows: Sequence[Mapping[str, Any]], net: str) -> dict[str, Any]:
+    """What the rows of the first network say."""
+    first = [row for row in rows if row["net"] == net]
+    robust = dd_ranking.of({row["set"]: row["mean"] for row in first})
+    return {"verdict": verdict(first), "robust": robust}
 
 
 def verdict(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

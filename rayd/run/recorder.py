@@ -18,8 +18,10 @@ from rayd.errors import refuse
 from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.score import evaluate
 from rayd.machine import peak_memory
+from rayd.run.agreement import Agreement
 from rayd.run.assemble import Assembled
 from rayd.run.checkpoints import Checkpoints, MetricsFile
+from rayd.run.identity import surroundings_identity
 from rayd.schema import to_dict
 from rayd.seeds import seed_of
 from rayd.store import Store
@@ -37,20 +39,28 @@ class Recorder:
     """Records metrics, writes checkpoints, validates, keeps the best codec and writes the artifact."""
 
     def __init__(
-        self, assembled: Assembled, work: Distillation, writes: bool, notice: Callable[[], bool] = lambda: False
+        self,
+        assembled: Assembled,
+        work: Distillation,
+        checkpoints: Checkpoints,
+        writes: bool,
+        notice: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.assembled, self.work, self.writes, self.notice = assembled, work, writes, notice
+        self.assembled, self.work, self.checkpoints = assembled, work, checkpoints
+        self.writes, self.notice = writes, notice
         self.run: Run = assembled.run
         self.store = Store(self.run.out)
-        self.checkpoints = Checkpoints(self.store.sub("checkpoints"), self.run.fingerprint())
         self.metrics = MetricsFile(self.store)
         self.best: tuple[float, State] | None = None
 
-    def resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one."""
-        state = self.checkpoints.latest()
-        if state is None:
+    def resume(self, agreement: Agreement) -> None:
+        """Go on from the checkpoint that worker 0 finds to be the newest, or from its start."""
+        newest = self.checkpoints.latest() if self.writes else None
+        step = int(agreement.share([newest[0] if newest else 0])[0])
+        if step == 0:
+            agreement.share_state()
             return
+        state = newest[1] if newest else self.checkpoints.at(step)
         best = {name.removeprefix("best/"): tensor for name, tensor in state.items() if name.startswith("best/")}
         if best:
             self.best = (float(best.pop("accuracy")), best)
@@ -145,7 +155,7 @@ def write_artifact(assembled: Assembled, codec: Codec, timing: Mapping[str, Any]
     stored = dict(codec.stored())
     for part in (assembled.objective, *assembled.terms):
         stored |= part.stored()
-    budget, floats = run.budget.build(), Ledger.of(stored).floats
+    budget, floats = run.budget, Ledger.of(stored).floats
     if floats > budget.limit(spec, assembled.codec_config.storage):
         raise refuse("budget", budget, f"at least the {floats} floats that {run.method.sentence} stores")
     provenance = write.Provenance(
@@ -155,6 +165,7 @@ def write_artifact(assembled: Assembled, codec: Codec, timing: Mapping[str, Any]
         sentence=run.method.sentence,
         config=to_dict(run),
         fingerprint=run.fingerprint(),
+        identity=surroundings_identity(run, assembled.splits, assembled.device) | {"experts": list(assembled.experts)},
         data=assembled.splits.train.facts(assembled.inputs.transform.kind == "normalise"),
         seeds={"run": run.seed},
         claim=claim,

@@ -25,7 +25,9 @@ from rayd.evaluate.row import LABEL_BYTES, RowName, image_bytes
 from rayd.evaluate.score import Score, evaluate, trained
 from rayd.nets.convnet import Net
 from rayd.run.assemble import assemble
+from rayd.run.scores import KeptScores
 from rayd.seeds import seed_of
+from rayd.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -52,20 +54,28 @@ class RowTask:
 class Scorer:
     """What the tasks of one artifact share, built once in a process."""
 
-    def __init__(self, run: Run, artifact: Artifact, splits: Splits | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        run: Run,
+        artifact: Artifact,
+        splits: Splits | None = None,
+        device: str = "cpu",
+        store: Store | None = None,
+    ) -> None:
         self.run, self.artifact, self.recipe = run, artifact, run.recipe
         self.splits = splits or load_data(run.data)
         self.device = torch.device(device)
+        self.kept = KeptScores(store, run, artifact, self.splits) if store is not None else None
         self._orders: dict[tuple[str, int], list[Tensor]] = {}
         if self.train.spec != artifact.spec or self.train.classes != artifact.classes:
             raise refuse("data", f"{self.train.name} {self.train.spec}", f"the artifact's {artifact.spec} and classes")
         self.transform = artifact.transform
 
     @classmethod
-    def of(cls, run: Run, artifact: Artifact | str) -> Scorer:
-        """On the GPU of this machine where there is one. `artifact`: or its URI."""
-        artifact = load(artifact) if isinstance(artifact, str) else artifact
-        return cls(run, artifact, device="cuda" if torch.cuda.is_available() else "cpu")
+    def of(cls, run: Run, uri: str, artifact: Artifact | None = None) -> Scorer:
+        """On the GPU of this machine where there is one. `artifact`: the one at `uri`, if it is loaded already."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(run, artifact or load(uri), device=device, store=Store(uri))
 
     @property
     def train(self) -> Images:
@@ -76,24 +86,39 @@ class Scorer:
         return [config.build(self.artifact.spec) for config in self.recipe.nets or (self.run.net,)]
 
     def answer(self, task: RowTask) -> list[Score]:
-        """Scores on the test set."""
-        return self.scores(task, self.splits.test)
+        """Scores on the test set. Each is kept as it comes, and taken from there if the evaluation was interrupted."""
+        row, net = task.row, task.net
+        scores = {seed: self.kept.find(row, net, seed) if self.kept else None for seed in task.seeds}
+        missing = [seed for seed, score in scores.items() if score is None]
+        source: ImageSet | None = None
+        for seeds in self._groups(row, missing):
+            if source is None or row.kind == "random":  # of which each network draws its own images
+                source = self.source(row, seeds[0]).resident(self.device)
+            for score in self._evaluate(task, source, seeds):
+                scores[score.seed] = score
+                if self.kept:
+                    self.kept.keep(row, net, score)
+        return [score for score in scores.values() if score is not None]
 
-    def scores(self, task: RowTask, test: Images) -> list[Score]:
+    def _groups(self, row: RowName, seeds: list[int]) -> list[list[int]]:
+        """Networks that are trained at once: on a GPU all that see the same images."""
+        if self.device.type == "cuda" and row.kind != "random" and seeds:
+            return [seeds]
+        return [[seed] for seed in seeds]
+
+    def _evaluate(self, task: RowTask, source: ImageSet, seeds: list[int]) -> list[Score]:
         recipe = {
             "": self.recipe, "hard": replace(self.recipe, labels="hard"),
             "bare": replace(self.recipe, augment=None, cutmix=0.0, mixup=0.0),
         }[task.row.way]  # fmt: skip
-        groups: list[tuple[int, ...]] = [task.seeds]
-        if task.row.kind == "random":  # each network draws its own images
-            groups = [(seed,) for seed in task.seeds]
-        scores: list[Score] = []
-        for seeds in groups:
-            scores += evaluate(
-                recipe, self.nets[task.net], self.source(task.row, seeds[0]), test, self.transform, seeds,
-                device=self.device, step_size=self.artifact.step_size, teacher=self._teacher,
-            )  # fmt: skip
-        return scores
+        return evaluate(
+            recipe, self.nets[task.net], source, self._test, None, seeds,
+            device=self.device, step_size=self.artifact.step_size, teacher=self._teacher,
+        )  # fmt: skip
+
+    @cached_property
+    def _test(self) -> ImageSet:
+        return ImageSet.of(self.splits.test, self.transform).resident(self.device)
 
     def source(self, row: RowName, seed: int) -> ImageSet:
         """What the networks of a row are trained on."""
@@ -107,7 +132,8 @@ class Scorer:
         if row.kind == "full":
             return ImageSet.of(self.train, self.transform)
         if row.kind == "start":
-            return ImageSet.of(assemble(self.run, self.device).codec)
+            experts = self.artifact.card.get("identity", {}).get("experts")
+            return ImageSet.of(assemble(self.run, self.device, (lambda buffer: experts) if experts else None).codec)
         return ImageSet.of(self.real(RowName.control(str(replace(row, way=""))), seed), self.transform)
 
     def real(self, row: RowName, seed: int) -> Images:

@@ -42,8 +42,13 @@ class Finding:
         return f"{'holds' if self.holds else 'FAILS'}  {self.what}" + (f": {self.detail}" if self.detail else "")
 
 
-def verify(uri: str | Path | Store, run: Run | None = None, scores: bool = True) -> Iterator[Finding]:
-    """Findings, cheapest first. `run`: where the data are, if not as the card says; scores=False trains nothing."""
+def verify(
+    uri: str | Path | Store, run: Run | None = None, scores: bool = True, methods: str | None = None
+) -> Iterator[Finding]:
+    """Findings, cheapest first. `run`: where the data are, if not as the card says; scores=False trains nothing.
+
+    Nothing that the artifact holds is executed. `methods`: a folder of methods of one's own that the run used.
+    """
     try:
         artifact = load(uri)
     except Refused as error:
@@ -52,12 +57,17 @@ def verify(uri: str | Path | Store, run: Run | None = None, scores: bool = True)
     yield Finding("files are as they were written", True, f"{len(artifact.contents)} files")
     yield from _ledger(artifact)
     yield from _stored(artifact)
-    card_run = run_of_card(artifact.card["config"]) if artifact.card["config"] else None
+    config = artifact.card["config"]
+    card_run = run_of_card({**config, "methods": methods}) if config else None
     source = run or card_run
     if source is None:
         yield Finding("data", False, "the card holds no resolved config, and no run was given")
         return
-    splits = load_data(source.data)
+    try:
+        splits = load_data(source.data)
+    except Refused as error:
+        yield Finding("data are those of the card", False, f"{error}; a card names no folder: give data.path=...")
+        return
     yield from _data(artifact, splits)
     if scores and "controls.json" in artifact.contents:
         yield from _scores(artifact, splits, card_run or source)

@@ -105,7 +105,8 @@ def test_foreign_newer_and_missing_are_refused(tmp_path):
 def test_scores_are_amended_and_the_card_stays_whole(tmp_path):
     folder = saved(tmp_path)
     score = {"recipe": "plain", "mean": 0.5, "std": 0.01, "n": 5, "ci95": 0.012, "view": "exact"}
-    write.amend(Store(folder), lambda card: {"scores": {"plain": score}, "reads": 1}, {"controls.json": b"{}"})
+    changes, added = {"scores": {"plain": score}, "reads": 1}, {"controls.json": b"{}"}
+    write.amend(Store(folder), lambda card, contents: (changes, added))
     card = load.load(folder).card
     assert (
         card["reads"] == 1 and "controls.json" in card["files"] and "50.0 ± 1.0 %" in (folder / "README.md").read_text()

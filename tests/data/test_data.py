@@ -158,6 +158,11 @@ def test_a_training_splits_histogram_is_the_sets_less_the_other_rows(monkeypatch
         assert part.facts(True)["statistics"]["mean"] == pytest.approx(exact.tolist())
         assert "statistics" not in part.facts(False)
     assert read == [10, 10], "the smaller side is read, once"
+    monkeypatch.setattr("rayd.data.images.KEPT", 0)
+    for _ in range(2):
+        again = images.select(torch.tensor([i for i in range(50) if i % 5]))
+        assert np.array_equal(again.histogram_CV, val.histogram_CV)
+    assert read == [10, 10, 10], "a large set's is kept for the next process"
     assert json.dumps(images.manifest) == before and "statistics" not in train.manifest
 
 

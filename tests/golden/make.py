@@ -24,7 +24,7 @@ from torch import Tensor
 
 import rayd
 from jobs import distill, evaluate, experts
-from jobs.compose import Nothing, command
+from jobs.compose import command
 from rayd.experts.buffer import Buffer
 
 SMALL = (
@@ -71,17 +71,17 @@ def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for name, words in BUFFERS.items():
             said = [*SMALL, "method=mtt", *MATCHED, *words, f"buffer={folder / name}"]
-            run("experts", experts.act, experts.Own, *said, at=Path(scratch) / name)
+            run("experts", experts.act, experts.KEYS, *said, at=Path(scratch) / name)
         for name, words in ARTIFACTS.items():
             out = Path(scratch) / name
             said = [*SMALL, *words]
             if MATCHED[0] in words:
                 said.append(f"buffer={folder / 'buffer'}")
             elif name in POOLED:
-                run("experts", experts.act, experts.Own, *said, at=out)
-            run("distill", distill.act, Nothing, *said, at=out)
+                run("experts", experts.act, experts.KEYS, *said, at=out)
+            run("distill", distill.act, "", *said, at=out)
             controls = "controls=[random@floats]" if name == "pixel" else "controls=false"
-            run("evaluate", evaluate.act, evaluate.Own, *said, controls, at=out)
+            run("evaluate", evaluate.act, evaluate.KEYS, *said, controls, at=out)
             shutil.copytree(out / "artifact", folder / name)
             (folder / name / "timing.json").unlink()
     facts = {name: artifact_facts(folder / name) for name in ARTIFACTS}
@@ -90,8 +90,8 @@ def main(folder: Path) -> None:
     (folder / "expected.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def run(verb: str, act: Any, own: type[Any], *words: str, at: Path) -> None:
-    if command(verb, None, act, lambda: own, [*words, f"out={at}"]):
+def run(verb: str, act: Any, keys: str, *words: str, at: Path) -> None:
+    if command(verb, None, act, keys, [*words, f"out={at}"]):
         raise SystemExit(f"{at.name}: {verb} did not finish")
 
 

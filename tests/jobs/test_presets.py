@@ -110,3 +110,12 @@ def test_a_recipe_says_what_differs_and_nothing_else(recipe: str) -> None:
     plain = to_dict(RecipeConfig())
     assert not [key for key, value in stated.items() if value == plain[key]], "a default"
     assert parse(RecipeConfig, stated).steps > 0
+
+
+def test_the_table_of_scoring_is_that_of_the_presets() -> None:
+    from jobs import presets
+    from rayd.studies.plan.presets import DATASETS, section_of
+
+    text = (CONFIGS / "README.md").read_text()
+    assert section_of(text) == presets.section(), "python -m jobs.presets writes it"
+    assert {ask("plan", (f"preset={name}", "out=nowhere")).run.data.name for name in PRESETS} <= set(DATASETS)

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 
+from rayd.data.config import DataConfig
+from rayd.data.load import load
+from rayd.data.transform import Transform
+from rayd.distill.budget import Budget
+from rayd.distill.contract import OptimiserConfig
+from rayd.distill.inputs import ResidentInputs
+from rayd.distill.loop import make_optimiser
+from rayd.methods.idc import Formation
 from rayd.methods.ncfm import Ncfm, Psi, PsiConfig, characteristic, discrepancy
+from rayd.methods.pixel import Pixel
+from rayd.nets.convnet import NetConfig
+from rayd.seeds import generator
 from tests.support.matching import PSI, distillation, random
 from tests.support.worlds import TinyPixels, TinyWorld
 
@@ -39,7 +51,7 @@ def test_frequencies_are_a_scale_mixture_of_normals() -> None:
     source = objective.source(0)
     t_TD = objective.frequencies(source)
     assert len(t_TD.unique(dim=0)) == 4096
-    scales_MD = objective.psi(source.noise[1])
+    scales_MD = PsiConfig().reach * objective.psi(source.noise[1])
     seen_MD = t_TD.unflatten(0, (8, 512)).square().mean(1).sqrt()
     torch.testing.assert_close(seen_MD, scales_MD.abs(), rtol=0.2, atol=0.01)
 
@@ -91,3 +103,39 @@ def test_pool_networks_lie_between_start_and_end() -> None:
         assert 0 <= float(at) <= 1
         seen.add(expert)
     assert seen == {0, 1, 2}
+
+
+def test_psi_is_above_plain_frequencies_on_real_images_and_climbs(real_images: Path) -> None:
+    """CIFAR-10: the discrepancy under psi exceeds the one under N(0, I) before any ascent, and more so after 300."""
+    images = load(DataConfig(name="cifar10", path=str(real_images / "cifar10"), limit=600, val=20, split="next")).train
+    net, space = NetConfig(width=16).build(images.spec), Transform.fit(images, "normalise")
+    inputs = ResidentInputs(net, space, images, torch.device("cpu"), 0, compiled=False)
+    codec = Formation.Config(under=Pixel.Config()).fit(Budget(ipc=1), images.spec).build(images.spec, generator(0, "c"))
+    codec.encode(inputs.start_images(0), generator(0, "e"))
+    rest = {"batch_real": 24, "frequencies": 512, "pool": 0}
+
+    def discrepancy_of(objective: Ncfm) -> float:
+        items = [objective.plan(step)[0] for step in range(3)]
+        values = [objective(codec, item, objective.fetch(item)).metrics["apart"] for item in items]
+        return sum(float(torch.as_tensor(value).detach()) for value in values) / len(values)
+
+    plain = discrepancy_of(Ncfm.Config(**rest).build(inputs))
+    assert discrepancy_of(Ncfm.Config(**rest, sigma=2.0).build(inputs)) > plain, "sigma alone does it, too"
+    objective = Ncfm.Config(**rest, psi=PsiConfig()).build(inputs)
+    before = discrepancy_of(objective)
+    assert before > 1.1 * plain
+    (player,) = objective.players()
+    ascent = make_optimiser(player, OptimiserConfig())
+    data = objective.fetch(objective.plan(7)[0])
+    with torch.no_grad():
+        real = [objective.embed_real(data.source.theta_P, part)[None] for part in data.real_GnCHW]
+        syn = objective.synthetic(codec, objective.plan(7)[0])
+        fake = objective.embed(data.source.theta_P, syn.views_NCHW)
+    for step in range(300):
+        t_TD = objective.frequencies(objective.source(1000 + step))
+        phi = torch.cat([objective.phi(part, t_TD) for part in real])
+        apart = discrepancy(phi, syn.by_class(lambda part, t=t_TD: objective.phi(part, t), fake), 0.5, 0.5)
+        for p, g in zip(player.params, torch.autograd.grad(-300 * apart.sum(), player.params), strict=True):
+            p.grad = g
+        ascent.step()
+    assert discrepancy_of(objective) > 1.01 * before

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import rayd
-from rayd.run.assemble import _teacher
-from rayd.run.distill import distill
+from rayd.config import BudgetConfig
+from rayd.errors import Failed, Refused
+from rayd.experts.buffer import Buffer
+from rayd.run.agreement import check, hash_of
+from rayd.run.assemble import _teacher, surroundings
+from rayd.run.checkpoints import Checkpoints
+from rayd.run.distill import Worker, distill
+from rayd.run.experts import ExpertPlan, build
+from rayd.run.identity import refuse_differing, whole_identity
 from rayd.run.recorder import VALIDATION_IMAGES
+from rayd.store import Store
+from tests.support.expert_runs import digits_run
 from tests.support.fakes import DATA, a_run
+from tests.support.workers import Meeting
 
 
 @pytest.fixture(autouse=True)
@@ -75,12 +87,256 @@ def test_a_validation_sees_every_class(tmp_path, monkeypatch):
     whole = rayd.run.recorder.evaluate
 
     def watched(recipe, net, source, test, *rest, **keys):
-        samples.append((recipe.length(len(source), len(source)).steps, torch.bincount(test.labels_N).tolist()))
+        samples.append((recipe.length(len(source), len(source)).steps, test.labels_N.tolist()))
         return whole(recipe, net, source, test, *rest, **keys)
 
     monkeypatch.setattr("rayd.run.recorder.evaluate", watched)
     monkeypatch.setattr("rayd.run.recorder.VALIDATION_IMAGES", 6)
-    steps = list(distill(run_at(tmp_path, validate=6)))
-    ((length, counts),) = samples
-    assert length == 2 and sum(counts) == 6 and min(counts) >= 1 and VALIDATION_IMAGES == 1000
+    run = run_at(tmp_path, validate=6)
+    steps = list(distill(run))
+    planned = surroundings(run)[0].val.sample(6, run.seed).labels_N.tolist()
+    assert samples == [(2, planned)] and set(planned) == {0, 1, 2} and VALIDATION_IMAGES == 1000
     assert rayd.load(tmp_path / "artifact").card["claim"]["best_val"] >= 0 and len(steps) == 6
+
+
+# ---- checkpoints -------------------------------------------------------------------------------------------------
+
+
+def interrupted(run, steps):
+    walk = distill(run)
+    for _ in range(steps):
+        next(walk)
+    walk.close()
+
+
+def files(folder):
+    """The artifact's files but the times."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "timing.json"}
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:20])
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda folder: truncate(folder / "step-000004.json"),
+        lambda folder: truncate(folder / "step-000004.safetensors"),
+        lambda folder: (folder / "step-000004.safetensors").unlink(),
+        lambda folder: (folder / "step-000004.json").write_text("[]"),
+    ],
+)
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(tmp_path, harm, caplog):
+    list(distill(run_at(tmp_path / "whole")))
+    interrupted(run_at(tmp_path / "torn"), 5)
+    harm(tmp_path / "torn" / "checkpoints")
+    assert [step.number for step in distill(run_at(tmp_path / "torn"))] == [3, 4, 5, 6]
+    assert "going back to the checkpoint before" in caplog.text and "step-000004" in caplog.text
+    assert files(tmp_path / "torn" / "artifact") == files(tmp_path / "whole" / "artifact")
+    assert list((tmp_path / "torn" / "checkpoints").iterdir()) == []
+
+
+# ---- identity ----------------------------------------------------------------------------------------------------
+
+
+def folder_of_images(folder, shade):
+    """Two classes of eight small images each, for training and test."""
+    image = pytest.importorskip("PIL.Image")
+    for part in ("train", "test"):
+        for name, level in (("a", shade), ("b", 250)):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(8):
+                image.new("L", (8, 8), level - i).save(folder / part / name / f"{i}.png")
+    return {"name": "folder", "path": str(folder), "size": 8, "channels": 1, "val": 0.25}
+
+
+def test_other_images_under_one_out_are_refused(tmp_path):
+    cats, xrays = (folder_of_images(tmp_path / name, shade) for name, shade in (("cats", 40), ("xrays", 90)))
+    mine = a_run(method(), recipe={"steps": 8}, data=cats, out=str(tmp_path / "out"))
+    other = replace(mine, data=replace(mine.data, path=xrays["path"]))
+    assert mine.fingerprint() == other.fingerprint(), "a config does not know what lies at a path"
+    interrupted(mine, 3)
+    with pytest.raises(Refused, match=r"holds checkpoints of another run: images\.train .*images\.val .*another out"):
+        next(distill(other))
+    list(distill(mine))
+    with pytest.raises(Refused, match=r"holds the artifact of another run: images\.train"):
+        next(distill(other))
+    assert list(distill(mine)) == [], "the same run is done"
+
+
+def test_another_config_is_refused_by_its_keys(tmp_path):
+    interrupted(run_at(tmp_path), 3)
+    with pytest.raises(Refused, match=r"another run: config\.method\.steps \(6 there, 8 here\); give another out"):
+        next(distill(run_at(tmp_path, steps=8)))
+    list(distill(run_at(tmp_path)))
+    with pytest.raises(Refused, match=r"the artifact of another run: config\.method\.steps \(6 there, 8 here\)"):
+        next(distill(run_at(tmp_path, steps=8)))
+
+
+OWN = """
+from rayd.methods.dm import Distribution{}
+
+
+class Mine(Distribution):
+    pass
+
+
+OBJECTIVES = {{"mine": Mine}}
+"""
+
+
+def test_edited_methods_of_ones_own_are_refused(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "mine.py").write_text(OWN.format(""))
+    mine = method(objective={"name": "mine", "batch_real": 8})
+    run = a_run(mine, recipe={"steps": 8}, out=str(tmp_path / "out"), methods=str(tmp_path / "own"))
+    interrupted(run, 3)
+    (tmp_path / "own" / "mine.py").write_text(OWN.format("  # edited"))
+    with pytest.raises(Refused, match=r"another run: methods \([0-9a-f]{12}\.\.\. there, [0-9a-f]{12}\.\.\. here\)"):
+        next(distill(run))
+    (tmp_path / "own" / "mine.py").write_text(OWN.format(""))
+    assert [step.number for step in distill(run)] == [3, 4, 5, 6]
+
+
+def test_other_arithmetic_and_another_device_are_refused(tmp_path, monkeypatch):
+    run = run_at(tmp_path, compiled=True)
+    monkeypatch.setattr("rayd.run.identity.can_compile", lambda device: False)
+    interrupted(run, 3)
+    monkeypatch.setattr("rayd.run.identity.can_compile", lambda device: True)
+    with pytest.raises(Refused, match=r"another run: arithmetic \(eager there, compiled here\)"):
+        next(distill(run))
+    monkeypatch.undo()
+    splits, _, _ = surroundings(run)
+    with pytest.raises(Refused, match=r"x of another run: device \(cpu there, cuda here\); stop"):
+        here = whole_identity(run, splits, torch.device("cuda"))
+        refuse_differing("x", {**here, "device": "cpu"}, here, "stop")
+
+
+def test_a_buffer_that_grows_changes_nothing(tmp_path):
+    """Experts 2 and 3 come while a run of the first two is under way: neither the rest of it nor a new one sees them."""
+    few, many = (digits_run(tmp_path / "experts", experts=experts) for experts in (2, 4))
+    list(build(ExpertPlan.open(few)))
+    runs = {
+        name: replace(
+            few, out=str(tmp_path / name), buffer=str(tmp_path / "experts" / "experts"),
+            method=replace(few.method, steps=4, checkpoint=2, compiled=False), budget=BudgetConfig(ipc=1),
+        )
+        for name in ("whole", "torn", "late")
+    }  # fmt: skip
+    list(distill(runs["whole"]))
+    interrupted(runs["torn"], 3)
+    list(build(ExpertPlan.open(replace(many, out=few.out))))
+    assert len(Buffer(str(tmp_path / "experts" / "experts")).numbers) == 4
+    assert [step.number for step in distill(runs["torn"])] == [3, 4]
+    list(distill(runs["late"]))
+    whole = files(tmp_path / "whole" / "artifact")
+    assert files(tmp_path / "torn" / "artifact") == whole == files(tmp_path / "late" / "artifact")
+    assert rayd.load(tmp_path / "whole" / "artifact").card["identity"]["experts"] == [0, 1]
+
+
+def test_experts_that_were_drawn_from_and_are_gone_are_missed(tmp_path):
+    checkpoints = Checkpoints(Store(tmp_path))
+    assert checkpoints.claim({"device": "cpu"}, [0, 1, 4]) == [0, 1, 4]
+    assert checkpoints.claim({"device": "cpu"}, [0, 1, 2, 3, 4]) == [0, 1, 4]
+    with pytest.raises(Refused, match=r"began with experts \[1\] that the buffer no longer has"):
+        checkpoints.claim({"device": "cpu"}, [0, 4])
+    (tmp_path / "identity.json").unlink()
+    checkpoints.save(5, {"step": torch.tensor([5])})
+    with pytest.raises(Refused, match=r"checkpoints of an unknown run, without identity\.json"):
+        checkpoints.claim({"device": "cpu"}, [0])
+
+
+# ---- agreement ---------------------------------------------------------------------------------------------------
+
+
+def together(run, size=2, between=lambda rank, walk: None):
+    """The same run on several workers: threads that meet in their sums. What each of them raised, or None."""
+    meeting, ends = Meeting(size), {}
+
+    def work(rank):
+        try:
+            walk = distill(run, Worker(rank, size, meeting.reduce(rank)))
+            for _ in walk:
+                between(rank, walk)
+            ends[rank] = None
+        except (Failed, Refused, threading.BrokenBarrierError) as error:
+            ends[rank] = error
+            meeting.barrier.abort()
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return ends
+
+
+def test_workers_start_from_worker_0s_codec_and_resume_where_it_does(tmp_path, monkeypatch):
+    """Worker 1 begins with other pixels; later the newest checkpoint is damaged as worker 0 reads it, and only then."""
+    run = run_at(tmp_path / "many", objective={"name": "distribution", "batch_real": 8, "classes_per_item": 1})
+    alone = replace(run, out=str(tmp_path / "alone"))
+    list(distill(alone))
+    whole, built = rayd.run.distill.assemble, []
+
+    def other_start(*arguments):
+        assembled = whole(*arguments)
+        with torch.no_grad():
+            assembled.codec.pixels += len(built)
+        built.append(assembled)
+        return assembled
+
+    monkeypatch.setattr("rayd.run.distill.assemble", other_start)
+    monkeypatch.setattr("rayd.run.recorder.write_artifact", lambda *arguments: None)
+    monkeypatch.setattr("rayd.run.checkpoints.Checkpoints.clear", lambda self: None)
+    assert together(run) == {0: None, 1: None}
+    a, b = (assembled.codec.pixels for assembled in built)
+    assert torch.equal(a, b)
+    newest = tmp_path / "many" / "checkpoints" / "step-000004.json"
+    loaded = []
+    at, latest = Checkpoints.at, Checkpoints.latest
+    monkeypatch.setattr("rayd.run.checkpoints.Checkpoints.at", lambda self, step: loaded.append(step) or at(self, step))
+
+    def torn(self):
+        text = newest.read_bytes()
+        newest.write_bytes(b"{")
+        found = latest(self)
+        newest.write_bytes(text)
+        return found
+
+    monkeypatch.setattr("rayd.run.checkpoints.Checkpoints.latest", torn)
+    assert together(run) == {0: None, 1: None} and loaded == [2], "worker 1 would have found step 4"
+
+
+def test_a_flipped_bit_ends_the_step_with_the_workers_named(tmp_path, monkeypatch):
+    run = run_at(tmp_path, objective={"name": "distribution", "batch_real": 8, "classes_per_item": 1})
+    whole, works = rayd.run.distill.distillation, {}
+
+    def watched(assembled, share, reduce):
+        works[share[0]] = whole(assembled, share, reduce)
+        return works[share[0]]
+
+    monkeypatch.setattr("rayd.run.distill.distillation", watched)
+
+    def flip(rank, walk):
+        if rank == 1 and works[1].number == 3:
+            bits = works[1].codec.pixels.data.view(torch.int32)
+            bits[0, 0, 3, 3] ^= 1
+
+    ends = together(run, between=flip)
+    assert set(ends) == {0, 1} and any(isinstance(error, Failed) for error in ends.values())
+    text = next(str(error) for error in ends.values() if isinstance(error, Failed))
+    assert "worker 0: step 3, parameters" in text and "worker 1: step 3, parameters" in text
+    assert not (tmp_path / "artifact").exists()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*.json")) == ["step-000002.json"]
+
+
+def test_a_hash_sees_every_bit_and_every_place():
+    def hashed(numbers):
+        return hash_of(SimpleNamespace(players=[SimpleNamespace(params=[torch.tensor(numbers)])]))
+
+    assert hashed([1.0, 2.0]) == hashed([1.0, 2.0]) != hashed([2.0, 1.0])
+    assert hashed([0.0, 0.0]) != hashed([0.0, -0.0]) and 0 <= hashed([-1.0, 3.0]) < 2**32
+    check([(3.0, 7.0), (3.0, 7.0)])
+    with pytest.raises(Failed, match="worker 1: step 4"):
+        check([(3.0, 7.0), (4.0, 7.0)])

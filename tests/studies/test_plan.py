@@ -163,16 +163,21 @@ def test_the_probe_runs_the_stages(tmp_path: Path) -> None:
 
 
 def test_scoring_follows_the_recipe(tmp_path: Path) -> None:
-    """Two views and ten controls of one seed; operations by hand for a network of one block."""
+    """Two views and ten controls of one seed; images and operations counted by hand for a network of one block."""
     run = small(tmp_path)
-    net = replace(run.net, depth=1, width=4)
-    scoring = plan(replace(run, net=net), probe_seconds=0).scoring
-    assert (scoring.steps, scoring.batch, scoring.networks, scoring.controls) == (4, 20, 2, 11)
-    assert scoring.epochs == 4
+    run = replace(run, net=replace(run.net, depth=1, width=4))
+    planned = plan(run, probe_seconds=0)
+    scoring, train = planned.scoring, planned.data.train
+    assert (scoring.images, scoring.steps, scoring.batch, scoring.epochs) == (20, 4, 20, 4)
+    assert (scoring.networks, scoring.controls) == (2, 10)
+    raw = planned.ledger.bytes // 65
+    assert scoring.control_images == 4 * (5 * 20 + 4 * raw + 2 * train)
     forward = 2 * (4 * 9 * 1 * 64 + 4 * 16 * 10)
-    assert scoring.operations == 3 * 4 * 20 * forward
-    assert scoring.total == 13 * scoring.operations
-    assert "4 epochs = 4 steps of 20" in scoring.text()
+    assert scoring.operations == 3 * forward * (2 * 4 * 20 + scoring.control_images)
+    assert any("4 epochs = 4 steps of 20" in line for line in planned.lines())
+    epochs = replace(run.recipe, steps=None, epochs=3, batch=8)
+    scoring = plan(replace(run, recipe=epochs), probe_seconds=0).scoring
+    assert (scoring.epochs, scoring.steps) == (3, 9), "an epoch of 20 images is 3 steps of 8"
 
 
 def test_the_ledger_follows_the_budget(tmp_path: Path) -> None:

@@ -248,6 +248,8 @@ def test_an_inline_search_stops_some_goes_on_and_reports(tmp_path: Path) -> None
     assert again_run.method.steps == 30
     with pytest.raises(Refused, match=r"search\.grace"):
         TrialTable(run, config(grace=4), SPEC)
+    with pytest.raises(Refused, match=r"search\.space"):
+        TrialTable(run, config(space={"rank": [1, 2, 3, 4]}), SPEC)
 
 
 def test_an_interrupted_trial_goes_on_from_its_checkpoint(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def an_artifact(folder, run, images=None, step_size: float | None = 0.02):  # ty
 
     splits, transform, _ = surroundings(run)
     spec = splits.train.spec
-    config = run.method.codec.fit(run.budget.build(), spec)
+    config = run.method.codec.fit(run.budget, spec)
     codec = config.build(spec, generator(run.seed, "codec"))
 
     def take(c: int, n: int) -> Tensor:

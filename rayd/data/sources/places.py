@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from rayd.data.sources.listing import Files
-from rayd.errors import refuse
+from rayd.store.files import open_filesystem
+from rayd.store.patience import current, persist
 
+T = TypeVar("T")
 AHEAD = 2**20
 """Bytes fetched at a time from behind a URI: a tar's headers lie close together."""
 
@@ -29,13 +32,16 @@ class Folder:
         return sorted(listed)
 
     def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        path = self.path / name
+        return persist(path.read_bytes, "reading", str(path), current().patience)
 
     def open(self, name: str) -> BinaryIO:
-        return (self.path / name).open("rb")
+        path = self.path / name
+        return persist(lambda: path.open("rb"), "reading", str(path), current().patience)
 
     def stamp(self, name: str) -> list[Any]:
-        stat = (self.path / name).stat()
+        path = self.path / name
+        stat = persist(path.stat, "looking for", str(path), current().patience)
         return [name, stat.st_size, stat.st_mtime_ns]
 
 
@@ -43,27 +49,31 @@ class Bucket:
     """A folder behind s3://, gs:// and the like; listed once."""
 
     def __init__(self, uri: str) -> None:
-        import pyarrow
-        from pyarrow.fs import FileSelector, FileSystem, FileType
+        from pyarrow.fs import FileSelector, FileType
 
-        self.where = uri
-        try:
-            self.filesystem, self.root = FileSystem.from_uri(uri)
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
-            raise refuse("data.path", uri, "a folder, file://, s3:// or gs://", str(error).splitlines()[0]) from error
-        infos = self.filesystem.get_file_info(FileSelector(self.root, allow_not_found=True, recursive=True))
+        self.filesystem, self.root, self.config = open_filesystem(uri, "data.path")
+        self.where = uri.partition("?")[0]
+        everything = FileSelector(self.root, allow_not_found=True, recursive=True)
+        infos = self._persist("listing", "", lambda: self.filesystem.get_file_info(everything))
         files = {info.path[len(self.root) :].lstrip("/"): info for info in infos if info.type == FileType.File}
         self.infos = {name: info for name, info in files.items() if not Path(name).name.startswith(".")}
 
     def names(self, prefix: str = "") -> list[str]:
         return sorted(name for name in self.infos if name.startswith(f"{prefix}/" if prefix else ""))
 
+    def _persist(self, doing: str, name: str, action: Callable[[], T]) -> T:
+        return persist(action, doing, f"{self.where}/{name}", self.config.patience)
+
     def read(self, name: str) -> bytes:
-        with self.filesystem.open_input_file(f"{self.root}/{name.removeprefix('./')}") as file:
-            return bytes(file.read())
+        def whole() -> bytes:
+            with self.filesystem.open_input_file(f"{self.root}/{name.removeprefix('./')}") as file:
+                return bytes(file.read())
+
+        return self._persist("reading", name, whole)
 
     def open(self, name: str) -> BinaryIO:
-        opened = self.filesystem.open_input_file(f"{self.root}/{name.removeprefix('./')}")
+        path = f"{self.root}/{name.removeprefix('./')}"
+        opened = self._persist("reading", name, lambda: self.filesystem.open_input_file(path))
         return io.BufferedReader(opened, AHEAD)
 
     def stamp(self, name: str) -> list[Any]:

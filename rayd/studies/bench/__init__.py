@@ -9,10 +9,10 @@
     scaling       actors and workers, against one; Ray Train, against inline
     field         the torch.nn network that the ratios are against
 
-A bench has `rows(size) -> Iterator[Row]`. Ways that are compared take turns in one process (`interleaved`): a ratio is the
-median over the pairs of a turn. It is marked noisy where the middle half of the pairs spreads by more than a tenth. CPU
+A bench has `rows(size) -> Iterator[BenchRow]`. Ways that are compared take turns in one process (`interleaved`): a ratio is
+the median over the pairs of a turn. It is marked noisy where the middle half of the pairs spreads by more than a tenth. CPU
 seconds stand beside wall seconds. Peak memory needs a process of its own: `isolated("unroll", "peak", width=128)` calls that
-module's `peak(width=128)`, which returns a dict, and adds `peak` (resident bytes above those held after the imports).
+module's `peak(width=128)`, which returns a dict, and adds `peak` (resident bytes above those after the imports).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class BenchRow:
     bench: str
     case: str
     """The settings: `width=128 bf16`."""
@@ -92,10 +92,10 @@ def pairs(reference: Sequence[float], way: Sequence[float]) -> tuple[float, bool
 
 
 def compared(bench: str, case: str, way: Timing, reference: Timing | None, *, floor: Timing | None = None,
-             unit: str = "s", rate: bool = False, memory_ratio: float | None = None) -> Row:  # fmt: skip
+             unit: str = "s", rate: bool = False, memory_ratio: float | None = None) -> BenchRow:  # fmt: skip
     """A row of one way against the reference. `rate`: units of work in a second instead of seconds."""
     ratio, noisy = pairs(reference.wall, way.wall) if reference else (None, False)
-    return Row(
+    return BenchRow(
         bench=bench,
         case=case,
         value=1 / way.seconds if rate else way.seconds,
@@ -108,25 +108,28 @@ def compared(bench: str, case: str, way: Timing, reference: Timing | None, *, fl
     )
 
 
-def interleaved(ways: Mapping[str, Callable[[], float | None]], turns: int = TURNS) -> dict[str, Timing]:
+def interleaved(
+    ways: Mapping[str, Callable[[], Any]], turns: int = TURNS, work: float | None = None
+) -> dict[str, Timing]:
     """All ways in turn, so that whatever else the machine does falls on all; the first turn of each is not counted.
 
-    A way returns how many units of work it did; None: one.
+    A way returns how many units of work it did, unless all do `work`; None: one.
     """
     wall: dict[str, list[float]] = {name: [] for name in ways}
     cpu: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(turns + 1):
         for name, way in ways.items():
             began, cpu_began = time.perf_counter(), time.process_time()
-            work = way() or 1.0
+            units = way()
+            units = work or units or 1.0
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            wall[name].append((time.perf_counter() - began) / work)
-            cpu[name].append((time.process_time() - cpu_began) / work)
+            wall[name].append((time.perf_counter() - began) / units)
+            cpu[name].append((time.process_time() - cpu_began) / units)
     return {name: Timing(wall[name][1:], cpu[name][1:], wall[name][0]) for name in ways}
 
 
-def rows(name: str, size: str = "default") -> Iterator[Row]:
+def rows(name: str, size: str = "default") -> Iterator[BenchRow]:
     yield from importlib.import_module(f"rayd.studies.bench.{name}").rows(size)
 
 

@@ -19,7 +19,7 @@ from rayd.experts.buffer import Buffer, BufferWriter
 from rayd.experts.trajectory import Trajectory, key_of
 from rayd.seeds import generator
 from rayd.store import Store
-from rayd.studies.bench import Row, Timing, compared, interleaved, isolated, resident, timings
+from rayd.studies.bench import BenchRow, Timing, compared, interleaved, isolated, resident, timings
 
 PARAMETERS = 320_010
 """Of ConvNet-3 with 128 channels on CIFAR-10: 1.28 MB a row."""
@@ -103,7 +103,7 @@ def ways(uri: str) -> dict[str, Timing]:
     return interleaved({"scan": run_scan, "ours": run_ours, "floor": floor})
 
 
-def rows(size: str = "default") -> Iterator[Row]:
+def rows(size: str = "default") -> Iterator[BenchRow]:
     settings = SIZES[size]
     where = f"{settings['experts']} experts x {settings['snapshots']} rows of 1.28 MB"
     with tempfile.TemporaryDirectory() as folder:
@@ -112,11 +112,11 @@ def rows(size: str = "default") -> Iterator[Row]:
         read = isolated("buffer", "reading", uri=folder, pairs=20)["bytes"]
     for way, words in (("scan", "by scanning"), ("floor", "as plain reads"), ("ours", "by range reads")):
         yield compared("buffer", f"{where}: a segment {words}", by_way[way], by_way["scan"], floor=by_way["floor"])
-    yield Row(bench="buffer", case=f"{where}: bytes read for it", value=read / 1e6, unit="MB")
+    yield BenchRow(bench="buffer", case=f"{where}: bytes read for it", value=read / 1e6, unit="MB")
     added = {}
     for experts in (8, 800):
         with tempfile.TemporaryDirectory() as folder:
             fill(folder, experts, 4, 5_000)
             added[experts] = isolated("buffer", "reading", uri=folder, pairs=20)["memory"]
     case = "memory of 800 experts beyond that of 8"
-    yield Row(bench="buffer", case=case, value=(added[800] - added[8]) / 2**20, unit="MB")
+    yield BenchRow(bench="buffer", case=case, value=(added[800] - added[8]) / 2**20, unit="MB")

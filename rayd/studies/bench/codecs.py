@@ -25,7 +25,7 @@ from rayd.methods.lss import Lss
 from rayd.methods.nsd import Nsd
 from rayd.methods.pixel import Pixel
 from rayd.seeds import generator
-from rayd.studies.bench import Row, interleaved, pairs
+from rayd.studies.bench import BenchRow, interleaved, pairs
 from rayd.studies.bench.field import convnet
 
 CODECS: dict[str, Any] = {
@@ -47,12 +47,12 @@ SIZES: dict[str, list[tuple[Spec, float, int, int, int]]] = {
 TURNS = 15
 
 
-def rows(size: str = "default") -> Iterator[Row]:
+def rows(size: str = "default") -> Iterator[BenchRow]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for spec, ipc, batch, width, depth in SIZES[size]:
         where = f"{spec.shape[-1]}px ipc={ipc:g} w{width}"
         images = torch.randn(batch, *spec.shape, generator=generator(0, "bench")).to(device).requires_grad_()
-        ways: dict[str, Callable[[], float | None]] = {
+        ways: dict[str, Callable[[], float]] = {
             "network": partial(network, convnet(width, depth, spec.shape[-1]).to(device), images)
         }
         for name, config in CODECS.items():
@@ -64,12 +64,12 @@ def rows(size: str = "default") -> Iterator[Row]:
             }
         by_way = interleaved(ways, TURNS)
         reference = by_way.pop("network")
-        yield Row(bench="codecs", case=f"network {where}", value=1e6 * reference.seconds, unit="us an image")
+        yield BenchRow(bench="codecs", case=f"network {where}", value=1e6 * reference.seconds, unit="us an image")
         for name, timing in by_way.items():
             ratio, noisy = pairs(reference.wall, timing.wall)
             cpu = pairs(reference.cpu, timing.cpu)[0] if min(timing.cpu) > 0 else None
             floor = pairs(by_way[f"pixel {name.split()[-1]}"].wall, timing.wall)[0]
-            yield Row(bench="codecs", case=f"{name} {where}", value=100 / ratio, unit="% of network", ratio=ratio,
+            yield BenchRow(bench="codecs", case=f"{name} {where}", value=100 / ratio, unit="% of network", ratio=ratio,
                       cpu_ratio=cpu, floor=floor, noisy=noisy)  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from rayd.experts.train import ExpertStep
 from rayd.machine import use_threads
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
-from rayd.studies.bench import Row, Timing, compared, interleaved, timings
+from rayd.studies.bench import BenchRow, Timing, compared, interleaved, timings
 from rayd.studies.bench.field import CLASSES, SIDE, Convolutions, convnet, started
 
 BATCH = 256
@@ -77,7 +77,7 @@ def ways(width: int, field: int, ours: int, threads: int = 1) -> dict[str, Timin
     return interleaved({"field": run_field, "ours": run_ours, "floor": floor})
 
 
-def rows(size: str = "default") -> Iterator[Row]:
+def rows(size: str = "default") -> Iterator[BenchRow]:
     for case in SIZES[size]:
         by_way = timings("experts", "ways", **case)
         where = f"convnet-3 width={case['width']} batch={BATCH} threads=1"
@@ -85,4 +85,6 @@ def rows(size: str = "default") -> Iterator[Row]:
         for way, words in (("field", "torch.nn fp32"), ("floor", "convolutions bf16"), ("ours", "compiled bf16")):
             yield compared("experts", f"{where} {words}", by_way[way], field, floor=floor, unit="images/s", rate=True)
         images = BATCH * case["ours"]
-        yield Row(bench="experts", case=f"{where} compilation", value=by_way["ours"].compilation * images, unit="s")
+        yield BenchRow(
+            bench="experts", case=f"{where} compilation", value=by_way["ours"].compilation * images, unit="s"
+        )

@@ -24,7 +24,7 @@ from rayd.methods.mim4dd import Mim4dd
 from rayd.methods.ncfm import Calibrate, Ncfm, PsiConfig
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
-from rayd.studies.bench import Row, Timing, compared, interleaved, isolated, peak_of, timings
+from rayd.studies.bench import BenchRow, Timing, compared, interleaved, isolated, peak_of, timings
 from rayd.studies.bench.field import CLASSES, convnet, started
 
 IPC = 10
@@ -172,7 +172,7 @@ def peak(name: str, **settings: Any) -> dict[str, float]:
     return {"resident": resident}
 
 
-def rows(size: str = "default") -> Iterator[Row]:
+def rows(size: str = "default") -> Iterator[BenchRow]:
     s = SIZES[size]
     for part in PARTS + MORE if size == "full" else PARTS:
         real = s["ncfm_real" if part.startswith("ncfm") else "dm_real"]
@@ -187,8 +187,10 @@ def rows(size: str = "default") -> Iterator[Row]:
             words = f"{where} {'torch.nn fp32' if name == 'field' else name}"
             share = peak_of(memory[name]) / peak_of(memory["field"]) if "field" in memory else None
             yield compared("objectives", words, timing, by_way.get("field"), memory_ratio=share)
-            yield Row(bench="objectives", case=f"{words}: peak memory", value=peak_of(memory[name]) / 2**20, unit="MB")
+            yield BenchRow(
+                bench="objectives", case=f"{words}: peak memory", value=peak_of(memory[name]) / 2**20, unit="MB"
+            )
             if name != "field":
-                yield Row(bench="objectives", case=f"{words}: compilation", value=timing.compilation, unit="s")
+                yield BenchRow(bench="objectives", case=f"{words}: compilation", value=timing.compilation, unit="s")
         case = f"{part}: real images resident as uint8 ({CLASSES} x {2 * real})"
-        yield Row(bench="objectives", case=case, value=memory["bf16"]["resident"] / 2**20, unit="MB")
+        yield BenchRow(bench="objectives", case=case, value=memory["bf16"]["resident"] / 2**20, unit="MB")

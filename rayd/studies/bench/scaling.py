@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from rayd.errors import Failed
-from rayd.studies.bench import Row, pairs
+from rayd.studies.bench import BenchRow, pairs
 
 ROOT = Path(__file__).resolve().parents[3]
 SIZES = {
@@ -39,7 +39,7 @@ for job, *words in json.loads(sys.argv[1]):
 """Jobs as they are typed, in one process, so that Ray is started once for all of them."""
 
 
-def rows(size: str = "default") -> Iterator[Row]:
+def rows(size: str = "default") -> Iterator[BenchRow]:
     s = SIZES[size]
     with tempfile.TemporaryDirectory(prefix="rayd-scaling-") as name:
         folder = Path(name)
@@ -60,28 +60,32 @@ def rows(size: str = "default") -> Iterator[Row]:
             ("distill", folder / "train1", ["scale=laptop", "scale.workers=1", *distill]),
             ("distill", folder / "train2", ["scale=laptop", "scale.workers=2", *distill]),
         ])  # fmt: skip
-        one, two = (shard_seconds(folder / out, actors, s["units"]) for out, actors in (("one", 1), ("two", 2)))
+        single, double = (shard_seconds(folder / out, actors, s["units"]) for out, actors in (("one", 1), ("two", 2)))
         inline, train1, train2 = (step_seconds(folder / out) for out in ("inline", "train1", "train2"))
         experts, segments = (
             f"width={s['width']} images={s['count']}",
             f"N={s['inner_steps']} batch={s['batch']} 2 segments",
         )
-        yield rate(f"{experts} 1 expert actor", one, one, 1)
-        yield rate(f"{experts} 2 expert actors", two, one, 2)
+        yield rate(f"{experts} 1 expert actor", single, single, 1)
+        yield rate(f"{experts} 2 expert actors", double, single, 2)
         yield rate(f"{segments}, inline", inline, inline, 1, "s/step")
         yield rate(f"{segments}, Ray Train, 1 worker", train1, inline, 1, "s/step")
         yield rate(f"{segments}, Ray Train, 2 workers", train2, train1, 2, "s/step")
-        working = sum((s["units"] * median(times) for times in (one, two)), sum(map(sum, (inline, train1, train2))))
-        yield Row(bench="scaling", case="starting Ray, actors, Train; compilation", value=whole - working, unit="s")
+        working = sum(
+            (s["units"] * median(times) for times in (single, double)), sum(map(sum, (inline, train1, train2)))
+        )
+        yield BenchRow(
+            bench="scaling", case="starting Ray, actors, Train; compilation", value=whole - working, unit="s"
+        )
 
 
-def rate(case: str, seconds: list[float], alone: list[float], workers: int, unit: str = "experts/h each") -> Row:
+def rate(case: str, seconds: list[float], alone: list[float], workers: int, unit: str = "experts/h each") -> BenchRow:
     """The ratio is that of what one worker does to what it does alone: 1 where nothing is lost."""
     typical = median(seconds)
     value = typical if unit == "s/step" else 3600 / typical / workers
     noisy = any(pairs([1.0] * len(times), times)[1] for times in (seconds, alone))
     ratio = median(alone) / typical / workers
-    return Row(bench="scaling", case=case, value=value, unit=unit, ratio=ratio, noisy=noisy)
+    return BenchRow(bench="scaling", case=case, value=value, unit=unit, ratio=ratio, noisy=noisy)
 
 
 def shard_seconds(out: Path, actors: int, units: int) -> list[float]:

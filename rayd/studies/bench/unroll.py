@@ -20,7 +20,7 @@ from rayd.distill.unroll import Inner, Loss, cross_entropy, full_graph, unroll
 from rayd.machine import use_threads
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
-from rayd.studies.bench import Row, Timing, compared, interleaved, isolated, peak_of, timings
+from rayd.studies.bench import BenchRow, Timing, compared, interleaved, isolated, peak_of, timings
 from rayd.studies.bench.field import convnet
 
 SIZES = {
@@ -87,15 +87,13 @@ def outer_gradients(
     return way
 
 
-def ways(width: int, batch: int, steps: int) -> dict[str, Timing]:
-    """Seconds of an outer gradient by every way, and of 3.5 plain steps for each inner step."""
-    way = outer_gradients(width, batch, steps)
+def ways(names: list[str], **settings: int) -> dict[str, Timing]:
+    """Seconds of an outer gradient by these ways, and of 3.5 plain steps for each inner step."""
+    way = outer_gradients(**settings)
     runs: dict[str, Callable[[], float | None]] = {}
-    for name in ("field", *OURS):
+    for name in names:
         outer, plain = way(name)
-        runs[name] = outer
-        if name == "field" or "micro" not in name:
-            runs[f"floor of {name}"] = _repeated(plain, 3.5 * steps)
+        runs |= {name: outer, f"floor of {name}": _repeated(plain, 3.5 * settings["steps"])}
     return interleaved(runs)
 
 
@@ -116,21 +114,22 @@ def peak(name: str, **settings: int) -> dict[str, Any]:
     return {}
 
 
-def rows(size: str = "default") -> Iterator[Row]:
+def rows(size: str = "default") -> Iterator[BenchRow]:
     settings, longer = SIZES[size], LONGER[size]
     where = f"width={settings['width']} batch={settings['batch']} N={settings['steps']}"
-    by_way = timings("unroll", "ways", **settings)
-    memory = {name: peak_of(isolated("unroll", "peak", name=name, **settings)) for name in ("field", *OURS)}
-    for name in ("field", *OURS):
-        floor = by_way.get(f"floor of {name}", by_way["floor of exact fp32"])
+    names = ["field", *(name for name in OURS if size == "full" or name != "compiled fp32")]
+    by_way = timings("unroll", "ways", names=names, **settings)
+    memory = {name: peak_of(isolated("unroll", "peak", name=name, **settings)) for name in names}
+    for name in names:
+        floor = by_way[f"floor of {name}"]
         words = f"{where} {'graph of torch.nn fp32' if name == 'field' else name}"
         share = memory[name] / memory["field"]
         yield compared("unroll", words, by_way[name], by_way["field"], floor=floor, memory_ratio=share)
         if "compiled" in name:
-            yield Row(bench="unroll", case=f"{words}: compilation", value=by_way[name].compilation, unit="s")
+            yield BenchRow(bench="unroll", case=f"{words}: compilation", value=by_way[name].compilation, unit="s")
     long = peak_of(isolated("unroll", "peak", name="exact fp32", **(settings | {"steps": longer})))
     net = NetConfig(depth=3, width=settings["width"]).build(Spec((3, 32, 32), 10))
     stored = (longer - settings["steps"]) * net.size * 4
     case, growth = f"{where} to N={longer}: memory beyond stored parameters", long - memory["exact fp32"] - stored
     share = long / (memory["exact fp32"] + stored)
-    yield Row(bench="unroll", case=case, value=growth / 2**20, unit="MB", memory_ratio=share)
+    yield BenchRow(bench="unroll", case=case, value=growth / 2**20, unit="MB", memory_ratio=share)

@@ -172,11 +172,10 @@ def open_store(run: Run, config: ContinualConfig) -> tuple[Store, list[Outcome],
     store = Store(run.out).sub("continual")
     plain = {name: value for name, value in to_dict(config).items() if name not in ("memories", "orders")}
     plan = {"run": run.fingerprint(), "recipe": fingerprint(run.recipe), "continual": plain}
-    if store.exists("plan.json") and store.read_json("plan.json") != plan:
-        raise Refused(
-            f"out={run.out}: holds another continual run; give another out (memories and orders may be added)"
-        )
-    store.write_json("plan.json", plan)
+    keys = store.claim("plan.json", plan)
+    if keys:
+        differ = f"holds another continual run ({', '.join(keys)} differ)"
+        raise Refused(f"out={run.out}: {differ}; give another out (memories and orders may be added)")
     outcomes: list[Outcome] = []
     left: list[ContinualRun] = []
     for unit in units(config):

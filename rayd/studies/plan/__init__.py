@@ -160,7 +160,7 @@ def plan(run: Run, probe_seconds: float = 20, probe: Probe | None = None) -> Pla
         scoring=scoring,
         traffic=Traffic(read, reduced, run.scale.workers),
         steps=run.method.steps,
-        seconds=_seconds(run, experts, scoring, measured),
+        seconds=_seconds(run, experts, scoring, train, measured),
         peak=peak,
         warnings=tuple(_warnings(run, experts, peak, items)),
     )
@@ -189,7 +189,7 @@ def _buffer(run: Run, splits: Splits, net: Net) -> BufferSize:
     )
 
 
-def _seconds(run: Run, experts: BufferSize, scoring: Scoring, measured: Measured) -> dict[str, float]:
+def _seconds(run: Run, experts: BufferSize, scoring: Scoring, train: int, measured: Measured) -> dict[str, float]:
     """Of every stage: the start, then the steps at their pace. `controls` come on top of `evaluate`."""
     out: dict[str, float] = {}
     scale, method = run.scale, run.method
@@ -210,7 +210,8 @@ def _seconds(run: Run, experts: BufferSize, scoring: Scoring, measured: Measured
         if "distill" in out:
             out["distill"] += validations * VALIDATION_NETS * probe["net_s"] / VALIDATION_SHARE
         out["evaluate"] = probe["process_s"] + probe["cold_s"] + scoring.networks * probe["net_s"]
-        out["controls"] = scoring.controls * probe["real_s"]
+        measured_images = scoring.steps * min(run.recipe.batch, train)
+        out["controls"] = scoring.control_images / measured_images * probe["real_s"]
     return out
 
 

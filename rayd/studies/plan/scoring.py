@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rayd.config import Run
 from rayd.data.images import Spec
+from rayd.evaluate.row import LABEL_BYTES, RowName
 from rayd.nets.convnet import Net
 from rayd.run.rows import CONTROLS, FEATURE_STEPS
 from rayd.studies.plan.sizes import LedgerSize
@@ -21,44 +22,57 @@ TRAINING = 3
 class Scoring:
     """The training of all networks behind a table of scores. The test itself is left out."""
 
+    images: int
+    """That the set decodes to."""
     epochs: float
-    """Of one network on the decoded set."""
+    """Of one network: as the recipe counts them, else passes over the decoded images."""
     steps: int
     batch: int
     networks: int
     """Trained on the set: as decoded, in 8 bits, under hard labels, and of other architectures."""
-    controls: float
-    """Trained on real images; the features of herding count by their share of the steps."""
+    controls: int
+    """Trained on real images and on the start."""
+    control_images: int
+    """Images that the networks of controls go through, and the network whose features herding takes."""
     operations: float
-    """Floating-point, of one network of the run's first architecture."""
+    """Floating-point, of all networks, as if each had the first architecture."""
 
     @classmethod
     def of(cls, run: Run, spec: Spec, ledger: LedgerSize, train: int) -> Scoring:
         recipe = run.recipe
-        batch = min(recipe.batch, ledger.images)
-        steps = recipe.length(ledger.images, round(ledger.floats / spec.floats)).steps
+        stored = max(1, round(ledger.floats / spec.floats))
+        raw = min(max(ledger.bytes // (spec.floats + LABEL_BYTES), spec.classes), train)
+        same = {"start": (ledger.images, stored), "full": (train, train)}
+        sizes = {"floats": (stored, stored), "raw": (raw, raw), "jpeg": (raw, raw)}
         cross = max(0, len(recipe.nets) - 1)
-        views = 3 if "labels" in ledger.by_role or recipe.labels == "teacher" else 2
-        others = len(CONTROLS) + (2 if recipe.augment else 0) + cross
-        features = min(FEATURE_STEPS, steps) / steps
+        labelled = "labels" in ledger.by_role or recipe.labels == "teacher"
+        views = [(ledger.images, stored)] * ((3 if labelled else 2) + cross)
+        controls = [same.get(name) or sizes[RowName.parse(name).budget] for name in CONTROLS]
+        controls += [sizes["floats"]] * ((2 if recipe.augment else 0) + cross)
+
+        def seen(decoded: int, stored: int) -> int:
+            """Images that one network goes through."""
+            return recipe.length(decoded, stored).steps * min(recipe.batch, decoded)
+
+        length = recipe.length(ledger.images, stored)
+        set_images = recipe.seeds * sum(seen(*size) for size in views)
+        control_images = recipe.seeds * sum(seen(*size) for size in controls)
+        control_images += min(FEATURE_STEPS, recipe.length(train, train).steps) * min(recipe.batch, train)
         net = (recipe.nets or (run.net,))[0].build(spec)
         return cls(
-            epochs=steps * batch / ledger.images,
-            steps=steps,
-            batch=batch,
-            networks=recipe.seeds * (views + cross),
-            controls=recipe.seeds * others + features,
-            operations=float(TRAINING * steps * batch * forward_operations(net)),
+            images=ledger.images,
+            epochs=recipe.epochs or seen(*views[0]) / ledger.images,
+            steps=length.steps,
+            batch=min(recipe.batch, ledger.images),
+            networks=recipe.seeds * len(views),
+            controls=recipe.seeds * len(controls),
+            control_images=control_images,
+            operations=float(TRAINING * (set_images + control_images) * forward_operations(net)),
         )
 
-    @property
-    def total(self) -> float:
-        """Operations of the whole table."""
-        return (self.networks + self.controls) * self.operations
-
     def text(self) -> str:
-        one = f"{self.epochs:,.4g} epochs = {self.steps:,} steps of {self.batch} a network"
-        return f"{one}, {self.networks} networks and {self.controls:.3g} of controls: {self.total / 1e15:.3g} PFLOP"
+        each = f"{self.epochs:,.4g} epochs = {self.steps:,} steps of {self.batch} a network"
+        return f"{each}, {self.networks} networks and {self.controls} of controls: {self.operations / 1e15:.3g} PFLOP"
 
 
 def forward_operations(net: Net) -> int:

@@ -94,7 +94,7 @@ class LedgerSize:
 def ledger_size(run: Run, spec: Spec, budget: Budget | None = None) -> LedgerSize:
     """The ledger of the run's artifact, from the codec's shapes; refuses what does not fit the budget."""
     method = run.method
-    config: Any = method.codec.fit(budget or run.budget.build(), spec)
+    config: Any = method.codec.fit(budget or run.budget, spec)
     shapes = dict(config.all_shapes(spec)) | (dict(STEP) if learns_step(method, run.methods) else {})
     files: dict[str, tuple[Shape, torch.dtype]] = {}
     by_role: dict[str, int] = {}

@@ -36,7 +36,7 @@ class Size:
 
 def size_of(run: Run, spec: Spec) -> Size:
     """The largest set of this run within its budget, the reserved step size counted; refused where none fits."""
-    budget = run.budget.build()
+    budget = run.budget
     config = run.method.codec.fit(budget, spec)
     codec = config.build(spec, generator(run.seed, "codec"))
     ledger = Ledger.of({**codec.stored(), "step_size": Stored(torch.zeros(1), "step")})
@@ -63,7 +63,7 @@ class Trial:
     @property
     def budget(self) -> str:
         """Trials are compared with those of the same budget only."""
-        return next(f"{size:g} {name}" for name, size in vars(self.run.budget.build()).items() if size is not None)
+        return next(f"{size:g} {name}" for name, size in vars(self.run.budget).items() if size is not None)
 
 
 def make(base: Run, config: SearchConfig, spec: Spec, number: int, point: Point) -> Trial:

@@ -166,24 +166,20 @@ class TrialTable:
         self._agree()
 
     def _agree(self) -> None:
-        """The same search goes on; another one is refused with what differs."""
-        plan: dict[str, Any] = {
+        """A search of the same plan continues; another one is refused with the keys that differ."""
+        plan = {
             "base": self.base.fingerprint(),
             "recipe": fingerprint(self.base.recipe),
             "search": self.config.identity(),
         }
-        if not self.store.exists("plan.json"):
-            self.store.write_json("plan.json", plan)
-            return
-        earlier = self.store.read_json("plan.json")
-        if earlier == plan:
-            return
-        keys = sorted(k for k in plan["search"] if earlier["search"].get(k) != plan["search"][k])
-        named = [f"search.{k}" for k in keys] + [k for k in ("base", "recipe") if earlier[k] != plan[k]]
-        raise Refused(
-            f"out={self.base.out}: holds another search ({', '.join(named)} differ); give another out, or ask as "
-            "before (search.trials, search.concurrent and search.winner may change)"
-        )
+        keys = self.store.claim("plan.json", plan)
+        if not keys and self.store.read_json("plan.json") != plan:
+            keys = ["search.space"]  # a dial less is no key that differs
+        if keys:
+            raise Refused(
+                f"out={self.base.out}: holds another search ({', '.join(keys)} differ); give another out, or ask as "
+                "before (search.trials, search.concurrent and search.winner may change)"
+            )
 
     # ---- points --------------------------------------------------------------------------------------------------
 

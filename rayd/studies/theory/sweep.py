@@ -166,13 +166,9 @@ class Points:
     def __init__(self, out: str, config: TheoryConfig, seed: int) -> None:
         self.store = Store(out).sub("theory")
         plan = {name: value for name, value in to_dict(config).items() if name not in FREE} | {"seed": seed}
-        if self.store.exists("plan.json"):
-            earlier = self.store.read_json("plan.json")
-            keys = [name for name in plan if earlier.get(name) != plan[name]]
-            if keys:
-                raise Refused(f"out={out}: holds a sweep with another {', '.join(keys)}; give another out")
-        else:
-            self.store.write_json("plan.json", plan)
+        keys = self.store.claim("plan.json", plan)
+        if keys:
+            raise Refused(f"out={out}: holds a sweep with another {', '.join(keys)}; give another out")
         self.rows = [_restored(self.store.read_json(name)) for name in self.store.list("points/")]
 
     def add(self, point: TheoryPoint) -> None:

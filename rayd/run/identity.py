@@ -1,0 +1,75 @@
+"""What decides the bytes of a distillation beside its config, and how two of them differ."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rayd.config import Run
+from rayd.data.images import Splits
+from rayd.errors import Refused
+from rayd.machine import can_compile
+from rayd.schema import to_dict
+
+UNPLACED = ("out", "buffer", "methods", "recipe", "scale")
+"""Parts of a config that decide nothing of a distillation."""
+
+
+def surroundings_identity(run: Run, splits: Splits, device: torch.device) -> dict[str, Any]:
+    """The images, the code of the run's own methods, the kind of device and the arithmetic on it."""
+    compiled = run.method.compiled and can_compile(device.type)
+    return {
+        "images": {"train": splits.train.manifest["content"], "val": splits.val.manifest["content"]},
+        "methods": source_hash(run.methods),
+        "device": device.type,
+        "arithmetic": "compiled" if compiled else "eager",
+    }
+
+
+def source_hash(folder: str | None) -> str | None:
+    """sha256 of the Python files in a folder of methods."""
+    if folder is None:
+        return None
+    total = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*.py")):
+        total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def config_identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resolved config decides of a distillation."""
+    plain = {key: value for key, value in config.items() if key not in UNPLACED}
+    data = {key: value for key, value in config["data"].items() if key != "path"}
+    return {**plain, "data": data, "threads": config["scale"]["threads"]}
+
+
+def whole_identity(run: Run, splits: Splits, device: torch.device) -> dict[str, Any]:
+    return {"config": config_identity(to_dict(run)), **surroundings_identity(run, splits, device)}
+
+
+def differing(there: Mapping[str, Any], here: Mapping[str, Any], where: str = "") -> list[str]:
+    """Every key of both that has another value, as `key (there, here)`."""
+    lines: list[str] = []
+    for key in sorted({*there, *here}):
+        a, b, path = there.get(key), here.get(key), f"{where}{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differing(a, b, f"{path}.")
+        elif a != b:
+            lines.append(f"{path} ({_short(a)} there, {_short(b)} here)")
+    return lines
+
+
+def refuse_differing(what: str, there: Mapping[str, Any], here: Mapping[str, Any], do: str) -> None:
+    """`what` is of another run: refused, with every key in which the two differ."""
+    lines = differing(there, here)
+    if lines:
+        raise Refused(f"{what} of another run: {'; '.join(lines)}; {do}")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:12]}..."

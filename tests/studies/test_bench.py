@@ -1,0 +1,68 @@
+"""What a ratio is: ways in turn, pairs of a turn, a mark where they scatter; and that the reference computes the same."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rayd.data.images import Spec
+from rayd.distill.unroll import cross_entropy
+from rayd.nets.convnet import NetConfig
+from rayd.seeds import generator
+from rayd.studies.bench import HEAD, Timing, compared, interleaved, isolated, pairs
+from rayd.studies.bench.field import convnet, started
+from rayd.studies.bench.unroll import field_loss
+
+
+def test_ways_take_turns_and_the_first_turn_is_not_counted() -> None:
+    calls: list[str] = []
+
+    def way(name: str, work: float | None) -> float | None:
+        calls.append(name)
+        time.sleep(0.02)
+        return work
+
+    by_way = interleaved({"a": lambda: way("a", None), "b": lambda: way("b", 4)}, turns=3)
+    assert calls == ["a", "b"] * 4
+    assert len(by_way["a"].wall) == len(by_way["b"].cpu) == 3
+    assert by_way["a"].seconds >= 0.02 and 0.005 <= by_way["b"].seconds < by_way["a"].seconds
+    assert max(by_way["a"].cpu) < 0.02, "sleeping takes no CPU seconds"
+
+
+def test_a_ratio_is_of_pairs_and_says_when_it_is_noisy() -> None:
+    """A machine that becomes twice as slow half-way changes no pair."""
+    slowing = [1.0, 1.0, 2.0, 2.0, 2.0]
+    assert pairs(slowing, [value / 2 for value in slowing]) == (2.0, False)
+    middle, noisy = pairs([1.0] * 5, [0.3, 0.5, 0.5, 0.7, 1.0])
+    assert middle == 2.0 and noisy
+    steady, rough = Timing([2.0] * 5, [2.0] * 5, 9.0), Timing([1.0, 1.4, 0.8, 1.0, 1.2], [1.0] * 5, 4.0)
+    row = compared("x", "case", rough, steady, floor=Timing([0.5] * 5, [0.5] * 5, 0.5))
+    assert (row.ratio, row.cpu_ratio, row.floor, row.noisy) == (2.0, 2.0, 0.5, True)
+    assert row.line().endswith("noisy") and json.loads(row.json())["noisy"]
+    assert len(HEAD) >= row.line().index("2.00")
+    assert rough.compilation == 3.0
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_the_torch_modules_compute_what_our_network_computes(depth: int) -> None:
+    spec = Spec((3, 32, 32), 10)
+    net = NetConfig(width=8, depth=depth).build(spec)
+    theta = net.init(generator(0, "init"))
+    images = torch.randn(5, *spec.shape, generator=generator(1, "images"))
+    with torch.no_grad():
+        assert torch.allclose(started(convnet(8, depth), theta)(images), net(theta, images), atol=1e-5)
+    if depth == 3:
+        targets = F.one_hot(torch.arange(5), 10).float()
+        ours, theirs = (loss(theta, images, targets) for loss in (cross_entropy(net), field_loss(8)))
+        assert float(ours) == pytest.approx(float(theirs), abs=1e-5)
+
+
+def test_a_child_process_returns_timings_and_its_peak() -> None:
+    result = isolated("objectives", "ways", names=["field"], part="dm", width=4, real=8, frequencies=4)
+    assert result["peak"] > 0
+    timing = Timing(**result["field"])
+    assert len(timing.wall) == len(timing.cpu) == 5 and 0 < timing.seconds < timing.first + 10
