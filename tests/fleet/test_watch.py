@@ -179,14 +179,14 @@ def test_a_stopped_train_worker_is_replaced(ray_local: None, tmp_path: Path) -> 
     experts = digits_run(tmp_path / "experts-run")
     list(build(ExpertPlan.open(experts)))
 
-    def run(name: str, **place: Any) -> Run:
-        plain = to_dict(digits_run(tmp_path / name))
+    def run(folder: str, **place: Any) -> Run:
+        plain = to_dict(digits_run(tmp_path / folder))
         plain["method"] |= {"compiled": False, "steps": 60, "checkpoint": 5}
         plain["method"]["objective"] |= {"items": 2, "inner_steps": 6, "batch": 10}
         return parse(Run, {**plain, "buffer": experts.experts_at, "scale": {**plain["scale"], **place}})
 
     list(here.distill(run("calm")))
-    torn = run("torn", name="laptop", workers=2, cpus=0.5, beat=8.0)
+    torn = run("torn", name="laptop", workers=2, cpus=0.5, beat=15.0)
 
     def worker() -> int:
         if not any((tmp_path / "torn" / "checkpoints").glob("step-*.json")):
