@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 import shlex
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -198,7 +200,24 @@ def exported() -> set[str]:
     return made
 
 
-def test_the_dashboard_asks_only_for_what_is_exported() -> None:
+def plain(names: set[str]) -> set[str]:
+    """Our metrics among these, as they are named in the code."""
+    return {re.sub(r"_(total|bucket|sum|count)$", "", name.removeprefix("ray_")) for name in names if "_rayd_" in name}
+
+
+def test_the_alerts_ask_for_what_is_exported() -> None:
+    config = load(INFRA / "prometheus" / "prometheus.yml")
+    (name,) = config["rule_files"]
+    rules = [rule for group in load(INFRA / "prometheus" / name)["groups"] for rule in group["rules"]]
+    assert len(rules) >= 4 and len({rule["alert"] for rule in rules}) == len(rules)
+    for rule in rules:
+        names = set(re.findall(r"\b(?:ray|autoscaler)_[a-z0-9_]+", rule["expr"]))
+        assert plain(names) <= exported() and len(plain(names)) == len(names) == 1, rule["expr"]
+        assert re.fullmatch(r"(max|sum)\(.*\)( by \(\w+\))? > \d+", rule["expr"]), rule["expr"]
+        assert rule["annotations"]["summary"]
+
+
+def test_the_dashboard_asks_for_what_is_exported_and_for_all_of_it() -> None:
     dashboard = json.loads((INFRA / "grafana" / "rayd.json").read_text())
     assert errors(dashboard, "dashboard.json") == []
     asked = {
@@ -207,8 +226,7 @@ def test_the_dashboard_asks_only_for_what_is_exported() -> None:
         for target in panel.get("targets", ())
         for name in re.findall(r"\b(?:ray|autoscaler)_[a-z0-9_]+", target["expr"])
     }
-    ours = {re.sub(r"_(total|bucket|sum|count)$", "", n.removeprefix("ray_")) for n in asked if "_rayd_" in n}
-    assert ours - exported() == set()
+    assert plain(asked) == exported(), "every metric has a panel, every panel a metric"
     import ray
 
     folder = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
@@ -229,12 +247,17 @@ def test_prometheus_reads_rays_own_list() -> None:
 
 @pytest.fixture
 def metadata() -> Iterator[tuple[str, list[bool]]]:
-    """A cloud's metadata service on this machine: `notice[0]` says whether the instance has been told to stop."""
-    notice = [False]
+    """A cloud's metadata service on this machine: `notice[0]` says whether the instance is to stop. Its first answers come
+    too late."""
+    notice, slow = [False], [2]
 
     class Handler(BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
-            self._answer(200, b"session")
+            if slow[0]:
+                slow[0] -= 1
+                time.sleep(2.5)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self._answer(200, b"session")
 
         def do_GET(self) -> None:
             assert self.headers["X-aws-ec2-metadata-token"] == "session"
@@ -267,7 +290,7 @@ def test_a_spot_notice_drains_the_node(tmp_path: Path, metadata: tuple[str, list
     watch = subprocess.Popen(words, env={"PATH": str(tmp_path)})
     try:
         with pytest.raises(subprocess.TimeoutExpired):
-            watch.wait(1.0)
+            watch.wait(7.0)
         assert not told.exists()
         notice[0] = True
         assert watch.wait(20) == 0
@@ -276,7 +299,67 @@ def test_a_spot_notice_drains_the_node(tmp_path: Path, metadata: tuple[str, list
     assert "drain-node --reason DRAIN_NODE_REASON_PREEMPTION" in told.read_text()
 
 
+def test_the_hook_of_a_pod_waits_for_the_work(tmp_path: Path) -> None:
+    """Until no process of Ray works on the node, and no longer than the time that is left."""
+    fake = tmp_path / "ray"
+    fake.write_text("#!/bin/sh\n")
+    fake.chmod(0o755)
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").mkdir()
+    (tmp_path / "2" / "cmdline").write_bytes(b"ray::IDLE\0")
+    at_work = tmp_path / "1" / "cmdline"
+    at_work.write_bytes(b"ray::ExpertActor.build\0")
+    words = [sys.executable, str(INFRA / "drain.py"), "--wait", "--proc", str(tmp_path), "--seconds"]
+    began = time.monotonic()
+    assert subprocess.run([*words, "3"], env={"PATH": str(tmp_path)}, timeout=60, check=False).returncode == 0
+    assert 2.9 < time.monotonic() - began < 30
+    hook = subprocess.Popen([*words, "600"], env={"PATH": str(tmp_path)})
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            hook.wait(2.0)
+        at_work.unlink()
+        assert hook.wait(30) == 0
+    finally:
+        hook.kill()
+
+
+def test_the_job_asks_for_what_its_cluster_has() -> None:
+    """Its command waits for nodes, names its data, and runs where no rights of the operator's are."""
+    spec = load(INFRA / "kuberay" / "job.yaml")["spec"]
+    words = shlex.split(spec["entrypoint"])
+    assert words[:3] == ["python", "-m", "jobs.pipeline"] and "scale=cluster" in words
+    assert {word.split("=")[0] for word in words} >= {"scale.wait", "scale.actors", "data.path", "out"}
+    groups = {group["groupName"]: group for group in spec["rayClusterSpec"]["workerGroupSpecs"]}
+    offered = json.loads(json.loads(groups["driver"]["rayStartParams"]["resources"]))
+    assert json.loads(spec["entrypointResources"]) == offered and groups["driver"]["replicas"] == 1
+    assert groups["driver"]["template"]["spec"]["automountServiceAccountToken"] is False
+    wanted = int(next(word.split("=")[1] for word in words if word.startswith("scale.actors=")))
+    assert wanted <= groups["gpu"]["maxReplicas"]
+    from jobs.compose import ask
+    from rayd.fleet.cluster import bundle
+    from rayd.fleet.policy import capacity
+
+    run = ask("pipeline", tuple(words[3:])).run
+    limits = groups["gpu"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    node = {"CPU": float(limits["cpu"]), "GPU": float(limits["nvidia.com/gpu"])}
+    assert capacity(bundle(run.scale), [node] * groups["gpu"]["maxReplicas"]) >= max(wanted, run.scale.workers)
+
+
+@pytest.mark.parametrize("name", ["cluster", "job"])
+def test_the_object_store_fits_its_memory_and_the_cache_is_the_nodes(name: str) -> None:
+    document = load(INFRA / "kuberay" / f"{name}.yaml")
+    cluster = document["spec"].get("rayClusterSpec", document["spec"])
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        volumes = {volume["name"]: volume for volume in group["template"]["spec"]["volumes"]}
+        assert int(group["rayStartParams"]["object-store-memory"]) < 2 * 2**30
+        assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "2Gi"}
+        (container,) = group["template"]["spec"]["containers"]
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        cache = next(variable["value"] for variable in container["env"] if variable["name"] == "RAYD_CACHE")
+        assert "emptyDir" in volumes[mounts[cache]]
+
+
 def test_no_notice_where_there_is_no_cloud(tmp_path: Path) -> None:
-    words = [sys.executable, str(INFRA / "drain.py"), "--watch", "--endpoint", "http://127.0.0.1:9"]
+    words = [sys.executable, str(INFRA / "drain.py"), "--watch", "--endpoint", "http://127.0.0.1:9", "--every", "0.01"]
     done = subprocess.run(words, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0 and "nothing to watch" in done.stderr

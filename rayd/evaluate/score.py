@@ -25,7 +25,7 @@ from rayd.data.transform import Transform
 from rayd.errors import refuse
 from rayd.evaluate.batches import ImageSet, batches
 from rayd.evaluate.recipe import RecipeConfig as RecipeConfig
-from rayd.machine import can_compile, peak_memory
+from rayd.machine import beat, can_compile, peak_memory
 from rayd.nets.convnet import Net
 from rayd.seeds import generator
 
@@ -123,6 +123,7 @@ def _train(
     since, length = 0, source.length(recipe)
     feeds = [batches(recipe, source, seed, device, teacher) for seed in seeds]
     for number, step_batches in enumerate(zip(*feeds, strict=True)):
+        beat(f"scoring, step {number}")
         images, targets = (torch.stack(part) for part in zip(*step_batches, strict=True))
         if recipe.schedule == "half" and number == (length.epochs // 2 + 1) * length.epoch:
             first, second, since = torch.zeros_like(first), torch.zeros_like(second), number

@@ -132,10 +132,9 @@ def versions() -> dict[str, str]:
     return {"rayd": VERSION, "torch": torch.__version__.partition("+")[0], "python": platform.python_version()}
 
 
-def same_versions(theirs: Mapping[str, str], where: str) -> None:
-    pairs = [
-        f"{name} {theirs.get(name)} there, {ours} here" for name, ours in versions().items() if theirs.get(name) != ours
-    ]
+def same_versions(theirs: Mapping[str, str], ours: Mapping[str, str], where: str) -> None:
+    """Refuse a worker of other versions than the driver's."""
+    pairs = [f"{name} {theirs.get(name)} there, {ours[name]} here" for name in ours if theirs.get(name) != ours[name]]
     if pairs:
         raise Refused(f"{where}: other versions than the driver's ({'; '.join(pairs)}); use one image for all nodes")
 

@@ -12,6 +12,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import ray.train
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from rayd.config import Run, ScaleConfig
 from rayd.distill.loop import Step, identity
-from rayd.errors import Failed, Refused
+from rayd.errors import Failed, Refused, refuse
 from rayd.fleet import cluster
 from rayd.fleet.distill_blocks import block_runs, distill_blocks
 from rayd.fleet.watch import Pulse, Watch, beating
@@ -44,6 +45,8 @@ REPORTS = 8
 asynchronous one does not make the steps wait for that."""
 FEW = 10
 """Steps between two reports, at least: a short run would wait for its reports at its end."""
+NOTICE_EVERY = 5.0
+"""Seconds between two questions which nodes are told to stop."""
 PLACING = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 """Train gives a worker group a minute to be placed, and a cluster that is busy with other jobs may take longer."""
 ANSWERING = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
@@ -64,6 +67,22 @@ class AllReduce:
         return flat
 
 
+class Notice:
+    """Whether a node of the cluster was told to stop since the last question."""
+
+    def __init__(self) -> None:
+        self.known: set[str] = set()
+        self.last = -NOTICE_EVERY
+
+    def __call__(self) -> bool:
+        if time.monotonic() - self.last < NOTICE_EVERY:
+            return False
+        self.last = time.monotonic()
+        fresh = cluster.draining() - self.known
+        self.known |= fresh
+        return bool(fresh)
+
+
 def worker(config: Mapping[str, Any]) -> None:
     """What each Train worker runs. An error that would come again is written to the store, which ends the run."""
     run = parse(Run, config["run"])
@@ -72,7 +91,7 @@ def worker(config: Mapping[str, Any]) -> None:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     reduce = AllReduce()
-    place = run_distill.Worker(rank, size, reduce if size > 1 else identity, get_device())
+    place = run_distill.Worker(rank, size, reduce if size > 1 else identity, get_device(), Notice())
     with beating(Pulse(**config["pulse"]), config["group"]):
         try:
             for step in run_distill.distill(run, place):
@@ -93,19 +112,22 @@ def _note(run: Run, step: Step) -> str:
     return f"step {step.number}/{run.method.steps}  loss {step.value:.4f}  {step.seconds:.2f} s/step  about {left} left"
 
 
-def _measure(run: Run, step: Step) -> None:
+@cache
+def _gauges() -> tuple[tuple[str, Gauge], ...]:
     """Where the run stands, for the dashboard (`ray_rayd_*`)."""
-    gauges = (
-        (Gauge("rayd_distill_step", "Number of the last step", tag_keys=("out",)), step.number),
-        (Gauge("rayd_distill_loss", "Loss of the last step", tag_keys=("out",)), step.value),
-        (Gauge("rayd_distill_seconds", "Seconds of the last step", tag_keys=("out",)), step.seconds),
-        (
-            Gauge("rayd_distill_step_size", "The learned step size", tag_keys=("out",)),
-            step.metrics.get("step_size", 0.0),
-        ),
+    keys = ("out",)
+    return (
+        ("step", Gauge("rayd_distill_step", "Number of the last step", keys)),
+        ("loss", Gauge("rayd_distill_loss", "Loss of the last step", keys)),
+        ("seconds", Gauge("rayd_distill_seconds", "Seconds of the last step", keys)),
+        ("step_size", Gauge("rayd_distill_step_size", "The learned step size", keys)),
     )
-    for gauge, value in gauges:
-        gauge.set(value, tags={"out": run.out})
+
+
+def _measure(run: Run, step: Step) -> None:
+    numbers = {"step": step.number, "loss": step.value, "seconds": step.seconds, "step_size": 0.0, **step.metrics}
+    for name, gauge in _gauges():
+        gauge.set(numbers[name], tags={"out": run.out})
 
 
 def _raise_recorded(store: Store) -> None:
@@ -165,6 +187,9 @@ def _train(run: Run) -> None:
     scale, store = run.scale, Store(run.out)
     if store.exists(FAILURE):
         store.delete(FAILURE)
+    if scale.workers > 1 and 0 < scale.gpus < 1:
+        why = "a whole number where a distillation has several workers"
+        raise refuse("scale.gpus", scale.gpus, why, "NCCL refuses two workers on one GPU: set scale.workers=1")
     limit_waits(scale)
     cluster.start(scale)
     cluster.require(cluster.bundle(scale), scale.workers, wait=scale.wait)

@@ -65,7 +65,6 @@ class ExpertActor:
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "node": ray.get_runtime_context().get_node_id(),
-            "versions": cluster.versions(),
             "fingerprint": self.plan.writer.fingerprint,
         }
 
@@ -182,7 +181,6 @@ class Dispatcher:
         return self._lose(slot, Loss.BUG, str(error))
 
     def _check_in(self, slot: ActorSlot, answer: Mapping[str, Any]) -> None:
-        cluster.same_versions(answer["versions"], f"{slot.name} on {answer['host']}")
         if answer["fingerprint"] != self.plan.writer.fingerprint:
             lines = differences(answer["fingerprint"], self.plan.writer.fingerprint)
             raise Refused(

@@ -79,7 +79,7 @@ def _result(ref: ray.ObjectRef[Any], name: str, watch: Watch) -> Any:
 def raised(error: BaseException | None) -> Refused | Failed | None:
     """The Refused or Failed that a worker raised, however often Ray has wrapped it."""
     while error is not None:
-        if isinstance(error, Refused | Failed):
+        if isinstance(error, Refused | Failed) and not isinstance(error, RayTaskError):  # Ray's is of both classes
             return type(error)(str(error))
         error = getattr(error, "cause", None) or error.__cause__
     return None

@@ -24,13 +24,13 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.metrics import Gauge
+from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayd import machine
 from rayd.config import ScaleConfig
 from rayd.errors import Failed
-from rayd.fleet.cluster import versions
+from rayd.fleet.cluster import same_versions, versions
 from rayd.fleet.policy import Beat, hung
 from rayd.store import Store
 
@@ -79,6 +79,8 @@ class Pulse:
     monitor: str
     startup: float
     beat: float
+    versions: Mapping[str, str]
+    """The driver's."""
 
 
 @dataclass
@@ -100,7 +102,7 @@ class Monitor:
     def begin(self, group: str, member: Member, allowed: float, about: Mapping[str, Any]) -> None:
         self.attempts[group] = self.attempts.get(group, 0) + 1
         self.beat(group, member, "starting", allowed)
-        self.say(group, member, "start", "", attempt=self.attempts[group], **about)
+        self.say(group, member, "start", "", node=member.node, attempt=self.attempts[group], **about)
 
     def beat(self, group: str, member: Member, note: str, allowed: float) -> None:
         self.heard = time.monotonic()
@@ -143,6 +145,7 @@ class _Warnings(logging.Handler):
 def beating(pulse: Pulse, group: str) -> Iterator[None]:
     """While this process works for `group`, its beats and its warnings reach the driver."""
     monitor, member, sent = ray.get_actor(pulse.monitor), Member.here(), 0.0
+    same_versions(versions(), pulse.versions, f"{group} on {member.host}")
     least = min(1.0, pulse.beat / 10)
 
     def send(note: str) -> None:
@@ -190,7 +193,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         name = f"rayd-monitor-{uuid.uuid4().hex[:12]}"
-        self.pulse = Pulse(name, self.scale.startup, self.scale.beat)
+        self.pulse = Pulse(name, self.scale.startup, self.scale.beat, versions())
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         options: dict[str, Any] = {"name": name, "num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
         actor: Any = ray.remote(Monitor)
@@ -200,6 +203,8 @@ class Watch:
         self._lines = self._store.read(EVENTS).decode().splitlines() if self._store.exists(EVENTS) else []
         self._written = self._noted = time.monotonic()
         self._oldest = Gauge("rayd_beat_age_seconds", "Age of the oldest beat of a stage", tag_keys=("stage",))
+        self._hung = Counter("rayd_hung", "Processes that the watchdog has ended", tag_keys=("stage",))
+        self._warnings = Counter("rayd_warnings", "Warnings of workers", tag_keys=("stage",))
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
@@ -235,6 +240,7 @@ class Watch:
         for event in events:
             self._lines.append(json.dumps({**event, "stage": self.stage}))
             if event["event"] != "start":
+                self._warnings.inc(tags={"stage": self.stage})
                 level = logging.getLevelNamesMapping()[event["event"].upper()]
                 log.log(level, "%s on %s: %s", event["group"], event["host"], event["text"])
         self._oldest.set(max((beat.age for beat, _ in looked), default=0.0), tags={"stage": self.stage})
@@ -252,6 +258,7 @@ class Watch:
         reason = f"no beat for {beat.age:.0f} s, more than {beat.allowed:g} s; the last was '{beat.note}'"
         self.ended[beat.group] = reason
         log.warning("%s on %s, process %d is hung: %s; it is ended", beat.group, member.host, member.pid, reason)
+        self._hung.inc(tags={"stage": self.stage})
         self.record("hung", reason, group=beat.group, host=member.host, pid=member.pid)
         there = NodeAffinitySchedulingStrategy(member.node, soft=False)
         task: Any = ray.remote(_kill).options(num_cpus=0, max_retries=0, scheduling_strategy=there)

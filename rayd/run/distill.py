@@ -7,7 +7,7 @@ Used as it is by `scale=inline` and by every Ray Train worker; worker 0 writes. 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,8 @@ class Worker:
     size: int = 1
     reduce: Reduce = unshared
     device: torch.device = field(default_factory=default_device)
+    notice: Callable[[], bool] = lambda: False
+    """Whether a machine of the run is about to be taken away, since it was last asked."""
 
 
 def finished(run: Run, store: Store) -> bool:
@@ -97,7 +99,7 @@ def _distill(run: Run, store: Store, worker: Worker, lease: Lease | None) -> Ite
             "method.objective.items, or lower method.objective.classes_per_item, whichever this objective has"
         )
     work = agreement.work = distillation(assembled, (worker.rank, worker.size), agreement)
-    recorder = Recorder(assembled, work, checkpoints, worker.rank == 0, lease)
+    recorder = Recorder(assembled, work, checkpoints, worker.rank == 0, lease, worker.notice)
     recorder.resume(agreement)
     try:
         for step in work.run():

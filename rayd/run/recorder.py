@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -39,11 +39,18 @@ class Recorder:
     """Records metrics, writes checkpoints, validates, keeps the best codec and writes the artifact."""
 
     def __init__(
-        self, assembled: Assembled, work: Distillation, checkpoints: Checkpoints, writes: bool, lease: Lease | None
+        self,
+        assembled: Assembled,
+        work: Distillation,
+        checkpoints: Checkpoints,
+        writes: bool,
+        lease: Lease | None = None,
+        notice: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`writes`: worker 0. `lease`: this process's on the run's folder; on the fleet the driver holds it."""
+        """`writes`: worker 0. `lease`: this process's on the run's folder; on the fleet the driver holds it. `notice`:
+        whether a machine of the run is about to be taken away."""
         self.assembled, self.work, self.checkpoints = assembled, work, checkpoints
-        self.writes, self.lease = writes, lease
+        self.writes, self.lease, self.notice = writes, lease, notice
         self.run: Run = assembled.run
         self.store = Store(self.run.out)
         self.metrics = MetricsFile(self.store)
@@ -80,6 +87,9 @@ class Recorder:
             state = self.work.checkpoint()
             if self.writes:
                 self._save(step.number, state)
+        elif self.writes and not last and self.notice():
+            log.info("a machine is about to be taken away: checkpoint of step %d", step.number)
+            self._save(step.number, self.work.state())
 
     def _save(self, step: int, state: State) -> None:
         if self.lease:

@@ -185,3 +185,35 @@ def test_storage_that_fails_for_a_while(undisturbed: Ground) -> None:
             code, said = ground.run(words, env)
             assert code == 0, said[-3000:]
         compare(STAGES["experts"], out, undisturbed.folder / "calm")
+
+
+@pytest.mark.slow
+def test_a_node_that_is_told_to_stop_gets_no_further_units() -> None:
+    """The notice that a cloud's watcher passes on; nothing is counted as a failure, though none would be allowed."""
+    with Ground.made() as ground:
+        nodes, out = Nodes(ground, (1, 1, 1)), ground.folder / "out"
+        env = {"RAY_ADDRESS": nodes.address}
+        more = ("expert.experts=24", "expert.epochs=60", "scale.actors=2", "scale.max_failures=0")
+        words, log = command("experts", out, ON_NODES, *more), ground.folder / "job.log"
+        with open(log, "w") as file:
+            job = ground.start(words, env={**ground.env, **env}, stdout=file, stderr=subprocess.STDOUT)
+        until(lambda: len(list((out / "experts").glob("experts-*.json"))) >= 2 and starts(out) != [])
+        node = starts(out)[-1]["node"]
+        drain = ["ray", "drain-node", "--address", nodes.address, "--node-id", node]
+        drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice"]
+        drain += ["--deadline-remaining-seconds", "300"]
+        code, text = ground.run(drain, env)
+        assert code == 0, text
+        told = time.time()
+        assert job.wait(PATIENCE) == 0, log.read_text()[-3000:]
+        late = [event for event in starts(out) if event["node"] == node and event["time"] > told + 10]
+        assert late == [], late
+        assert "is told to stop and gets no further units" in log.read_text()
+        assert any(event["node"] != node and event["time"] > told for event in starts(out))
+
+
+def starts(out: Path) -> list[dict[str, object]]:
+    """Beginnings of work, as OUT/events.jsonl has them."""
+    path = out / "events.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [event for event in map(json.loads, lines) if event["event"] == "start"]

@@ -52,3 +52,13 @@ def test_after_a_refusal_no_request_stands(ray_local: None) -> None:
     with pytest.raises(Refused, match="none came"):
         cluster.require({"CPU": 1000.0}, 1, wait=9)
     assert standing() == set()
+
+
+def test_workers_of_other_versions_are_refused_and_builds_of_torch_are_not() -> None:
+    from rayd.fleet.cluster import same_versions, versions
+
+    ours = versions()
+    assert "+" not in ours["torch"]
+    same_versions(dict(ours), ours, "actor 1 on node-7")
+    with pytest.raises(Refused, match=r"actor 1 on node-7.*rayd 0\.0\.1 there.*use one image for all nodes"):
+        same_versions({**ours, "rayd": "0.0.1"}, ours, "actor 1 on node-7")

@@ -20,10 +20,14 @@ TINY = (
 )  # fmt: skip
 SEARCH = "search.space={method.objective.last: [1, 2]}"
 VERBS: dict[str, tuple[str, ...]] = {
-    "plan": ("probe=3",), "prepare": (), "experts": (), "distill": (), "evaluate": ("controls=[random@floats]",),
+    "plan": ("probe=3",), "prepare": ("data.limit=null",), "experts": (), "distill": (),
+    "evaluate": ("controls=[random@floats]",),
 }  # fmt: skip
 """In the order in which they need each other."""
-EVERY: dict[str, tuple[str, ...]] = VERBS | {"search": (SEARCH, "search.trials=2", "search.steps=4"), "pipeline": ()}
+EVERY: dict[str, tuple[str, ...]] = VERBS | {
+    "search": (SEARCH, "search.trials=2", "search.steps=4", "search.every=2", "search.grace=2"),
+    "pipeline": (),
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +40,17 @@ def command(verb: str, out: Path, *more: str) -> list[str]:
     return ["python", "-m", f"jobs.{verb}", *TINY, f"out={out}", *more]
 
 
-def test_the_verbs_on_a_laptop(ground: Ground) -> None:
+@pytest.fixture(scope="module")
+def out(ground: Ground) -> Path:
+    """What the verbs leave, one after another."""
     out = ground.folder / "run"
     for verb, more in VERBS.items():
         code, text = ground.run(command(verb, out, "scale=laptop", *more))
         assert code == 0 and "Traceback" not in text, f"{verb}:\n{text[-3000:]}"
+    return out
+
+
+def test_the_verbs_on_a_laptop(out: Path) -> None:
     plan = (out / "plan.json").read_text()
     assert '"step_s"' in plan or '"seconds"' in plan
     assert (out / "artifact" / "controls.json").exists() and (out / "data" / "manifest.json").exists()
@@ -50,13 +60,13 @@ def test_the_verbs_on_a_laptop(ground: Ground) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", EVERY)
-def test_what_no_node_holds_is_refused(ground: Ground, verb: str) -> None:
+def test_what_no_node_holds_is_refused(ground: Ground, verb: str, request: pytest.FixtureRequest) -> None:
     """Soon: Ray's own start on a busy machine is most of the time; the longest that a placement may take is its rest."""
-    out = ground.folder / f"refused-{verb}"
+    place = ground.folder / f"refused-{verb}"
     words = ["scale=laptop", "scale.cpus=99", *EVERY[verb]]
     if verb == "evaluate":
-        words.append(f"artifact={ground.folder / 'run' / 'artifact'}")
+        words.append(f"artifact={request.getfixturevalue('out') / 'artifact'}")
     began = time.monotonic()
-    code, text = ground.run(command(verb, out, *words))
+    code, text = ground.run(command(verb, place, *words))
     assert code == 2 and "needs CPU 99" in text and "Traceback" not in text, text[-3000:]
     assert time.monotonic() - began < 120

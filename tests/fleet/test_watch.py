@@ -79,7 +79,7 @@ def test_a_stopped_actor_is_replaced_and_the_bytes_are_the_same(ray_local: None,
     stopper = Stopper(lambda: pids[0] if pids else 0)
     began = time.monotonic()
     for progress in fleet.build(ExpertPlan.open(run)):
-        pids[:] = progress.pids
+        pids[:] = progress.pids if progress.now.startswith("epoch") else ()
     assert stopper.pid and progress.retried == 1 and time.monotonic() - began < 240
     assert hashes(str(tmp_path / "torn" / "experts")) == hashes(str(tmp_path / "calm" / "experts"))
     kinds = [event["event"] for event in events(tmp_path / "torn")]
@@ -141,6 +141,9 @@ def work(run: Run, folder: str, unit: int) -> int:
 
 
 def always_hangs(run: Run, unit: int) -> int:
+    from rayd.machine import beat
+
+    beat("at work")
     time.sleep(600)
     return unit
 
@@ -151,7 +154,7 @@ def test_a_hung_task_is_tried_again_and_its_warning_is_heard(
 ) -> None:
     from rayd.fleet.tasks import run_tasks
 
-    run = parse(Run, {**to_dict(digits_run(tmp_path)), "scale": scale(beat=3.0, startup=3.0)})
+    run = parse(Run, {**to_dict(digits_run(tmp_path)), "scale": scale(beat=3.0, startup=120.0)})
     with caplog.at_level(logging.WARNING):
         assert dict(run_tasks(run, "test", work, [0, 1, 2], str(tmp_path))) == {0: 0, 1: 10, 2: 20}
     assert "about to hang" in caplog.text and "is hung: no beat for" in caplog.text
@@ -161,7 +164,7 @@ def test_a_hung_task_is_tried_again_and_its_warning_is_heard(
 def test_a_task_that_always_hangs_ends_the_run_with_the_reason(ray_local: None, tmp_path: Path) -> None:
     from rayd.fleet.tasks import run_tasks
 
-    run = parse(Run, {**to_dict(digits_run(tmp_path)), "scale": scale(beat=2.0, startup=2.0, max_failures=1)})
+    run = parse(Run, {**to_dict(digits_run(tmp_path)), "scale": scale(beat=2.0, startup=120.0, max_failures=1)})
     with pytest.raises(Failed, match=r"lost 2 times \(scale\.max_failures\); the last time: no beat for"):
         list(run_tasks(run, "test", always_hangs, [1]))
 
@@ -176,14 +179,14 @@ def test_a_stopped_train_worker_is_replaced(ray_local: None, tmp_path: Path) -> 
     experts = digits_run(tmp_path / "experts-run")
     list(build(ExpertPlan.open(experts)))
 
-    def run(name: str, **place: Any) -> Run:
-        plain = to_dict(digits_run(tmp_path / name))
+    def run(folder: str, **place: Any) -> Run:
+        plain = to_dict(digits_run(tmp_path / folder))
         plain["method"] |= {"compiled": False, "steps": 60, "checkpoint": 5}
         plain["method"]["objective"] |= {"items": 2, "inner_steps": 6, "batch": 10}
         return parse(Run, {**plain, "buffer": experts.experts_at, "scale": {**plain["scale"], **place}})
 
     list(here.distill(run("calm")))
-    torn = run("torn", name="laptop", workers=2, cpus=0.5, beat=8.0)
+    torn = run("torn", name="laptop", workers=2, cpus=0.5, beat=15.0)
 
     def worker() -> int:
         if not any((tmp_path / "torn" / "checkpoints").glob("step-*.json")):
@@ -194,5 +197,30 @@ def test_a_stopped_train_worker_is_replaced(ray_local: None, tmp_path: Path) -> 
     list(distill(torn))
     assert stopper.pid
     until(lambda: (tmp_path / "torn" / "artifact" / "card.json").exists(), seconds=5)
+    codecs = [(tmp_path / name / "artifact" / "codec.safetensors").read_bytes() for name in ("calm", "torn")]
+    assert codecs[0] == codecs[1]
+
+
+def test_a_notice_makes_a_checkpoint_and_changes_no_number(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from rayd.run.distill import Worker, distill
+    from rayd.store import Store
+
+    experts = digits_run(tmp_path / "experts-run")
+    list(build(ExpertPlan.open(experts)))
+    run = replace(digits_run(tmp_path / "calm"), buffer=experts.experts_at)
+    run = replace(run, method=replace(run.method, compiled=False, steps=6, checkpoint=100))
+    torn = replace(run, out=str(tmp_path / "torn"))
+    list(distill(run))
+    notices = iter([False, False, True, False, False])
+    walk = distill(torn, Worker(notice=lambda: next(notices)))
+    for _ in range(4):
+        next(walk)
+    walk.close()
+    assert [name for name in Store(torn.at("checkpoints")).list() if name.startswith("step-")] == [
+        "step-000003.json", "step-000003.safetensors"
+    ]  # fmt: skip
+    assert [step.number for step in distill(torn)] == [4, 5, 6]
     codecs = [(tmp_path / name / "artifact" / "codec.safetensors").read_bytes() for name in ("calm", "torn")]
     assert codecs[0] == codecs[1]

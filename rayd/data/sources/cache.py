@@ -23,6 +23,7 @@ from rayd.data.images import Images, Pixels, counts
 from rayd.data.sources.decode import Array, Shape, decode, in_threads
 from rayd.data.sources.listing import Contents, Listing, Source
 from rayd.errors import refuse
+from rayd.machine import beat
 
 VERSION = 2
 """Of the manifest; the cache of another version is built again."""
@@ -111,6 +112,7 @@ def decoded(
     threads = threads or min(os.cpu_count() or 1, 16)
     results = in_threads(partial(decode, shape=shape), listing.fetch(start, stop), threads)
     for i, pixels in zip(range(start, stop), results, strict=True):
+        beat(f"decoding, image {i}")
         yield listing.names[i], listing.labels[i], pixels
 
 
