@@ -24,7 +24,6 @@ from rayd.run.assemble import assemble, device_of, distillation, own_experts
 from rayd.run.checkpoints import Checkpoints
 from rayd.run.identity import config_identity, refuse_differing, surroundings_identity, whole_identity
 from rayd.run.recorder import Recorder
-from rayd.schema import to_dict
 from rayd.store import Lease, Store
 
 
@@ -55,7 +54,7 @@ def finished(run: Run, store: Store) -> bool:
     what, do = f"out={run.out}: holds the artifact", "give another out, or remove its artifact folder"
     if card.get("fingerprint") != run.fingerprint():
         config = config_identity(card["config"]) if card.get("config") else {}
-        refuse_differing(what, {"config": config}, {"config": config_identity(to_dict(run))}, do)
+        refuse_differing(what, {"config": config}, {"config": run.identity()}, do)
         raise Refused(f"{what} of another run, made by another version of rayd; {do}")
     here = surroundings_identity(run, load_data(run.data), device_of(run))
     there = card.get("identity") or {"images": {**here["images"], "train": card["data"].get("content")}}

@@ -13,7 +13,6 @@ from rayd.config import Run
 from rayd.data.images import Splits
 from rayd.errors import Refused
 from rayd.machine import can_compile
-from rayd.schema import to_dict
 
 UNPLACED = ("out", "buffer", "methods", "recipe", "scale")
 """Parts of a config that decide nothing of a distillation."""
@@ -41,14 +40,14 @@ def source_hash(folder: str | None) -> str | None:
 
 
 def config_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a resolved config decides of a distillation."""
+    """`Run.identity` of a config as a card records it, whose words this version need not know any more."""
     plain = {key: value for key, value in config.items() if key not in UNPLACED}
     data = {key: value for key, value in config["data"].items() if key != "path"}
     return {**plain, "data": data, "threads": config["scale"]["threads"]}
 
 
 def whole_identity(run: Run, splits: Splits, device: torch.device) -> dict[str, Any]:
-    return {"config": config_identity(to_dict(run)), **surroundings_identity(run, splits, device)}
+    return {"config": run.identity(), **surroundings_identity(run, splits, device)}
 
 
 def differing(there: Mapping[str, Any], here: Mapping[str, Any], where: str = "") -> list[str]:
