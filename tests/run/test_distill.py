@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import rayd
-from rayd.config import BudgetConfig
+from rayd.distill.budget import Budget
 from rayd.errors import Failed, Refused
 from rayd.experts.buffer import Buffer
 from rayd.run.agreement import check, hash_of
@@ -220,7 +220,7 @@ def test_a_buffer_that_grows_changes_nothing(tmp_path):
     runs = {
         name: replace(
             few, out=str(tmp_path / name), buffer=str(tmp_path / "experts" / "experts"),
-            method=replace(few.method, steps=4, checkpoint=2, compiled=False), budget=BudgetConfig(ipc=1),
+            method=replace(few.method, steps=4, checkpoint=2, compiled=False), budget=Budget(ipc=1),
         )
         for name in ("whole", "torn", "late")
     }  # fmt: skip
