@@ -1,0 +1,75 @@
+"""Every verb on storage of which one operation in twenty fails: the same bytes, only later."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import distill, evaluate, experts, export, plan, report
+from jobs.compose import command
+from rayd.store import Store
+from tests.support.faults import faulty
+
+SMALL = (
+    *("data=digits", "net=convnet_digits", "net.depth=1", "net.width=2", "method=mtt", "budget.ipc=1"),
+    *("expert=quick", "expert.experts=4", "expert.epochs=3", "expert.per_shard=2", "method.steps=4"),
+    *("method.compiled=false", "method.objective.inner_steps=2", "method.objective.batch=10"),
+    *("method.objective.expert_epochs=1", "method.objective.last=2", "method.checkpoint=1"),
+    *("recipe.steps=10", "recipe.seeds=2"),
+)
+VERBS: Mapping[str, tuple[Any, tuple[str, ...]]] = {
+    "plan": (plan, ("probe=0",)),
+    "experts": (experts, ()),
+    "distill": (distill, ()),
+    "evaluate": (evaluate, ("controls=[random@floats]",)),
+    "report": (report, ()),
+    "export": (export, ()),
+}
+RATES = {"eio": 0.02, "estale": 0.01, "503": 0.01, "short": 0.01}
+
+
+def run(out: Path, verbs: Mapping[str, tuple[Any, tuple[str, ...]]] = VERBS) -> None:
+    for verb, (job, words) in verbs.items():
+        keys = getattr(job, "KEYS", "")
+        assert command(verb, None, job.act, keys, [*SMALL, *words, f"out={out}"]) == 0, verb
+
+
+def hashes(out: Path) -> dict[str, str]:
+    """Of what a run leaves for good: artifact and buffer, without times."""
+    names = [name for name in Store(out).list() if name.startswith(("artifact/", "experts/"))]
+    kept = [name for name in names if Path(name).name not in ("timing.json", "events.jsonl")]
+    return {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in kept}
+
+
+def test_transient_faults_under_every_verb_change_nothing_but_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rayd.store.patience.FIRST_S", 0.001)
+    monkeypatch.chdir(tmp_path)
+    run(Path("quiet"))
+    (tmp_path / "quiet").rename(tmp_path / "kept")
+    with faulty(RATES, seed=5) as faults:
+        run(Path("quiet"))
+    assert sum(faults.counts[kind] for kind in RATES) > 10, faults.counts
+    assert hashes(tmp_path / "quiet") == hashes(tmp_path / "kept")
+    assert len(hashes(tmp_path / "kept")) > 8
+
+
+@pytest.mark.parametrize("verb", ["experts", "distill", "evaluate"])
+def test_a_full_disk_ends_a_verb_with_the_files_name(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = list(VERBS)
+    run(Path("out"), {name: VERBS[name] for name in names[1 : names.index(verb)]})
+    capsys.readouterr()
+    job, words = VERBS[verb]
+    with faulty({"full": 1.0}):
+        code = command(verb, None, job.act, getattr(job, "KEYS", ""), [*SMALL, *words, "out=out"])
+    said = capsys.readouterr().err
+    assert code == 1 and "no room left" in said and "/out/" in said and "Traceback" not in said, said
+    run(Path("out"), {verb: VERBS[verb]})
