@@ -11,6 +11,8 @@ import pytest
 
 from jobs import distill, evaluate, experts, export, plan, report
 from jobs.compose import command
+from rayd.run.identity import config_identity
+from rayd.schema import to_dict
 from rayd.store import Store, StoreConfig, configure
 from tests.support.faults import faulty
 
@@ -82,6 +84,7 @@ def test_patience_is_a_key_of_a_run_and_no_part_of_its_identity(
     seen: list[tuple[float, str]] = []
 
     def act(asked: Any) -> int:
+        assert "store" not in config_identity(to_dict(asked.run))
         seen.append((Store("anywhere").config.patience, asked.run.fingerprint()))
         return 0
 

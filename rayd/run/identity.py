@@ -15,7 +15,7 @@ from rayd.errors import Refused
 from rayd.machine import can_compile
 from rayd.schema import to_dict
 
-UNPLACED = ("out", "buffer", "methods", "recipe", "scale")
+UNPLACED = ("out", "buffer", "methods", "recipe", "scale", "store")
 """Parts of a config that decide nothing of a distillation."""
 
 
