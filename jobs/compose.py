@@ -87,8 +87,10 @@ def command(
             return 0
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         from rayd.machine import use_threads
+        from rayd.store import configure
 
         use_threads(asked.run.scale.threads)
+        configure(asked.run.store)
         return act(asked)
     except Refused as refusal:
         print(f"rayd: {' '.join(str(refusal).split())}", file=sys.stderr)

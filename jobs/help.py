@@ -119,10 +119,10 @@ def usage(verb: str, doc: str, keys: str) -> str:
     choices = "\n".join(_wrapped(f"  {group}=", _names(group)) for group in GROUPS)
     own = _listing(_own(keys), "", _values(verb))
     run = {name: key for name, key in keys_of("Run").items() if name not in GROUPS}
-    budget = _listing(keys_of(_class(run.pop("budget").kind)), "budget.", {})
+    inner = "".join(_listing(keys_of(_class(run.pop(name).kind)), f"{name}.", {}) for name in ("budget", "store"))
     return (
         f"usage: python -m jobs.{verb} [KEY=VALUE ...] [--cfg] [--help [preset | PART]]\n\n{doc.strip()}\n\n"
-        f"Choices, a file each under configs/:\n{choices}\n\nKeys:\n{own}{_listing(run, '', _values('run'))}{budget}\n"
+        f"Choices, a file each under configs/:\n{choices}\n\nKeys:\n{own}{_listing(run, '', _values('run'))}{inner}\n"
         "Any key of a choice can be set too (method.steps=100, net.width=32, scale.workers=2).\n"
         "--help preset lists the published settings; --help PART the keys of a part (data, method, method.codec,\n"
         "method.codec.nsd, recipe, scale); --cfg prints the resolved run with every key's meaning, and stops.\n"

@@ -23,7 +23,7 @@ from rayd.experts.config import ExpertConfig
 from rayd.methods import CODECS, OBJECTIVES, TERMS
 from rayd.nets.convnet import NetConfig
 from rayd.schema import DERIVED, at, fields_of, fingerprint, parse, positive, read, to_dict, value
-from rayd.store import within
+from rayd.store import StoreConfig, within
 
 __all__ = [
     "GuardConfig",
@@ -264,6 +264,8 @@ class Run:
     """What a synthetic set may hold."""
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     """Where the work runs."""
+    store: StoreConfig = field(default_factory=StoreConfig)
+    """How long storage is waited for."""
     seed: int = 0
     """Every draw of the run comes from it."""
     out: str = "runs/run"
@@ -297,7 +299,7 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """What decides the result of a distillation: the run without its place, evaluation and paths."""
-        place = ("scale", "out", "buffer", "methods", "recipe")
+        place = ("scale", "store", "out", "buffer", "methods", "recipe")
         plain = {name: part for name, part in to_dict(self).items() if name not in place}
         data = {name: option for name, option in plain["data"].items() if name != "path"}
         return {**plain, "data": data, "threads": self.scale.threads}

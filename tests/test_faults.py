@@ -11,7 +11,9 @@ import pytest
 
 from jobs import distill, evaluate, experts, export, plan, report
 from jobs.compose import command
-from rayd.store import Store
+from rayd.run.identity import config_identity
+from rayd.schema import to_dict
+from rayd.store import Store, StoreConfig, configure
 from tests.support.faults import faulty
 
 SMALL = (
@@ -73,3 +75,21 @@ def test_a_full_disk_ends_a_verb_with_the_files_name(
     said = capsys.readouterr().err
     assert code == 1 and "no room left" in said and "/out/" in said and "Traceback" not in said, said
     run(Path("out"), {verb: VERBS[verb]})
+
+
+def test_patience_is_a_key_of_a_run_and_no_part_of_its_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: list[tuple[float, str]] = []
+
+    def act(asked: Any) -> int:
+        assert "store" not in config_identity(to_dict(asked.run))
+        seen.append((Store("anywhere").config.patience, asked.run.fingerprint()))
+        return 0
+
+    for words in ((), ("store.patience=7",)):
+        assert command("distill", None, act, "", [*SMALL, *words]) == 0
+    configure(StoreConfig())
+    assert [patience for patience, _ in seen] == [120, 7] and seen[0][1] == seen[1][1]
+    assert command("distill", None, act, "", [*SMALL, "store.patience=-1"]) == 2

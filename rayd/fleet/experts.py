@@ -42,6 +42,7 @@ from rayd.machine import use_threads
 from rayd.run.experts import ExpertPlan, build_unit, finish, start
 from rayd.run.progress import Built, Progress
 from rayd.schema import parse, to_dict
+from rayd.store import configure
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class ExpertActor:
         with beating(self.pulse, self.name):
             run = parse(Run, self.plain)
             use_threads(run.scale.threads)
+            configure(run.store)
             self.plan = ExpertPlan.open(run, self.last_epoch)
         return {
             "pid": os.getpid(),

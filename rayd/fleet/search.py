@@ -29,6 +29,7 @@ from rayd.fleet.watch import Pulse, Watch, beating
 from rayd.machine import beat, use_threads
 from rayd.schema import parse, to_dict
 from rayd.seeds import seed_of
+from rayd.store import configure
 from rayd.studies.search.asha import Halving
 from rayd.studies.search.points import ATTEMPTS, Trial, make
 from rayd.studies.search.space import FAMILY, Dial, Point, SearchConfig
@@ -49,6 +50,7 @@ def alone(config: Mapping[str, Any]) -> None:
     """A trial of one worker. A final error is reported, not raised: Tune would try it again."""
     run, search = parse(Run, config["run"]), parse(SearchConfig, config["search"])
     use_threads(run.scale.threads)
+    configure(run.store)
     try:
         with beating(Pulse(**config["pulse"]), f"trial {config['number']}"):
             for step, value in advance(run, search):

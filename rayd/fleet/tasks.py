@@ -14,6 +14,7 @@ from rayd.fleet import cluster
 from rayd.fleet.watch import TICK, Pulse, Watch, beating
 from rayd.machine import use_threads
 from rayd.schema import parse, to_dict
+from rayd.store import configure
 
 U = TypeVar("U")
 R = TypeVar("R")
@@ -61,6 +62,7 @@ def _call(pulse: Pulse, name: str, work: Callable[..., R], plain: dict[str, Any]
     with beating(pulse, name):
         run = parse(Run, plain)
         use_threads(run.scale.threads)
+        configure(run.store)
         return work(run, *arguments)
 
 

@@ -24,7 +24,7 @@ from rayd.run.assemble import assemble, device_of, distillation, own_experts
 from rayd.run.checkpoints import Checkpoints
 from rayd.run.identity import config_identity, refuse_differing, surroundings_identity, whole_identity
 from rayd.run.recorder import Recorder
-from rayd.store import Lease, Store
+from rayd.store import Lease, Store, configure
 
 
 def default_device() -> torch.device:
@@ -78,6 +78,7 @@ def distill(run: Run, worker: Worker | None = None) -> Iterator[Step]:
 def _distill(run: Run, store: Store, worker: Worker, lease: Lease | None) -> Iterator[Step]:
     """The same, once the folder is held."""
     use_threads(run.scale.threads)
+    configure(run.store)
     agreement = Agreement(worker.rank, worker.size, worker.reduce, worker.device)
     checkpoints = Checkpoints(store.sub("checkpoints"))
     identity = whole_identity(run, load_data(run.data), worker.device)

@@ -29,7 +29,7 @@ from rayd.readable import size_text
 from rayd.run.assemble import buffer_identity, device_of, last_matched
 from rayd.run.cost import account
 from rayd.run.progress import Built, Progress
-from rayd.store import Store
+from rayd.store import Store, configure
 from rayd.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -196,6 +196,7 @@ def build(plan: ExpertPlan) -> Iterator[Progress]:
     todo, progress = start(plan)
     yield progress
     use_threads(plan.run.scale.threads)
+    configure(plan.run.store)
     for unit in todo:
         yield progress.add(build_unit(plan, unit), len(unit.experts))
     finish(plan, progress)
