@@ -34,6 +34,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "ray": ("rayd/fleet/",),
     "hydra": ("jobs/compose.py",),
     "omegaconf": ("jobs/compose.py",),
+    "webdataset": ("rayd/experts/",),
     "pyarrow": (
         "rayd/store/",
         "rayd/experts/",
