@@ -308,7 +308,18 @@ class Run:
         return fingerprint(self.identity())
 
 
+def _raw_rate(objective: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an objective, with the rate of the step size itself; Adam's has no counterpart, the default stands."""
+    plain = dict(objective)
+    if "step_optimiser" not in plain:
+        return plain
+    rate = plain.pop("lr_step", 0.01) * plain.get("step_size", 0.01) ** 2
+    return plain | ({"lr_step": rate} if plain.pop("step_optimiser") == "sgd" else {})
+
+
 def run_of_card(config: Mapping[str, Any]) -> Run:
-    """The run that an artifact's card records. Earlier ones hold `method.name`, and their experts whole batches."""
+    """The run that an artifact's card records. Earlier ones hold `method.name`, a rate for the logarithm of the step size
+    under `step_optimiser`, and experts of whole batches."""
     method = {key: option for key, option in config["method"].items() if key != "name"}
+    method["objective"] = _raw_rate(method["objective"])
     return parse(Run, {**config, "method": method, "expert": {"last_batch": "drop"} | config["expert"]})
