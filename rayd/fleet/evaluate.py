@@ -1,4 +1,4 @@
-"""Scores as Ray tasks: one row, one architecture and one seed each, the same function as in one process."""
+"""Scores as Ray tasks: one row and architecture each, and on a CPU one seed, the same function as in one process."""
 
 from __future__ import annotations
 
@@ -19,21 +19,29 @@ def _scorer(plain: str, uri: str) -> Scorer:
     return Scorer.of(parse(Run, json.loads(plain)), uri)
 
 
-def _score(run: Run, uri: str, unit: tuple[RowTask, int]) -> Outcome:
-    row, seed = unit
-    return attempt(_scorer(json.dumps(to_dict(run)), uri).answer, RowTask(row.row, row.net, (seed,)))
+Group = tuple[RowTask, tuple[int, ...]]
+
+
+def _score(run: Run, uri: str, unit: Group) -> Outcome:
+    row, seeds = unit
+    return attempt(_scorer(json.dumps(to_dict(run)), uri).answer, RowTask(row.row, row.net, seeds))
+
+
+def groups(row: RowTask, gpus: float) -> list[Group]:
+    """A row's tasks: on a GPU one for all seeds, whose networks train side by side; else one a seed."""
+    return [(row, row.seeds)] if gpus > 0 else [(row, (seed,)) for seed in row.seeds]
 
 
 def answers(run: Run, uri: str, asks: Sequence[RowTask]) -> Iterator[tuple[RowTask, Outcome]]:
     """The scores of every row, in the order asked, each as soon as it and those before it are whole."""
-    units = [(row, seed) for row in asks for seed in row.seeds]
-    results: dict[tuple[RowTask, int], Outcome] = {}
+    parts_of = {row: groups(row, run.scale.gpus) for row in asks}
+    results: dict[Group, Outcome] = {}
     waiting = deque(asks)
-    for unit, result in run_tasks(run, "evaluate", _score, units, uri):
+    for unit, result in run_tasks(run, "evaluate", _score, [unit for row in asks for unit in parts_of[row]], uri):
         results[unit] = result
-        while waiting and all((waiting[0], seed) in results for seed in waiting[0].seeds):
+        while waiting and all(unit in results for unit in parts_of[waiting[0]]):
             row = waiting.popleft()
-            parts = [results[row, seed] for seed in row.seeds]
+            parts = [results[unit] for unit in parts_of[row]]
             reason = next((part for part in parts if isinstance(part, str)), None)
             scores = [score for part in parts if not isinstance(part, str) for score in part]
             yield row, scores if reason is None else reason

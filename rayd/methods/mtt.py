@@ -139,6 +139,10 @@ class Mtt(Objective):
     def stored(self) -> dict[str, Stored]:
         return {"step_size": Stored(self.step.detach().reshape(1), "step")}
 
+    def halve(self) -> bool:
+        self.inner.micro *= 2
+        return self.inputs.net.norm != "batch" and self.inner.micro <= (self.config.batch or self.inner.micro)
+
     def ceiling(self, step: int) -> int:
         """Start epochs of this step are below this."""
         c = self.config
