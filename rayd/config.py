@@ -239,7 +239,9 @@ class ScaleConfig:
             if getattr(self, name) < 0:
                 raise refuse(f"scale.{name}", getattr(self, name), "zero or more")
         if self.gpus > 1 or (self.gpus and abs(1 / self.gpus - round(1 / self.gpus)) > 0.01 / self.gpus):
-            raise refuse("scale.gpus", self.gpus, "0, 1 or 1/k, which tile a GPU", "raise scale.workers or scale.actors")
+            raise refuse(
+                "scale.gpus", self.gpus, "0, 1 or 1/k, which tile a GPU", "raise scale.workers or scale.actors"
+            )
         if 0 < self.gpus < 1 and self.workers > 1:
             raise refuse("scale.gpus", self.gpus, f"1 where scale.workers={self.workers}: NCCL takes one worker a GPU")
         if self.name == "inline" and self.workers != 1:

@@ -35,7 +35,14 @@ SMALL = (
     *("data=generated", "data.count=48", "data.val=8", "data.classes=3", "data.size=16", "net.depth=2", "net.width=4"),
     *("expert.experts=2", "expert.per_shard=2", "expert.epochs=2", "expert.batch=16", "expert.precision=fp32"),
     *("method.steps=2", "method.checkpoint=1", "method.validate=1", "method.select=best_val"),
-    *("recipe.steps=4", "recipe.batch=16", "recipe.seeds=2", "budget={ipc: 2, floats: null}", "scale.gpus=1"),
+    *(
+        "recipe.steps=4",
+        "recipe.epochs=null",
+        "recipe.batch=16",
+        "recipe.seeds=2",
+        "budget={ipc: 2, floats: null}",
+        "scale.gpus=1",
+    ),
 )
 MATCHED = {
     "inner_steps": 2,

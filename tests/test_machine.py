@@ -97,7 +97,10 @@ def test_the_versions_name_the_device(pretend_gpu: torch.device) -> None:
     ("error", "ran_out"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"), True),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            True,
+        ),
         (MemoryError(), True),
         (RuntimeError("shapes differ"), False),
     ],

@@ -110,7 +110,9 @@ def correctness(out: Path, size: dict[str, Any]) -> Rows:
 def benches(out: Path, size: dict[str, Any]) -> Rows:
     rows: Rows = []
     for engine in ("stacked", "single"):
-        rows += json.loads(child(__file__, "--child", "experts", json.dumps({**size, "engine": engine})).splitlines()[-1])
+        rows += json.loads(
+            child(__file__, "--child", "experts", json.dumps({**size, "engine": engine})).splitlines()[-1]
+        )
     if size["bench"]:
         bench = child("-m", "jobs.bench", "unroll", f"size={size['bench']}")
         rows += [json.loads(line) for line in bench.splitlines() if line.startswith("{")]
@@ -203,7 +205,12 @@ def compare(size: dict[str, Any]) -> Rows:
         stacked = experts("stacked")
         order = sorted(range(len(stacked)), key=lambda i: i % size["experts"])  # as the single engine yields them
         return [
-            row("an unroll on the device against the CPU", eager, outer(torch.device("cpu"), False), NEAR * size["inner"]),
+            row(
+                "an unroll on the device against the CPU",
+                eager,
+                outer(torch.device("cpu"), False),
+                NEAR * size["inner"],
+            ),
             row("captured and compiled against eager", outer(device, True), eager, NEAR * size["inner"]),
             row("stacked experts against single ones", [stacked[i] for i in order], experts("single"), DRIFT),
             row("micro-batches against whole ones", experts("stacked", size["batch"] // 4), stacked, DRIFT),

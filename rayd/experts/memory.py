@@ -82,5 +82,7 @@ def micro_batch(config: ExpertConfig, net: Net, resident: int, room: float) -> i
         least = unit_bytes(config, net, experts, images, resident)
         if least <= room:
             return images
-    allowed = f"fewer: {experts} experts with an image each take {least / 2**30:.3g} GiB, and there are {room / 2**30:.3g}"
+    allowed = (
+        f"fewer: {experts} experts with an image each take {least / 2**30:.3g} GiB, and there are {room / 2**30:.3g}"
+    )
     raise refuse("expert.per_shard", config.per_shard, allowed, "or lower expert.batch, or set expert.engine=single")

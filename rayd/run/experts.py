@@ -95,8 +95,10 @@ class ExpertPlan:
     def smaller(self) -> ExpertPlan | None:
         """The same with half the micro-batch; None where rows made with this one are committed, or it cannot be halved."""
         micro = self.run.expert.micro // 2
-        if not micro or self.net.norm == "batch" or any(
-            name.endswith(".tar") for name in self.writer.store.sizes("experts-")
+        if (
+            not micro
+            or self.net.norm == "batch"
+            or any(name.endswith(".tar") for name in self.writer.store.sizes("experts-"))
         ):
             return None
         self.writer.store.delete(HEAD)

@@ -57,9 +57,7 @@ class RowTask:
 class Scorer:
     """What the tasks of one artifact share, built once in a process."""
 
-    def __init__(
-        self, run: Run, artifact: Artifact, splits: Splits | None = None, store: Store | None = None
-    ) -> None:
+    def __init__(self, run: Run, artifact: Artifact, splits: Splits | None = None, store: Store | None = None) -> None:
         self.run, self.artifact, self.recipe = run, artifact, run.recipe
         self.splits = splits or load_data(run.data)
         self.device = device_for(run.scale.gpus)

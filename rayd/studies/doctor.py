@@ -212,14 +212,18 @@ def _of_node(run: Run, node: Facts) -> Iterator[Line]:
     yield Line("free disk", state, f"{where}: {disks}", do if short else "")
     small = run.scale.name != "inline" and node["shared"] < SHARED_LEAST
     do = "mount a larger one (docker: --shm-size, Kubernetes: an emptyDir of medium Memory)"
-    yield Line("shared memory", "wrong" if small else "ok", f"{where}: {size_text(node['shared'])}", do if small else "")
+    yield Line(
+        "shared memory", "wrong" if small else "ok", f"{where}: {size_text(node['shared'])}", do if small else ""
+    )
 
 
 def _of_step(where: str, step: Facts) -> Line:
     if "error" in step:
         return Line("step", "wrong", f"{where}: {step['error']}", "nvidia-smi; or scale.gpus=0")
     ratio = step["eager"] / step["compiled"]
-    times = f"{1000 * step['compiled']:.1f} ms, {ratio:.1f} times as fast as eager, after {step['compiled_first']:.0f} s"
+    times = (
+        f"{1000 * step['compiled']:.1f} ms, {ratio:.1f} times as fast as eager, after {step['compiled_first']:.0f} s"
+    )
     found = f"{where}: {times}; off by {step['gap']:.1g}"
     if not step["gap"] < NEAR:
         return Line("step", "wrong", found, "method.compiled=false expert.compiled=false, and tell us")
@@ -246,9 +250,13 @@ def _of_out(where: str, run: Run, out: Facts) -> Line:
 
 def _of_reduce(reduce: Facts) -> Line:
     if "error" in reduce:
-        return Line("all-reduce", "wrong", str(reduce["error"]), "NCCL_DEBUG=INFO says why; scale.workers=1 does without")
+        return Line(
+            "all-reduce", "wrong", str(reduce["error"]), "NCCL_DEBUG=INFO says why; scale.workers=1 does without"
+        )
     speed = f"{reduce['size']} workers over {reduce['backend']}: 4 MB in {1000 * reduce['seconds']:.1f} ms"
-    return Line("all-reduce", "ok" if reduce["right"] else "wrong", speed, "" if reduce["right"] else "a wrong sum: tell us")
+    return Line(
+        "all-reduce", "ok" if reduce["right"] else "wrong", speed, "" if reduce["right"] else "a wrong sum: tell us"
+    )
 
 
 def token_facts(environment: Mapping[str, str], home: Path) -> dict[str, Any]:

@@ -36,7 +36,11 @@ def test_five_experts_of_a_wide_convnet_at_128_px_fit_24_gb_with_a_fifth_to_spar
     config, resident = ExpertConfig(per_shard=5), 9000 * 3 * 128 * 128
     images = micro_batch(config, net, resident, SPARE * 24 * GB)
     assert 8 <= images < config.batch
-    assert unit_bytes(config, net, 5, images, resident) <= SPARE * 24 * GB < unit_bytes(config, net, 5, 2 * images, resident)
+    assert (
+        unit_bytes(config, net, 5, images, resident)
+        <= SPARE * 24 * GB
+        < unit_bytes(config, net, 5, 2 * images, resident)
+    )
 
 
 def test_what_can_never_fit_is_refused() -> None:
