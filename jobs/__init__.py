@@ -1,4 +1,12 @@
-"""One entry a verb: compose the run, call its stage, end with an exit code."""
+"""One entry a verb (prepare, plan, experts, distill, evaluate, report, export; pipeline is several of them; search,
+continual, theory and bench are the studies): compose the run, call its stage, end with an exit code.
+
+compose    from a command line to a Run; the door to Hydra
+help       --help and --cfg
+console    the line of progress
+presets    the table of presets in configs/README.md
+published  the accuracies of configs/published.csv
+"""
 
 from __future__ import annotations
 

@@ -59,6 +59,8 @@ class Published:
     """As configs/published.csv names it."""
     ipc: float | None = None
     """Images per class, as the paper counts them."""
+    regime: str | None = None
+    """What the figures stand on, as configs/published.csv says; null: any."""
 
 
 def command(

@@ -60,7 +60,9 @@ def verified(asked: Asked) -> int:
 
     own_data = any(word.startswith("data") for word in asked.words)
     findings = []
-    for finding in verify(asked.own.verify, asked.run if own_data else None, methods=asked.run.methods):
+    for finding in verify(
+        asked.own.verify, asked.run if own_data else None, methods=asked.run.methods, gpus=asked.run.scale.gpus
+    ):
         findings.append(finding)
         print(finding, flush=True)
     broken = [finding.what for finding in findings if not finding.holds]

@@ -36,7 +36,8 @@ def table() -> list[Row]:
 
 
 def rows(key: Published | None, data: str) -> list[Row]:
-    """The figures of a method on a dataset at a size, one of each regime that was published."""
+    """The figures of a method on a dataset at a size and under a regime, if one is named."""
     if key is None:
         return []
-    return [row for row in table() if (row.method, row.data, row.ipc) == (key.method, data, key.ipc)]
+    found = [row for row in table() if (row.method, row.data, row.ipc) == (key.method, data, key.ipc)]
+    return [row for row in found if key.regime in (None, row.regime)]

@@ -77,11 +77,16 @@ def inline(book: TrialTable, trials: dict[int, Any]) -> None:
 def again(asked: Asked, book: TrialTable, record: TrialRow) -> None:
     """The winner under fresh seeds, then the test set, once."""
     from jobs.distill import distilled
-    from rayd.studies.search.winner import fresh, tested
+    from rayd.studies.search.winner import fresh, tested, tested_there
 
     for run in fresh(book, record):
         distilled(replace(asked, run=run))
-    score = tested(book, record)
+    if asked.run.scale.name == "inline":
+        score = tested(book, record)
+    else:
+        from rayd.fleet.tasks import run_tasks
+
+        (_, score), *_ = run_tasks(book.base, "search", tested_there, [record], book.config)
     print(
         f"rayd: winner at {record.budget} (trial {record.number} of {len(book.records())}), {book.config.winner} fresh "
         f"seeds, {score['steps']} steps: {score['mean']:.4f} +- {score['ci95']:.4f} on test (n={score['n']})"

@@ -218,7 +218,7 @@ class ScaleConfig:
     cpus: float = 1.0
     """CPU cores of one actor, worker or task."""
     gpus: float = 0.0
-    """GPUs of one actor, worker or task: whole, or 1/k."""
+    """GPUs of one actor, worker or task: 0, 1 or 1/k; 0 computes on the CPU, whatever the machine has."""
     threads: int = 1
     """Torch threads of one actor, worker or task, inline too."""
     max_failures: int = 3
@@ -238,8 +238,12 @@ class ScaleConfig:
         for name in ("actors", "cpus", "gpus", "max_failures", "wait"):
             if getattr(self, name) < 0:
                 raise refuse(f"scale.{name}", getattr(self, name), "zero or more")
-        if 0 < self.gpus < 1 and abs(1 / self.gpus - round(1 / self.gpus)) > 0.01 * round(1 / self.gpus):
-            raise refuse("scale.gpus", self.gpus, "a whole number or 1/k", "other fractions of a GPU are never placed")
+        if self.gpus > 1 or (self.gpus and abs(1 / self.gpus - round(1 / self.gpus)) > 0.01 / self.gpus):
+            raise refuse(
+                "scale.gpus", self.gpus, "0, 1 or 1/k, which tile a GPU", "raise scale.workers or scale.actors"
+            )
+        if 0 < self.gpus < 1 and self.workers > 1:
+            raise refuse("scale.gpus", self.gpus, f"1 where scale.workers={self.workers}: NCCL takes one worker a GPU")
         if self.name == "inline" and self.workers != 1:
             raise refuse("scale.workers", self.workers, "1 under scale=inline", "add scale=laptop")
 
@@ -299,16 +303,28 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """What decides the result of a distillation: the run without its place, evaluation and paths."""
-        place = ("scale", "store", "out", "buffer", "methods", "recipe")
-        plain = {name: part for name, part in to_dict(self).items() if name not in place}
-        data = {name: option for name, option in plain["data"].items() if name != "path"}
-        return {**plain, "data": data, "threads": self.scale.threads}
+        elsewhere = ("scale", "store", "out", "buffer", "methods", "recipe")
+        plain = {name: part for name, part in to_dict(self).items() if name not in elsewhere}
+        for part, places in {"data": ("path",), "expert": ("micro", "memory")}.items():
+            plain[part] = {name: option for name, option in plain[part].items() if name not in places}
+        return {**plain, "threads": self.scale.threads}
 
     def fingerprint(self) -> str:
         return fingerprint(self.identity())
 
 
+def _raw_rate(objective: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an objective, with the rate of the step size itself; Adam's has no counterpart, the default stands."""
+    plain = dict(objective)
+    if "step_optimiser" not in plain:
+        return plain
+    rate = plain.pop("lr_step", 0.01) * plain.get("step_size", 0.01) ** 2
+    return plain | ({"lr_step": rate} if plain.pop("step_optimiser") == "sgd" else {})
+
+
 def run_of_card(config: Mapping[str, Any]) -> Run:
-    """The run that an artifact's card records. Earlier ones hold `method.name`, and their experts whole batches."""
+    """The run that an artifact's card records. Earlier ones hold `method.name`, a rate for the logarithm of the step size
+    under `step_optimiser`, and experts of whole batches."""
     method = {key: option for key, option in config["method"].items() if key != "name"}
+    method["objective"] = _raw_rate(method["objective"])
     return parse(Run, {**config, "method": method, "expert": {"last_batch": "drop"} | config["expert"]})

@@ -15,6 +15,10 @@ class Transient(Failed):
     """Storage did not recover within its patience. Never recorded as final: the same command may succeed later."""
 
 
+class OutOfMemory(Failed):
+    """Memory ran out; whoever can ask for less of it may try once more."""
+
+
 def refuse(field: str, value: object, allowed: str, do: str = "") -> Refused:
     """A refusal in its one form: field, value, what is allowed, what to do next."""
     return Refused(f"{field}={value!s}: allowed is {allowed}" + (f"; {do}" if do else ""))

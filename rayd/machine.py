@@ -1,23 +1,29 @@
-"""The machine under the tensors: threads, memory, compilers, CUDA graphs."""
+"""The machine under the tensors: device, arithmetic, threads, memory, compilers, CUDA graphs."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
+import importlib.metadata
 import importlib.util
 import logging
 import os
+import re
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from rayd.errors import refuse
+from rayd.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +42,84 @@ CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memo
 
 LINKING_S = 20.0
 """Seconds: an empty library younger than this may still be being written."""
+
+
+def device_kind(gpus: float) -> str:
+    """cuda or cpu, as the scale says; never by what this machine has, which may be another than where the work runs."""
+    return "cuda" if gpus > 0 else "cpu"
+
+
+def device_for(gpus: float) -> torch.device:
+    """Where an actor, worker or task with so many GPUs computes; refused where there is none."""
+    if gpus > 0 and not torch.cuda.is_available():
+        raise refuse("scale.gpus", gpus, "0 on a machine without a CUDA device", "see python -m jobs.doctor")
+    return torch.device(device_kind(gpus))
+
+
+def versions(device: torch.device | str = "cpu") -> dict[str, str]:
+    """What a number may depend on in its last bits: software, and the kind of device."""
+    found = {"rayd": VERSION, "torch": torch.__version__.split("+")[0]}
+    if importlib.util.find_spec("ray") is not None:
+        found["ray"] = importlib.metadata.version("ray")
+    if torch.device(device).type != "cuda":
+        return found | {"device": f"cpu {torch.backends.cpu.get_cpu_capability()}"}
+    return found | {"device": torch.cuda.get_device_name(), "driver": driver(), "cuda": torch.version.cuda or ""}
+
+
+def driver() -> str:
+    """Of the NVIDIA kernel module; empty where there is none."""
+    path = Path("/proc/driver/nvidia/version")
+    numbers = re.findall(r"\d+\.\d+(?:\.\d+)?", path.read_text().partition("\n")[0]) if path.is_file() else []
+    return numbers[0] if numbers else ""
+
+
+@contextlib.contextmanager
+def arithmetic(precision: str) -> Iterator[None]:
+    """fp32 means fp32: TF32 only under precision=tf32, and convolutions that repeat their bits; as it was, afterwards.
+
+    torch's own default computes convolutions in TF32 on Ampere and later, ten bits of mantissa for 23.
+    """
+    places: list[tuple[Any, str, bool]] = [
+        (torch.backends.cuda.matmul, "allow_tf32", precision == "tf32"),
+        (torch.backends.cudnn, "allow_tf32", precision == "tf32"),
+        (torch.backends.cudnn, "deterministic", True),
+        (torch.backends.cudnn, "benchmark", False),
+    ]
+    before = [getattr(place, name) for place, name, _ in places]
+    for place, name, value in places:
+        setattr(place, name, value)
+    try:
+        yield
+    finally:
+        for (place, name, _), value in zip(places, before, strict=True):
+            setattr(place, name, value)
+
+
+def free_memory(device_type: str) -> int:
+    """Bytes that a process can still take: on a GPU those of the device, else those of the host and its control group.
+    0 for a GPU that is not here."""
+    if device_type == "cuda":
+        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
+    host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdigit():
+        return min(host, max(0, int(most) - int(used.read_text())))
+    return host
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What ran out, where an error says that memory did; empty for every other error."""
+    text = str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
+        return text.splitlines()[0][:200] if text else "no more memory"
+    return ""
+
+
+def release() -> None:
+    """After memory ran out: what is held only by garbage and by the allocator goes back."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def use_threads(threads: int) -> None:

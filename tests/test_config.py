@@ -51,6 +51,22 @@ def test_an_earlier_card_may_hold_a_label() -> None:
         parse(Run, card)
 
 
+@pytest.mark.parametrize(
+    ("former", "rate"),
+    [({"step_optimiser": "sgd", "lr_step": 10}, 1e-5), ({"step_optimiser": "adam", "lr_step": 0.01}, 1e-5), ({}, 1e-5)],
+)
+def test_an_earlier_card_has_a_rate_for_the_logarithm_of_the_step_size(former: dict[str, Any], rate: float) -> None:
+    """SGD's is the raw one over the square of where it starts; the command line knows the raw one alone."""
+    plain = to_dict(parse(Run, PLAIN))
+    objective = {**plain["method"]["objective"], "step_size": 0.001}
+    del objective["lr_step"]
+    card = {**plain, "method": {**plain["method"], "objective": {**objective, **former}}}
+    assert run_of_card(card).method.objective.lr_step == pytest.approx(rate)
+    if former:
+        with pytest.raises(Refused, match="step_optimiser"):
+            parse(Run, card)
+
+
 def test_the_fingerprint_is_the_same_in_another_process() -> None:
     code = f"from rayd.config import *; print(parse(Run, {PLAIN!r}).fingerprint())"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

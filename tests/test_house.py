@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "ray": ("rayd/fleet/",),
     "hydra": ("jobs/compose.py",),
     "omegaconf": ("jobs/compose.py",),
+    "webdataset": ("rayd/experts/",),
     "pyarrow": (
         "rayd/store/",
         "rayd/experts/",
@@ -260,3 +262,13 @@ def test_nothing_names_a_workplace() -> None:
         if path.is_file() and path.suffix in kinds and path != Path(__file__):
             text = path.read_text(errors="ignore")
             assert not [name for name in names if name in text], name_of(path)
+
+
+@pytest.mark.parametrize(
+    "room", [ROOT / "jobs", *sorted(path.parent for path in (ROOT / "rayd").rglob("__init__.py"))], ids=name_of
+)
+def test_the_docstring_of_a_room_names_all_that_is_in_it(room: Path) -> None:
+    text = ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or ""
+    parts = {p.stem for p in room.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    absent = [part for part in parts if not part.startswith("__") and not re.search(rf"\b{part}\b", text)]
+    assert not absent, f"{name_of(room)}/__init__.py: no line for {absent}"

@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ from rayd.data.images import Spec
 from rayd.data.transform import Transform
 from rayd.distill.budget import BESIDE, BOUND, Ledger, Stored, packed, unpacked
 from rayd.errors import Failed, Refused
+from rayd.machine import versions
 from rayd.store import Lease, Store
 
 SMALL = 64
@@ -67,6 +68,8 @@ class Provenance:
     data: Mapping[str, Any] | None = None
     """the dataset's manifest: name, source, counts, content hash"""
     seeds: Mapping[str, int] | None = None
+    versions: Mapping[str, str] = field(default_factory=versions)
+    """of rayd, torch and Ray, and the device"""
     claim: Mapping[str, Any] | None = None
     """what was selected how, and what was not run"""
 
@@ -113,7 +116,7 @@ def files(
         "seeds": dict(provenance.seeds or {}),
         "config": _unplaced(provenance.config or {}),
         "claim": dict(provenance.claim or {}),
-        "versions": {"torch": torch.__version__.split("+")[0]},
+        "versions": dict(provenance.versions),
         "ledger": {
             "floats": ledger.floats,
             "bytes": ledger.bytes,

@@ -83,7 +83,8 @@ class Augment:
         return tuple(before + drawn + after)
 
     def __call__(self, images_NCHW: Tensor, draw: Draw) -> Tensor:
-        columns = draw.values_NK.split([COLUMNS[op] for op in draw.ops], 1) if draw.ops else ()
+        values_NK = draw.to(images_NCHW.device).values_NK
+        columns = values_NK.split([COLUMNS[op] for op in draw.ops], 1) if draw.ops else ()
         for op, values in zip(draw.ops, columns, strict=True):
             values = values.to(images_NCHW.dtype if op == "color" else torch.float32)
             images_NCHW = _APPLY[op](images_NCHW, values)

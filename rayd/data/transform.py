@@ -82,6 +82,10 @@ class Transform:
             max(0.0, 1 - EPS * float(self.matrix_DD.square().sum(dtype=torch.float64)) / len(self.matrix_DD))
         )
 
+    @property
+    def device(self) -> torch.device:
+        return self.mean_C.device
+
     def to(self, device: torch.device | str) -> Transform:
         moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self._fields().items()}
         return replace(self, **moved)

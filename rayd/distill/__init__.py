@@ -1,1 +1,13 @@
-"""What every method stands on: contract, budget and ledger, exact unrolled gradient, shared frames, the loop."""
+"""What every method stands on.
+
+contract   Codec, Objective, Term: what a method and the engine ask of each other
+loop       the steps of a distillation, resumable
+guard      which steps are skipped, and when a run goes back or ends
+unroll     the exact gradient through the inner steps
+inputs     what a method may see: network, images, experts
+budget     what is stored, counted: Budget, Ledger
+fit        a codec's options, fitted to a budget
+codec      what codec families share: units, labels, a start
+factor     the factorised core of LoDC, LSS and NSD
+classwise  what DC, DM and NCFM share: one class at a time
+"""

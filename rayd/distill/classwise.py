@@ -137,6 +137,11 @@ class Classwise(Objective):
             for number, (first, last) in enumerate(runs)
         ]
 
+    def halve(self) -> bool:
+        """Real images pass in smaller blocks."""
+        self.block //= 2
+        return self.block > 0
+
     def source(self, step: int) -> Source:
         """The network of a step (and the objective's own noise), the same for all its items; fresh by default."""
         return Source(self.inputs.net.init(generator(self.inputs.seed, "net", step)).to(self.inputs.device))

@@ -225,6 +225,10 @@ class Objective(Part):
     def forward(self, codec: Codec, item: Item, data: Any) -> Match:
         raise NotImplementedError
 
+    def halve(self) -> bool:
+        """Ask for half as much memory a step from now on, for the same result but for rounding; False: it cannot."""
+        return False
+
     def after(self, codec: Codec, step: int) -> None:
         """Once the step is taken, on every worker alike (DC's inner training)."""
 

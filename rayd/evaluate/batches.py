@@ -21,6 +21,8 @@ from rayd.seeds import generator
 
 RESIDENT = 2**30
 """A set is decoded once if its images take no more bytes than this, by batch otherwise."""
+BLOCK = 512
+"""Images decoded at a time."""
 CHUNK = 2**25
 """Bytes of images prepared ahead: many steps of a small batch share one call of the augmentation."""
 
@@ -55,10 +57,12 @@ class ImageSet:
 
     @classmethod
     def _of_images(cls, images: Images, transform: Transform) -> ImageSet:
+        """Pixels travel as they are, in 8 bits, and become floats where the transform is."""
         classes = images.spec.classes
 
         def decode(index_N: Tensor) -> tuple[Tensor, Tensor]:
-            return transform(images.pixels_NCHW[index_N]), F.one_hot(images.labels_N[index_N], classes).float()
+            pixels, labels = (part[index_N].to(transform.device) for part in (images.pixels_NCHW, images.labels_N))
+            return transform(pixels), F.one_hot(labels, classes).float()
 
         return cls(decode, images.labels_N, images.spec)
 
@@ -73,8 +77,11 @@ class ImageSet:
         """Decoded once, where it fits."""
         if self.device == device or len(self) * self.spec.floats * 4 > limit:
             return self
-        parts = [self.decode(index) for index in torch.arange(len(self)).split(1000)]
-        images, targets = (torch.cat([part[i].detach().float() for part in parts]).to(device) for i in (0, 1))
+        images = torch.empty(len(self), *self.spec.shape, device=device)
+        targets = torch.empty(len(self), self.spec.classes, device=device)
+        for index in torch.arange(len(self)).split(BLOCK):
+            place = slice(int(index[0]), int(index[-1]) + 1)
+            images[place], targets[place] = self.decode(index)
         return replace(ImageSet.tensors(images, self.classes_N, self.spec, targets), stored=self.stored)
 
     def length(self, recipe: RecipeConfig) -> Length:

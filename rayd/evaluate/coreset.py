@@ -7,6 +7,8 @@ Shapes: N members of a class, D features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,11 +16,13 @@ from rayd.data.images import Images
 from rayd.errors import refuse
 from rayd.seeds import generator
 
+Features = Callable[[Tensor], Tensor]
+"""index_N -> features_ND"""
 KINDS = ("random", "herding", "kcentre")
 
 
-def orders(kind: str, images: Images, most: int, seed: int, features_ND: Tensor | None) -> list[Tensor]:
-    """Up to `most` indices of every class, best first."""
+def orders(kind: str, images: Images, most: int, seed: int, features: Features | None) -> list[Tensor]:
+    """Up to `most` indices of every class, best first. Features are asked for class by class."""
     if kind not in KINDS:
         raise refuse("controls", kind, " | ".join(KINDS))
     out = []
@@ -27,9 +31,9 @@ def orders(kind: str, images: Images, most: int, seed: int, features_ND: Tensor 
         if kind == "random":
             out.append(members[torch.randperm(len(members), generator=generator(seed, "random", c))][:most])
             continue
-        assert features_ND is not None
+        assert features is not None
         pick = herding if kind == "herding" else k_centre
-        out.append(members[pick(features_ND[members], min(most, len(members)))])
+        out.append(members[pick(features(members), min(most, len(members)))])
     return out
 
 
@@ -43,7 +47,7 @@ def in_turn(orders_by_class: list[Tensor], n: int) -> Tensor:
 def herding(features_ND: Tensor, n: int) -> Tensor:
     """Welling 2009: each pick brings the mean of the picks closest to the mean of all."""
     mean_D = features_ND.mean(0)
-    free = torch.ones(len(features_ND), dtype=torch.bool)
+    free = torch.ones(len(features_ND), dtype=torch.bool, device=features_ND.device)
     total_D, picks = torch.zeros_like(mean_D), []
     for k in range(n):
         gap_N = (mean_D * (k + 1) - total_D - features_ND).square().sum(1)

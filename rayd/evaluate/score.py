@@ -10,9 +10,10 @@ Shapes: N images, B of a batch, K classes, P parameters (P0 trainable), E networ
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -22,12 +23,14 @@ from torch import Tensor
 
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
-from rayd.errors import refuse
+from rayd.errors import OutOfMemory, refuse
 from rayd.evaluate.batches import ImageSet, batches
 from rayd.evaluate.recipe import RecipeConfig as RecipeConfig
-from rayd.machine import beat, can_compile, peak_memory
+from rayd.machine import arithmetic, beat, can_compile, out_of_memory, peak_memory, release
 from rayd.nets.convnet import Net
 from rayd.seeds import generator
+
+log = logging.getLogger(__name__)
 
 TEST_BATCH = 500
 WORTH = 200
@@ -66,30 +69,76 @@ def evaluate(
     """One score per seed, tested after the last step. `source` and `test`: a codec, Images or a Source."""
     device = device or torch.device("cpu")
     rate = check(recipe, step_size, teacher)
-    train, scorer = (ImageSet.of(one, transform).resident(device) for one in (source, test))
+    transform = transform.to(device) if transform is not None else None
+    train, held_out = (ImageSet.of(images, transform).resident(device) for images in (source, test))
     if len(train) == 0:
         raise refuse("images", 0, "at least one image to train on")
     compile = train.length(recipe).steps >= WORTH if compile is None else compile
     together = device.type == "cuda" if together is None else together
-    groups = [list(seeds)] if together else [[seed] for seed in seeds]
-    scores = []
-    for group in groups:
+
+    def scored(group: list[int]) -> list[Score]:
         began = time.perf_counter()
-        thetas_EP = _train(recipe, net, train, group, rate, device, teacher, compile)
-        accuracies = [_accuracy(net, theta_P, scorer, recipe.precision, device, compile) for theta_P in thetas_EP]
+        with arithmetic(recipe.precision):
+            thetas_EP = _train(recipe, net, train, group, rate, device, teacher, compile)
+            accuracies = [_accuracy(net, theta_P, held_out, recipe.precision, device, compile) for theta_P in thetas_EP]
         seconds = (time.perf_counter() - began) / len(group)
         name = getattr(net.config, "name", type(net).__name__)
         memory = peak_memory(device.type)
-        scores += [Score(a, seed, name, seconds, memory) for a, seed in zip(accuracies, group, strict=True)]
+        return [Score(a, seed, name, seconds, memory) for a, seed in zip(accuracies, group, strict=True)]
+
+    return _in_groups(scored, [list(seeds)] if together else [[seed] for seed in seeds])
+
+
+def _in_groups(scored: Callable[[list[int]], list[Score]], groups: list[list[int]]) -> list[Score]:
+    """Networks side by side; where memory runs out, once, half as many at a time."""
+    scores: list[Score] = []
+    halved = False
+    while groups:
+        group, ran_out = groups[0], ""
+        try:
+            scores += scored(group)
+        except (RuntimeError, MemoryError) as error:
+            ran_out = out_of_memory(error)
+            if not ran_out:
+                raise
+            if halved or len(group) == 1:
+                knobs = "recipe.batch or recipe.seeds (lower), recipe.precision=bf16, a narrower recipe.nets"
+                raise OutOfMemory(f"out of memory training {len(group)} networks: {ran_out}. Knobs: {knobs}") from error
+        if not ran_out:
+            del groups[0]
+            continue
+        release()
+        half, halved = len(group) // 2, True
+        log.warning("out of memory (%s): %d networks at a time instead of %d", ran_out, len(group) - half, len(group))
+        groups[:1] = [group[:half], group[half:]]
     return scores
 
 
 @torch.no_grad()
-def trained(recipe: RecipeConfig, net: Net, source: Any, transform: Transform | None, seed: int) -> Tensor:
-    """theta_P of one network under the recipe, on the CPU: what a coreset's features come from."""
-    train, cpu = ImageSet.of(source, transform), torch.device("cpu")
+def trained(
+    recipe: RecipeConfig, net: Net, source: Any, seed: int, *, device: torch.device, transform: Transform | None = None
+) -> Tensor:
+    """theta_P of one network under the recipe."""
+    train = ImageSet.of(source, transform).resident(device)
     compile = train.length(recipe).steps >= WORTH
-    return _train(recipe, net, train.resident(cpu), [seed], recipe.lr, cpu, None, compile)[0]
+    with arithmetic(recipe.precision):
+        return _train(recipe, net, train, [seed], recipe.lr, device, None, compile)[0]
+
+
+def embedder(
+    recipe: RecipeConfig, net: Net, source: ImageSet, seed: int, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """index_N -> features_ND by a network trained on the source, a block at a time: what a coreset is chosen in."""
+    recipe = replace(recipe, labels="hard", learned=False, mixup=0.0, cutmix=0.0)
+    theta_P = trained(recipe, net, source, seed, device=device)
+
+    @torch.no_grad()
+    def features(index_N: Tensor) -> Tensor:
+        with arithmetic(recipe.precision):
+            blocks = (source.decode(part)[0].to(device) for part in index_N.split(TEST_BATCH))
+            return torch.cat([net.features(theta_P, block)[-1] for block in blocks])
+
+    return features
 
 
 def check(recipe: RecipeConfig, step_size: float | None, teacher: object) -> float:

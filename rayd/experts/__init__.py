@@ -1,1 +1,10 @@
-"""Networks trained on the real images, and the sharded buffer that keeps their parameters at the end of each epoch."""
+"""Networks trained on the real images, and the sharded buffer that keeps their parameters at the end of each epoch.
+
+config      how experts are trained, and the plan of their units
+train       several experts at once, epoch by epoch
+trajectory  snapshots of parameters, and the segments between them
+unfinished  the finished epochs of a unit whose shard is not written yet
+shards      the files of the buffer, written whole
+index       the manifest: a row for every snapshot
+buffer      the buffer, written shard by shard, read by row
+"""

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from rayd.data.augment import AugmentConfig
 from rayd.errors import refuse
 from rayd.experts.trajectory import key_of
@@ -59,6 +61,11 @@ class ExpertConfig:
     keep: Literal["matched", "all", "ends"] = "matched"
     """matched: to the last epoch that the method can match, and the final one where it has a teacher; all: every epoch;
     ends: first and last (pools)."""
+    micro: int = 0
+    """Images of each expert in one pass, whose gradients are added up: divides memory, for the same result but for
+    rounding. 0: all on a CPU, on a GPU as many as fit. Of no use to batch norm, whose statistics are those of a batch."""
+    memory: float = 0.0
+    """GiB that a stacked unit may take; 0: eight tenths of what is free on the GPU."""
     storage: Literal["fp32", "fp16"] = "fp32"
     """The type of the rows on disk."""
     check: int = 1000
@@ -69,7 +76,7 @@ class ExpertConfig:
     def __post_init__(self) -> None:
         for name in ("experts", "per_shard", "epochs", "lr", "batch"):
             positive(f"expert.{name}", getattr(self, name))
-        for name in ("weight_decay", "sam", "sam_alpha", "check"):
+        for name in ("weight_decay", "sam", "sam_alpha", "check", "micro", "memory"):
             if getattr(self, name) < 0:
                 raise refuse(f"expert.{name}", getattr(self, name), "zero or more")
         if not 0 <= self.momentum < 1:
@@ -115,7 +122,8 @@ class ExpertConfig:
 
     def path(self, device_type: str) -> str:
         """The way the arithmetic is run, on which the last bits of a row depend."""
-        mode = "compiled" if self.compiled and can_compile(device_type) else "eager"
+        elsewhere = device_type == "cuda" and not torch.cuda.is_available()  # whoever trains them has to look
+        mode = "compiled" if self.compiled and (elsewhere or can_compile(device_type)) else "eager"
         return f"{device_type} {'stacked' if self.stacks(device_type) else 'single'} {mode}"
 
 

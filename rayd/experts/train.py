@@ -211,9 +211,7 @@ class ExpertStep:
     def gradient(self, theta_KP: Tensor, x: Tensor, y_KB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients [K, P], losses [K], the batch's share of running statistics."""
         if self.stacked:
-            run = self._gradient if y_KB.shape[1] == self.batch else self._plain_gradient
-            g_KP, (losses_K, tails) = run(theta_KP, x, y_KB)
-            return g_KP, losses_K, tails
+            return self._stacked(theta_KP, x, y_KB)
         g_P, loss = torch.zeros_like(theta_KP[0]), torch.zeros((), device=self.device)
         tail = theta_KP[0, self.net.trainable :]
         for x_part, y_part in zip(self._channels_last(x[0]).split(self.chunk), y_KB[0].split(self.chunk), strict=True):
@@ -223,6 +221,21 @@ class ExpertStep:
             g_P.add_(g_part, alpha=share)
             loss.add_(loss_part, alpha=share)
         return g_P[None], loss[None], tail[None]
+
+    def _stacked(self, theta_KP: Tensor, x: Tensor, y_KB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All experts at once, a micro-batch after another."""
+        if y_KB.shape[1] == self.chunk:
+            g_KP, (losses_K, tails) = self._gradient(theta_KP, x, y_KB)
+            return g_KP, losses_K, tails
+        total_KP, losses_K = torch.zeros_like(theta_KP), torch.zeros(len(theta_KP), device=self.device)
+        tails = theta_KP[:, self.net.trainable :]
+        for x_part, y_part in zip(x.split(self.chunk, 1), y_KB.split(self.chunk, 1), strict=True):
+            run = self._gradient if y_part.shape[1] == self.chunk else self._plain_gradient
+            g_KP, (part_K, tails) = run(theta_KP, x_part.contiguous(), y_part.contiguous())
+            share = y_part.shape[1] / y_KB.shape[1]
+            total_KP.add_(g_KP, alpha=share)
+            losses_K.add_(part_K, alpha=share)
+        return total_KP, losses_K, tails
 
     def accuracies(self, theta_KP: Tensor) -> list[float] | None:
         """On the validation images, unaugmented."""
@@ -251,6 +264,8 @@ class ExpertStep:
 
 def chunk_of(config: ExpertConfig, net: Net, device_type: str) -> int:
     """Images that one compiled call takes: on a CPU a part of the batch, which is exact but for batch statistics."""
+    if config.micro and net.norm != "batch":
+        return config.micro
     if device_type != "cpu" or config.stacks(device_type) or net.norm == "batch":
         return config.batch
     with torch.no_grad():

@@ -144,6 +144,19 @@ def train_storage(out: str) -> str:
     return Store(out).sub("ray").uri
 
 
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+"""Ray hides no GPU from work that asked for none."""
+
+
 def options(need: Mapping[str, float]) -> dict[str, Any]:
-    """A bundle as the options of an actor or task."""
-    return {"num_cpus": need.get("CPU", 0.0), "num_gpus": need.get("GPU", 0.0)}
+    """A bundle as the options of an actor or task; without a GPU of its own it sees none."""
+    gpus = need.get("GPU", 0.0)
+    hidden = not gpus and any(node.get("GPU", 0) for node in nodes())
+    environment = {"runtime_env": {"env_vars": NO_GPU}} if hidden else {}
+    return {"num_cpus": need.get("CPU", 0.0), "num_gpus": gpus, **environment}
+
+
+def task_options(need: Mapping[str, float], **more: Any) -> dict[str, Any]:
+    """Of a task: on a GPU its process ends with it. CUDA stays with the GPU that a process saw first, whichever Ray
+    assigns to the next task, and keeps its memory."""
+    return {**options(need), **({"max_calls": 1} if need.get("GPU") else {}), **more}

@@ -148,7 +148,7 @@ def trainer(run: Run, pulse: Pulse, group: str, report_every: int, callbacks: li
     settings: dict[str, Any] = {
         "callbacks": callbacks,
         "failure_config": FailureConfig(**limits),
-        "worker_runtime_env": {"env_vars": ONE_ARENA},
+        "worker_runtime_env": {"env_vars": ONE_ARENA | ({} if run.scale.gpus else cluster.NO_GPU)},
     }
     return TorchTrainer(
         worker,

@@ -21,7 +21,7 @@ from rayd.errors import refuse
 from rayd.fleet.tasks import run_tasks
 from rayd.methods.pixel import Pixel
 from rayd.run.assemble import assemble
-from rayd.run.distill import default_device, distill, finished
+from rayd.run.distill import distill, finished
 from rayd.run.recorder import write_artifact
 from rayd.schema import parse, to_dict
 from rayd.store import Store
@@ -61,8 +61,8 @@ def distill_blocks(run: Run, blocks: Sequence[Run]) -> None:
 
 @torch.no_grad()
 def join(run: Run, blocks: Sequence[Run]) -> None:
-    """One artifact with each block's images from the block's own."""
-    assembled = assemble(run, default_device())
+    """One artifact with each block's images from the block's own; in the driver, whose machine need not have a GPU."""
+    assembled = assemble(run, torch.device("cpu"))
     codec: Codec = assembled.codec
     assert isinstance(codec, Pixel)
     items = assembled.objective.plan(0)

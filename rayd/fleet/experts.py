@@ -36,10 +36,10 @@ from rayd.experts.config import ExpertUnit
 from rayd.experts.shards import differences
 from rayd.fleet import cluster
 from rayd.fleet.policy import Loss, after_loss, after_start, pool_size
-from rayd.fleet.tasks import first_line, raised
+from rayd.fleet.tasks import first_line, raised, run_tasks
 from rayd.fleet.watch import TICK, Pulse, Watch, beating
-from rayd.machine import use_threads
-from rayd.run.experts import ExpertPlan, build_unit, finish, start
+from rayd.machine import free_memory, use_threads
+from rayd.run.experts import ExpertPlan, build_unit, finish, start, with_less
 from rayd.run.progress import Built, Progress
 from rayd.schema import parse, to_dict
 from rayd.store import configure
@@ -254,7 +254,21 @@ class Dispatcher:
 
 
 def build(plan: ExpertPlan, last_epoch: int | None = None, actor_class: type[Any] = ExpertActor) -> Iterator[Progress]:
-    """Build every unit that is not committed yet, with the actors of the run's scale."""
+    """Build every unit that is not committed yet, with the actors of the run's scale.
+
+    A driver need not have a GPU: the micro-batch is then planned by the memory that is free where an actor would be.
+    """
+    if not plan.run.expert.micro:
+        ((_, free),) = run_tasks(plan.run, "experts", _free, [plan.device_type])
+        plan = ExpertPlan.open(plan.run, last_epoch, lambda _: free)
+    yield from with_less(lambda chosen: _by_actors(chosen, last_epoch, actor_class), plan)
+
+
+def _free(run: Run, device_type: str) -> int:
+    return free_memory(device_type)
+
+
+def _by_actors(plan: ExpertPlan, last_epoch: int | None, actor_class: type[Any]) -> Iterator[Progress]:
     scale = plan.run.scale
     todo, progress = start(plan)
     yield progress

@@ -91,7 +91,7 @@ def together(config: Mapping[str, Any]) -> None:
         trainer.fit()
         curve = curve_of(run, search)
         tune.report({"step": curve[-1][0], METRIC: curve[-1][1]})
-        task: Any = ray.remote(**cluster.options(need))
+        task: Any = ray.remote(**cluster.task_options(need))
         ray.get(task(_score).remote(pulse, group, run, search))
     except (Refused, Failed) as error:
         tune.report({"step": 0, METRIC: 0.0, "failed": str(error)})

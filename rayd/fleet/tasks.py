@@ -33,9 +33,7 @@ def run_tasks(
     cluster.start(run.scale)
     need = cluster.bundle(run.scale)
     cluster.require(need, 1, f"task of {stage}", run.scale.wait)
-    options: dict[str, Any] = {**cluster.options(need), "max_retries": run.scale.max_failures}
-    if fresh or need.get("GPU"):
-        options["max_calls"] = 1  # a process that was bound to a GPU keeps it, whatever GPU its next task has
+    options = cluster.task_options(need, max_retries=run.scale.max_failures, **({"max_calls": 1} if fresh else {}))
     task: Any = ray.remote(**options)(_call)
     plain = to_dict(run)
     with Watch(run.scale, run.out, stage) as watch:

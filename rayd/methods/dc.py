@@ -177,7 +177,7 @@ class Gradient(Classwise):
             for index in torch.randperm(len(codec), generator=rng).split(c.batch_train):
                 with torch.no_grad():
                     images, targets = codec.decode(index)
-                    draw = self.augment.draw(rng, 1, self.inputs.spec.shape).to(self.inputs.device)
+                    draw = self.augment.draw(rng, 1, self.inputs.spec.shape)
                     views = self.augment(images, draw)
                 theta_P = theta_P - c.lr_net * self._gradient(theta_P, views, targets)
         self.theta_P = theta_P

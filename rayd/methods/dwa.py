@@ -145,7 +145,7 @@ class Dwa(Objective):
         draw = self.augment.draw(generator(item.seed, "augment"), len(images_NCHW), self.inputs.spec.shape)
         most = self.config.jitter
         shift = torch.randint(-most, most + 1, (2,), generator=generator(item.seed, "roll")).tolist()
-        return self.augment(images_NCHW, draw.to(images_NCHW.device)).roll(shift, (2, 3))
+        return self.augment(images_NCHW, draw).roll(shift, (2, 3))
 
     def forward(self, codec: Codec, item: Item, data: None) -> Match:
         if self.start_NCHW is None:

@@ -253,7 +253,7 @@ class Contrast(Term):
         self.config, self.inputs = config, inputs
         self.weigh(config.weight)
         self.augment = config.augment.build()
-        self.rival = nn.Parameter(inputs.net.init(generator(inputs.seed, "rival")).to(inputs.device))
+        self.rival = nn.Parameter(inputs.net.init(generator(inputs.seed, "rival")))
 
     def players(self) -> list[Player]:
         c = self.config
@@ -275,7 +275,7 @@ class Contrast(Term):
         decoded = [codec.decode(index_N) for index_N in pair]
         images = torch.cat([x for x, _ in decoded])
         targets = torch.cat([y for _, y in decoded]).detach()
-        views = self.augment(images, self.augment.draw(rng, len(images), tuple(images.shape)).to(images.device))
+        views = self.augment(images, self.augment.draw(rng, len(images), tuple(images.shape)))
         alike = self._alike(views, self.rival.detach())
         loss = self._rival_loss(views.detach(), targets)
         return Match((1 + alike) / 2, {"contrast": alike.detach(), "rival": loss.detach()}, losses={"rival": loss})

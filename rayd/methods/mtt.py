@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,6 @@ from rayd.distill.contract import Codec, Inputs, Item, Match, Objective, Optimis
 from rayd.distill.unroll import Inner, cross_entropy, unroll
 from rayd.errors import Failed, refuse
 from rayd.experts.trajectory import Segment
-from rayd.schema import at, read, value
 from rayd.seeds import generator, seed_of
 
 FLOOR = 0.001
@@ -94,18 +93,6 @@ class Mtt(Objective):
             if self.batch is not None and (self.batch < 1 or self.batch % self.micro):
                 raise refuse("objective.batch", self.batch, f"a positive multiple of micro={self.micro}")
 
-        @classmethod
-        def from_plain(cls, mapping: Mapping[str, Any], where: str = "") -> Mtt.Config:
-            """Cards of version 0.1 have a rate for the logarithm of the step size, under `step_optimiser`."""
-            plain = {key: one for key, one in mapping.items() if key not in ("name", "step_optimiser")}
-            words = Literal["adam", "adamw", "sgd"] | None
-            former = value(words, mapping.get("step_optimiser"), at(where, "step_optimiser"))
-            if former == "sgd":
-                plain["lr_step"] = plain.get("lr_step", 0.01) * plain.get("step_size", 0.01) ** 2
-            elif former is not None:
-                plain.pop("lr_step", None)
-            return read(cls, plain, where)
-
         @property
         def last_epoch(self) -> int:
             """The last expert epoch that can be matched: what a buffer must hold, and all it needs to."""
@@ -151,6 +138,10 @@ class Mtt(Objective):
 
     def stored(self) -> dict[str, Stored]:
         return {"step_size": Stored(self.step.detach().reshape(1), "step")}
+
+    def halve(self) -> bool:
+        self.inner.micro *= 2
+        return self.inputs.net.norm != "batch" and self.inner.micro <= (self.config.batch or self.inner.micro)
 
     def ceiling(self, step: int) -> int:
         """Start epochs of this step are below this."""

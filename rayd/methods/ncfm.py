@@ -169,7 +169,7 @@ class Ncfm(Classwise):
             )
         theta_P, blank = torch.zeros(inputs.net.size), torch.zeros(1, *inputs.spec.shape)
         self.width = inputs.net.features(theta_P, blank)[-1].shape[1]
-        self.psi = Psi(self.width, generator(inputs.seed, "psi")).to(inputs.device) if config.psi else None
+        self.psi = Psi(self.width, generator(inputs.seed, "psi")) if config.psi else None
         self._characteristic = compiled(characteristic, inputs.device, inputs.compiled)
 
     def players(self) -> list[Player]:
@@ -255,7 +255,7 @@ class Calibrate(Term):
             raise refuse("method.terms", "calibrate", allowed, "set objective.pool above 0")
         images_NCHW, labels_NK = match.scene["images"], match.scene["labels"]
         rng = generator(item.seed, "calibrate")
-        draw = self.augment.draw(rng, len(images_NCHW), self.inputs.spec.shape).to(self.inputs.device)
+        draw = self.augment.draw(rng, len(images_NCHW), self.inputs.spec.shape)
         losses_N = self._losses(match.scene["teacher"], self.augment(images_NCHW, draw), labels_NK)
         class_N = labels_NK.detach().argmax(1)
         share_N = 1 / torch.bincount(class_N, minlength=labels_NK.shape[1])[class_N]

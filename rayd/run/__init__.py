@@ -1,8 +1,16 @@
 """The stages of a Run, one file a verb, and what they share.
 
-experts: networks trained into the buffer (progress: how far they are)
-distill: from data and experts to an artifact (assemble: its parts; recorder, checkpoints: what is kept of it)
-evaluate: the score table of an artifact and its controls (rows: how each row is computed)
-verify: the claim of an artifact, computed again
-cost: time, memory and bytes, against the plan
+experts      networks trained into the buffer
+progress     how far they are, in numbers and as a line
+distill      from data and experts to an artifact, with resume
+assemble     from a Run to the parts of its distillation; what does not fit is refused here
+agreement    what the workers of one distillation tell each other beside gradients
+recorder     metrics, checkpoints, validations, the artifact
+checkpoints  the state of a distillation on disk
+identity     what decides the bytes of an artifact beside its config
+evaluate     the score table of an artifact and its controls
+rows         how each row of the table is computed
+scores       networks scored so far, so that an interrupted evaluation goes on
+verify       the claim of an artifact, computed again
+cost         time, memory and bytes, against the plan
 """

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayd.config import Run
+from rayd.config import MethodConfig, Run
 from rayd.data.images import Splits
 from rayd.data.load import load as load_data
 from rayd.data.transform import Transform
-from rayd.distill.contract import Codec, Objective, Term
+from rayd.distill.contract import Codec, Inputs, Objective, Term
 from rayd.distill.inputs import ResidentInputs
 from rayd.distill.loop import Distillation, Reduce, identity
 from rayd.errors import refuse
@@ -100,19 +100,20 @@ def assemble(run: Run, device: torch.device, numbers: Callable[[Buffer], Sequenc
         compiled=method.compiled,
         buffer=experts,
     )
-    if device.type == "cuda" and method.precision == "tf32":
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
     codec: Codec = codec_config.build(spec, generator(run.seed, "codec")).to(device)
     teacher = _teacher(inputs) if experts is not None else None
     confident = teacher if codec_config.start == "confident" else None
     codec.encode(inputs.start_images(run.seed, confident), generator(run.seed, "encode"))
     if codec.learns_labels and teacher is not None:
         codec.teach(teacher)
-    objective = method.objective.build(inputs)
-    terms = [config.build(inputs, codec).to(device) for config in method.terms]
     drawn = experts.numbers if experts is not None else ()
-    return Assembled(run, splits, inputs, codec_config, codec, objective.to(device), terms, drawn)
+    return Assembled(run, splits, inputs, codec_config, codec, *parts(method, inputs, codec), drawn)
+
+
+def parts(method: MethodConfig, inputs: Inputs, codec: Codec) -> tuple[Objective, list[Term]]:
+    """Objective and terms, on the inputs' device."""
+    objective: Objective = method.objective.build(inputs).to(inputs.device)
+    return objective, [config.build(inputs, codec).to(inputs.device) for config in method.terms]
 
 
 def distillation(assembled: Assembled, share: tuple[int, int] = (0, 1), reduce: Reduce = identity) -> Distillation:
@@ -181,9 +182,3 @@ def last_matched(run: Run) -> int | None:
     """The last expert epoch that the run's method can match; none where the method does not say."""
     last: int | None = getattr(run.method.objective, "last_epoch", None)
     return last
-
-
-def device_of(run: Run) -> torch.device:
-    """inline: the GPU of this machine where there is one; on the fleet: what was asked for."""
-    gpu = torch.cuda.is_available() if run.scale.name == "inline" else run.scale.gpus > 0
-    return torch.device("cuda" if gpu else "cpu")

@@ -7,8 +7,9 @@ Used as it is by `scale=inline` and by every Ray Train worker; worker 0 writes. 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,18 +18,19 @@ from rayd.config import Run
 from rayd.data.load import load as load_data
 from rayd.distill.loop import Reduce, Step
 from rayd.distill.loop import identity as unshared
-from rayd.errors import Failed, Refused
-from rayd.machine import use_threads
+from rayd.errors import Failed, OutOfMemory, Refused
+from rayd.machine import arithmetic, device_for, device_kind, out_of_memory, release, use_threads
 from rayd.run.agreement import Agreement
-from rayd.run.assemble import assemble, device_of, distillation, own_experts
+from rayd.run.assemble import assemble, distillation, own_experts
 from rayd.run.checkpoints import Checkpoints
 from rayd.run.identity import config_identity, refuse_differing, surroundings_identity, whole_identity
 from rayd.run.recorder import Recorder
 from rayd.store import Lease, Store, configure
 
+log = logging.getLogger(__name__)
 
-def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+HALVED = "halved.json"
+"""Says that memory ran out and why, so that every worker and every later submission asks for half of it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Worker:
     rank: int = 0
     size: int = 1
     reduce: Reduce = unshared
-    device: torch.device = field(default_factory=default_device)
+    device: torch.device | None = None
+    """None: as the scale says."""
     notice: Callable[[], bool] = lambda: False
     """Whether a machine of the run is about to be taken away, since it was last asked."""
 
@@ -56,7 +59,7 @@ def finished(run: Run, store: Store) -> bool:
         config = config_identity(card["config"]) if card.get("config") else {}
         refuse_differing(what, {"config": config}, {"config": run.identity()}, do)
         raise Refused(f"{what} of another run, made by another version of rayd; {do}")
-    here = surroundings_identity(run, load_data(run.data), device_of(run))
+    here = surroundings_identity(run, load_data(run.data), torch.device(device_kind(run.scale.gpus)))
     there = card.get("identity") or {"images": {**here["images"], "train": card["data"].get("content")}}
     kept = [name for name in ("images", "methods", "device") if name in there]
     refuse_differing(what, {name: there[name] for name in kept}, {name: here[name] for name in kept}, do)
@@ -64,7 +67,10 @@ def finished(run: Run, store: Store) -> bool:
 
 
 def distill(run: Run, worker: Worker | None = None) -> Iterator[Step]:
-    """All of a distillation, from wherever it stands; yields every step and leaves the artifact in `run.out`."""
+    """All of a distillation, from wherever it stands; yields every step and leaves the artifact in `run.out`.
+
+    Where memory runs out, it goes on once from its last checkpoint with half as much for a step.
+    """
     worker, store = worker or Worker(), Store(run.out)
     if finished(run, store):
         return
@@ -79,9 +85,30 @@ def _distill(run: Run, store: Store, worker: Worker, lease: Lease | None) -> Ite
     """The same, once the folder is held."""
     use_threads(run.scale.threads)
     configure(run.store)
-    agreement = Agreement(worker.rank, worker.size, worker.reduce, worker.device)
+    ran_out = str(store.facts(HALVED).get("because", ""))
+    while True:
+        try:
+            yield from _assembled(run, store, worker, lease, ran_out)
+            return
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, Failed) or not (found := out_of_memory(error)):
+                raise
+            if ran_out:
+                raise OutOfMemory(_knobs(found, run, store)) from error
+            ran_out = found
+        log.warning("out of memory (%s): going on from the last checkpoint with half of it for a step", ran_out)
+        store.write_json(HALVED, {"because": ran_out})
+        release()
+        if worker.size > 1:
+            raise RuntimeError(f"out of memory ({ran_out}): all workers start again with half of it for a step")
+
+
+def _assembled(run: Run, store: Store, worker: Worker, lease: Lease | None, ran_out: str) -> Iterator[Step]:
+    """The same, with what memory allows. `ran_out`: what was said when there was not enough; empty where there was."""
+    device = worker.device or device_for(run.scale.gpus)
+    agreement = Agreement(worker.rank, worker.size, worker.reduce, device)
     checkpoints = Checkpoints(store.sub("checkpoints"))
-    identity = whole_identity(run, load_data(run.data), worker.device)
+    identity = whole_identity(run, load_data(run.data), device)
 
     def frozen(experts: list[int]) -> list[int]:
         """The experts that worker 0 finds the run to have begun with."""
@@ -91,7 +118,9 @@ def _distill(run: Run, store: Store, worker: Worker, lease: Lease | None) -> Ite
 
     if not run.method.reads_experts:
         frozen([])
-    assembled = assemble(run, worker.device, lambda buffer: frozen(own_experts(run, buffer)))
+    assembled = assemble(run, device, lambda buffer: frozen(own_experts(run, buffer)))
+    if ran_out and not assembled.objective.halve():
+        raise OutOfMemory(_knobs(ran_out, run, store))
     items = len(assembled.objective.plan(0))
     if worker.size > items:
         raise Refused(
@@ -101,30 +130,20 @@ def _distill(run: Run, store: Store, worker: Worker, lease: Lease | None) -> Ite
     work = agreement.work = distillation(assembled, (worker.rank, worker.size), agreement)
     recorder = Recorder(assembled, work, checkpoints, worker.rank == 0, lease, worker.notice)
     recorder.resume(agreement)
-    try:
+    with arithmetic(run.method.precision):
         for step in work.run():
             recorder.after(step)
             yield step
-    except (RuntimeError, MemoryError) as error:
-        explained = _out_of_memory(error, run, store)
-        if explained is None:
-            raise
-        raise explained from error
-    recorder.finish()
+    recorder.finish({"halved": ran_out} if ran_out else {})
+    store.delete(HALVED)
 
 
-def _out_of_memory(error: BaseException, run: Run, store: Store) -> Failed | None:
-    """What to do about it, where memory ran out."""
-    text = str(error)
-    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in text:
-        return None
+def _knobs(ran_out: str, run: Run, store: Store) -> str:
+    """What to do where memory ran out."""
     objective: Any = run.method.objective
-    knobs = [
-        f"method.objective.{name}={getattr(objective, name)}"
-        for name in ("micro", "batch", "inner_steps", "batch_real")
-        if hasattr(objective, name)
-    ]
-    return Failed(
-        f"out of memory: {text.splitlines()[0][:200] if text else 'no more memory'}. The last checkpoint is kept in "
-        f"{store.uri}/checkpoints. Knobs: {', '.join(knobs)} (raise micro, lower the others), then submit again."
+    names = [k for k in ("micro", "batch", "inner_steps", "batch_real", "classes_per_item") if hasattr(objective, k)]
+    knobs = ", ".join(f"method.objective.{name}={getattr(objective, name)}" for name in names)
+    return (
+        f"out of memory: {ran_out}. The last checkpoint is kept in {store.uri}/checkpoints. Knobs: {knobs} (raise micro, "
+        "lower the others), then submit again."
     )

@@ -11,7 +11,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -37,7 +36,7 @@ def score(
     controls: Sequence[str] = CONTROLS,
     run_tasks: Callable[..., Outcomes] | None = None,
 ) -> dict[str, Any]:
-    """Score the artifact at `uri` and its controls under the run's recipe. `run_tasks`: the fleet's, a task a seed."""
+    """Score the artifact at `uri` and its controls under the run's recipe. `run_tasks`: the fleet's."""
     store, began = Store(uri), time.monotonic()
     artifact = load(store)
     check(run.recipe, artifact.step_size, artifact.teacher)
@@ -45,7 +44,7 @@ def score(
     tasks = row_tasks(run, artifact, controls)
     parts: Outcomes = ((task, attempt(scorer.answer, task)) for task in tasks)
     if run_tasks:
-        units = [replace(task, seeds=(seed,)) for task in tasks for seed in task.seeds]
+        units = [part for task in tasks for part in task.parts(run.scale.gpus)]
         parts = run_tasks(run, "evaluate", score_task, units, uri)
     outcomes = list(whole_tasks(tasks, parts))
     table = score_table(run, artifact, outcomes, len(scorer.train))

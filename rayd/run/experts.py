@@ -8,29 +8,37 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-
-import torch
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from rayd.config import Run
 from rayd.data.images import Splits
 from rayd.data.load import load as load_data
 from rayd.data.transform import Transform
-from rayd.errors import Failed
+from rayd.errors import Failed, OutOfMemory
 from rayd.experts.buffer import BufferWriter
 from rayd.experts.config import ExpertUnit, plan_units
-from rayd.experts.shards import Commit
+from rayd.experts.memory import SPARE, micro_batch
+from rayd.experts.shards import HEAD, Commit, read_head
 from rayd.experts.train import Diverged, chunk_of, train
 from rayd.experts.trajectory import Snapshot, Trajectory
-from rayd.machine import peak_memory, use_threads
+from rayd.machine import (
+    arithmetic,
+    device_for,
+    device_kind,
+    free_memory,
+    out_of_memory,
+    peak_memory,
+    release,
+    use_threads,
+    versions,
+)
 from rayd.nets.convnet import Net
 from rayd.readable import size_text
-from rayd.run.assemble import buffer_identity, device_of, last_matched
+from rayd.run.assemble import buffer_identity, last_matched
 from rayd.run.cost import account
 from rayd.run.progress import Built, Progress
 from rayd.store import Store, configure
-from rayd.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -52,22 +60,27 @@ class ExpertPlan:
     net: Net
     device_type: str
     writer: BufferWriter
+    last_epoch: int | None
 
     @classmethod
-    def open(cls, run: Run, last_epoch: int | None = None) -> ExpertPlan:
-        """Read the data and name the units. `last_epoch`: the last epoch to match, where the run's method does not say."""
+    def open(cls, run: Run, last_epoch: int | None = None, free: Callable[[str], int] = free_memory) -> ExpertPlan:
+        """Read the data and name the units. `last_epoch`: the last epoch to match, where the run's method does not say;
+        `free`: asks for the bytes free where the experts are trained, 0 where that is not known."""
         units = units_of(run, last_epoch)
         splits = load_data(run.data)
         transform = Transform.fit(splits.train, run.transform)
         net = run.net.build(splits.train.spec)
-        device_type = device_of(run).type
+        device_type, store = device_kind(run.scale.gpus), Store(run.experts_at)
+        chunk = recorded_chunk(store) if not run.expert.micro else 0
+        chunk = chunk or planned_chunk(run, net, device_type, len(splits.train) * net.spec.floats, free)
+        run = replace(run, expert=replace(run.expert, micro=chunk))
         fingerprint = buffer_identity(run, splits, transform, net) | {
             "plan": {
                 "seed": run.seed,
                 "per_shard": run.expert.per_shard,
                 "threads": run.scale.threads,
                 "engine": run.expert.path(device_type),
-                "chunk": chunk_of(run.expert, net, device_type),
+                "chunk": chunk,
             }
         }
         layout = {
@@ -76,8 +89,20 @@ class ExpertPlan:
             "names": list(net.flat.names),
             "shapes": [list(shape) for shape in net.flat.shapes],
         }
-        writer = BufferWriter(Store(run.experts_at), fingerprint, layout)
-        return cls(run, units, splits, transform, net, device_type, writer)
+        writer = BufferWriter(store, fingerprint, layout)
+        return cls(run, units, splits, transform, net, device_type, writer, last_epoch)
+
+    def smaller(self) -> ExpertPlan | None:
+        """The same with half the micro-batch; None where rows made with this one are committed, or it cannot be halved."""
+        micro = self.run.expert.micro // 2
+        if (
+            not micro
+            or self.net.norm == "batch"
+            or any(name.endswith(".tar") for name in self.writer.store.sizes("experts-"))
+        ):
+            return None
+        self.writer.store.delete(HEAD)
+        return ExpertPlan.open(replace(self.run, expert=replace(self.run.expert, micro=micro)), self.last_epoch)
 
     def images_of(self, unit: ExpertUnit) -> int:
         """Training images that a unit is trained on, every pass counted."""
@@ -132,8 +157,55 @@ class ExpertPlan:
         return failure.get("fingerprint") == self.writer.fingerprint and failure.get("epoch", 0) <= unit.epochs[-1]
 
 
+def recorded_chunk(store: Store) -> int:
+    """The micro-batch of a buffer that was begun: what is free now does not change it. 0 where there is none."""
+    plan = read_head(store)["fingerprint"].get("plan", {}) if store.exists(HEAD) else {}
+    return int(plan.get("chunk", 0))
+
+
+def planned_chunk(run: Run, net: Net, device_type: str, resident: int, free: Callable[[str], int]) -> int:
+    """Images of each expert in one pass; 0 where it depends on memory that cannot be seen from here."""
+    config, gpus = run.expert, run.scale.gpus
+    if config.micro or net.norm == "batch" or not config.stacks(device_type):
+        return chunk_of(config, net, device_type)
+    room = config.memory * 2**30
+    if not room and device_type == "cuda":
+        room = SPARE * min(1.0, gpus) * free(device_type)
+        if not room:
+            return 0
+    chunk = micro_batch(config, net, resident, room) if room else config.batch
+    log.info("experts: %d of %d images of each expert at a time", chunk, config.batch)
+    return chunk
+
+
 def build_unit(plan: ExpertPlan, unit: ExpertUnit) -> Built:
     """Train the experts of one unit and commit their shard; a divergence is recorded, not retried."""
+    try:
+        with arithmetic(plan.run.expert.precision):
+            return _build_unit(plan, unit)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, Failed) or not (ran_out := out_of_memory(error)):
+            raise
+        config = plan.run.expert
+        knobs = f"expert.micro={config.micro}, expert.per_shard={config.per_shard}, expert.batch={config.batch}"
+        raise OutOfMemory(f"{unit.name}: out of memory: {ran_out}. Knobs: {knobs} (lower)") from error
+
+
+def with_less(build: Callable[[ExpertPlan], Iterator[Progress]], plan: ExpertPlan) -> Iterator[Progress]:
+    """All units; where memory runs out before any shard is there, once more with half the micro-batch."""
+    try:
+        yield from build(plan)
+        return
+    except OutOfMemory as error:
+        less = plan.smaller()
+        if less is None:
+            raise
+        log.warning("%s; trying again with expert.micro=%d", error, less.run.expert.micro)
+    release()
+    yield from build(less)
+
+
+def _build_unit(plan: ExpertPlan, unit: ExpertUnit) -> Built:
     run, began = plan.run, time.monotonic()
     unfinished = plan.writer.unfinished(unit.name, unit.experts)
     snapshots = train(
@@ -159,7 +231,7 @@ def build_unit(plan: ExpertPlan, unit: ExpertUnit) -> Built:
                 if snapshot.epoch == unit.epochs[-1]:
                     accuracies.append(snapshot.metrics.get("val_accuracy", float("nan")))
                     shard.add(Trajectory.of(kept.pop(snapshot.expert)), seed=seeds[snapshot.expert])
-            commit = shard.publish(made_by())
+            commit = shard.publish(versions(plan.device_type))
         unfinished.clear()
     except Diverged as error:
         log.warning("%s: %s", unit.name, error)
@@ -170,11 +242,6 @@ def build_unit(plan: ExpertPlan, unit: ExpertUnit) -> Built:
     seconds, memory = time.monotonic() - began, peak_memory(plan.device_type)
     mean = sum(accuracies) / len(accuracies)
     return Built(unit.name, commit.bytes, plan.images_of(unit), seconds, accuracy=mean, memory=memory)
-
-
-def made_by() -> dict[str, str]:
-    """Versions that may change a row's last bits."""
-    return {"rayd": VERSION, "torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
 
 
 def start(plan: ExpertPlan) -> tuple[list[ExpertUnit], Progress]:
@@ -193,6 +260,11 @@ def start(plan: ExpertPlan) -> tuple[list[ExpertUnit], Progress]:
 
 def build(plan: ExpertPlan) -> Iterator[Progress]:
     """Build every unit that is not committed yet, one after another, in this process."""
+    device_for(plan.run.scale.gpus)
+    yield from with_less(_in_turn, plan)
+
+
+def _in_turn(plan: ExpertPlan) -> Iterator[Progress]:
     todo, progress = start(plan)
     yield progress
     use_threads(plan.run.scale.threads)

@@ -43,7 +43,8 @@ def config_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """`Run.identity` of a config as a card records it, whose words this version need not know any more."""
     plain = {key: value for key, value in config.items() if key not in UNPLACED}
     data = {key: value for key, value in config["data"].items() if key != "path"}
-    return {**plain, "data": data, "threads": config["scale"]["threads"]}
+    expert = {key: value for key, value in config["expert"].items() if key not in ("micro", "memory")}
+    return {**plain, "data": data, "expert": expert, "threads": config["scale"]["threads"]}
 
 
 def whole_identity(run: Run, splits: Splits, device: torch.device) -> dict[str, Any]:

@@ -11,13 +11,13 @@ import torch
 
 from rayd.artifact import write
 from rayd.config import Run
-from rayd.distill.budget import Ledger
+from rayd.distill.budget import Ledger, Stored
 from rayd.distill.contract import Codec
 from rayd.distill.loop import Distillation, State, Step
 from rayd.errors import refuse
 from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.score import evaluate
-from rayd.machine import peak_memory
+from rayd.machine import peak_memory, versions
 from rayd.run.agreement import Agreement
 from rayd.run.assemble import Assembled
 from rayd.run.checkpoints import Checkpoints, MetricsFile
@@ -113,8 +113,8 @@ class Recorder:
             self.best = (accuracy, codec.state())
         return accuracy
 
-    def finish(self) -> None:
-        """The artifact, and no checkpoints any more."""
+    def finish(self, more: Mapping[str, Any]) -> None:
+        """The artifact, and no checkpoints any more. `more`: of the claim."""
         if not self.writes:
             return
         if self.lease:
@@ -133,7 +133,7 @@ class Recorder:
         claim: dict[str, Any] = {"select": method.select, "skipped": record.skipped, "rollbacks": record.rolled}
         if self.best is not None:
             claim["best_val"] = self.best[0]
-        write_artifact(self.assembled, codec, timing, claim)
+        write_artifact(self.assembled, codec, timing, {**claim, **more})
         self.checkpoints.clear()
 
 
@@ -156,12 +156,18 @@ def validate(assembled: Assembled, codec: Codec) -> float:
     return fmean(score.accuracy for score in scores)
 
 
-def write_artifact(assembled: Assembled, codec: Codec, timing: Mapping[str, Any], claim: Mapping[str, Any]) -> None:
-    """The artifact of every part's stored numbers, in the run's folder. Refused if it came out over budget."""
-    run, spec = assembled.run, assembled.inputs.spec
+def stored_numbers(assembled: Assembled, codec: Codec) -> dict[str, Stored]:
+    """All that an artifact must carry, of every part."""
     stored = dict(codec.stored())
     for part in (assembled.objective, *assembled.terms):
         stored |= part.stored()
+    return stored
+
+
+def write_artifact(assembled: Assembled, codec: Codec, timing: Mapping[str, Any], claim: Mapping[str, Any]) -> None:
+    """The artifact of every part's stored numbers, in the run's folder. Refused if it came out over budget."""
+    run, spec = assembled.run, assembled.inputs.spec
+    stored = stored_numbers(assembled, codec)
     budget, floats = run.budget, Ledger.of(stored).floats
     if floats > budget.limit(spec, assembled.codec_config.storage):
         raise refuse("budget", budget, f"at least the {floats} floats that {run.method.sentence} stores")
@@ -176,5 +182,6 @@ def write_artifact(assembled: Assembled, codec: Codec, timing: Mapping[str, Any]
         data=assembled.splits.train.facts(assembled.inputs.transform.kind == "normalise"),
         seeds={"run": run.seed},
         claim=claim,
+        versions=versions(assembled.device),
     )
     write.save(Store(run.at("artifact")), write.files(provenance, codec, stored, assembled.inputs.transform, timing))

@@ -5,25 +5,28 @@ A task scores one row with one architecture and some seeds. The same function ru
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rayd.artifact.load import Artifact, load
+from rayd.artifact.load import Artifact, load, quantise
 from rayd.config import Run
 from rayd.data.images import Images, Splits
 from rayd.data.load import load as load_data
 from rayd.data.sources.decode import jpeg, unjpeg
 from rayd.errors import Failed, Refused, Transient, refuse
 from rayd.evaluate import coreset
-from rayd.evaluate.batches import ImageSet
+from rayd.evaluate.batches import BLOCK, ImageSet
 from rayd.evaluate.row import LABEL_BYTES, RowName, image_bytes
-from rayd.evaluate.score import Score, evaluate, trained
+from rayd.evaluate.score import Score, embedder, evaluate
+from rayd.machine import device_for
 from rayd.nets.convnet import Net
 from rayd.run.assemble import assemble
 from rayd.run.scores import KeptScores
@@ -52,32 +55,28 @@ class RowTask:
     """Position in the recipe's networks."""
     seeds: tuple[int, ...]
 
+    def parts(self, gpus: float) -> list[RowTask]:
+        """On a GPU one for all seeds, whose networks train side by side; else one a seed."""
+        return [self] if gpus > 0 else [replace(self, seeds=(seed,)) for seed in self.seeds]
+
 
 class Scorer:
     """What the tasks of one artifact share, built once in a process."""
 
-    def __init__(
-        self,
-        run: Run,
-        artifact: Artifact,
-        splits: Splits | None = None,
-        device: str = "cpu",
-        store: Store | None = None,
-    ) -> None:
+    def __init__(self, run: Run, artifact: Artifact, splits: Splits | None = None, store: Store | None = None) -> None:
         self.run, self.artifact, self.recipe = run, artifact, run.recipe
         self.splits = splits or load_data(run.data)
-        self.device = torch.device(device)
+        self.device = device_for(run.scale.gpus)
         self.kept = KeptScores(store, run, artifact, self.splits) if store is not None else None
         self._orders: dict[tuple[str, int], list[Tensor]] = {}
         if self.train.spec != artifact.spec or self.train.classes != artifact.classes:
             raise refuse("data", f"{self.train.name} {self.train.spec}", f"the artifact's {artifact.spec} and classes")
-        self.transform = artifact.transform
+        self.transform = artifact.transform.to(self.device)
 
     @classmethod
     def of(cls, run: Run, uri: str, artifact: Artifact | None = None) -> Scorer:
-        """On the GPU of this machine where there is one. `artifact`: the one at `uri`, if it is loaded already."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(run, artifact or load(uri), device=device, store=Store(uri))
+        """`artifact`: the one at `uri`, if it is loaded already."""
+        return cls(run, artifact or load(uri), store=Store(uri))
 
     @property
     def train(self) -> Images:
@@ -124,13 +123,10 @@ class Scorer:
 
     def source(self, row: RowName, seed: int) -> ImageSet:
         """What the networks of a row are trained on."""
-        if row.is_distilled:
-            decoded = ImageSet.of(self.artifact.codec)
-            if row.kind == "distilled":
-                return decoded
-            images = self.transform(self.artifact.images("uint8"))
-            rounded = ImageSet.tensors(images, self.artifact.labels, self.artifact.spec, self.artifact.targets)
-            return replace(rounded, stored=decoded.stored)
+        if row.kind == "distilled":
+            return ImageSet.of(self._codec)
+        if row.kind == "distilled-8bit":
+            return self._rounded()
         if row.kind == "full":
             return ImageSet.of(self.train, self.transform)
         if row.kind == "start":
@@ -160,15 +156,24 @@ class Scorer:
         return max(raw, compressed) // spec.classes + 2
 
     @cached_property
-    def _features(self) -> Tensor:
-        """Embeddings of the training set by a network trained on it, on the CPU."""
+    def _features(self) -> coreset.Features:
+        """Embeddings by a network trained on the training set."""
         net, source = self.nets[0], ImageSet.of(self.train, self.transform)
         recipe = self.recipe.shortened(min(FEATURE_STEPS, source.length(self.recipe).steps))
-        recipe = replace(recipe, labels="hard", learned=False, mixup=0.0, cutmix=0.0)
-        theta = trained(recipe, net, source, None, seed_of(self.run.seed, "features"))
-        with torch.no_grad():
-            parts = torch.arange(len(source)).split(500)
-            return torch.cat([net.features(theta, source.decode(part)[0])[-1] for part in parts])
+        return embedder(recipe, net, source, seed_of(self.run.seed, "features"), self.device)
+
+    @cached_property
+    def _codec(self) -> Any:
+        return copy.deepcopy(self.artifact.codec).to(self.device)
+
+    @torch.no_grad()
+    def _rounded(self) -> ImageSet:
+        """As 8-bit images, a quarter of their size until a batch of them is asked for."""
+        decoded, inverse = ImageSet.of(self._codec), self.transform.inverse
+        blocks = (decoded.decode(index) for index in torch.arange(len(decoded)).split(BLOCK))
+        parts = [(quantise(inverse(images.float())), targets.float()) for images, targets in blocks]
+        pixels, targets = (torch.cat(part) for part in zip(*parts, strict=True))
+        return replace(decoded, decode=lambda index_N: (self.transform(pixels[index_N]), targets[index_N]))
 
     @cached_property
     def _teacher(self) -> tuple[Net, Tensor] | None:

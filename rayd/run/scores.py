@@ -9,7 +9,7 @@ from rayd.config import Run
 from rayd.data.images import Splits
 from rayd.evaluate.row import RowName
 from rayd.evaluate.score import Score
-from rayd.run.assemble import device_of
+from rayd.machine import device_kind
 from rayd.schema import fingerprint, parse, to_dict
 from rayd.store import Store
 
@@ -24,7 +24,7 @@ class KeptScores:
             "run": run.identity(),
             "recipe": to_dict(run.recipe),
             "images": [part.manifest["content"] for part in (splits.train, splits.test)],
-            "device": device_of(run).type,
+            "device": device_kind(run.scale.gpus),
         }
         self.store, self.prefix = store, f"score-{fingerprint(decides)[:12]}-"
 

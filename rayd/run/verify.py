@@ -43,11 +43,16 @@ class Finding:
 
 
 def verify(
-    uri: str | Path | Store, run: Run | None = None, scores: bool = True, methods: str | None = None
+    uri: str | Path | Store,
+    run: Run | None = None,
+    scores: bool = True,
+    methods: str | None = None,
+    gpus: float = 0.0,
 ) -> Iterator[Finding]:
     """Findings, cheapest first. `run`: where the data are, if not as the card says; scores=False trains nothing.
 
-    Nothing that the artifact holds is executed. `methods`: a folder of methods of one's own that the run used.
+    Nothing that the artifact holds is executed. `methods`: a folder of methods of one's own that the run used. `gpus`:
+    of this machine, whatever the artifact was made on.
     """
     try:
         artifact = load(uri)
@@ -70,7 +75,8 @@ def verify(
         return
     yield from _data(artifact, splits)
     if scores and "controls.json" in artifact.contents:
-        yield from _scores(artifact, splits, card_run or source)
+        made = card_run or source
+        yield from _scores(artifact, splits, replace(made, scale=replace(made.scale, gpus=gpus)))
 
 
 def _ledger(artifact: Artifact) -> Iterator[Finding]:

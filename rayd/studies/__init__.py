@@ -1,1 +1,8 @@
-"""Questions asked with whole runs: what one will cost, which dials are best, memories, theory, and what is how fast."""
+"""Questions asked with whole runs.
+
+plan       what a run will cost
+search     which dials are best
+continual  which memory of past classes serves best
+theory     how small a memory encodes a task
+bench      what is how fast
+"""

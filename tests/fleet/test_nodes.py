@@ -193,7 +193,7 @@ def test_a_node_that_is_told_to_stop_gets_no_further_units() -> None:
     with Ground.made() as ground:
         nodes, out = Nodes(ground, (1, 1, 1)), ground.folder / "out"
         env = {"RAY_ADDRESS": nodes.address}
-        more = ("expert.experts=24", "expert.epochs=60", "scale.actors=2", "scale.max_failures=0")
+        more = ("expert.experts=40", "expert.epochs=200", "expert.keep=all", "scale.actors=2", "scale.max_failures=0")
         words, log = command("experts", out, ON_NODES, *more), ground.folder / "job.log"
         with open(log, "w") as file:
             job = ground.start(words, env={**ground.env, **env}, stdout=file, stderr=subprocess.STDOUT)

@@ -70,7 +70,7 @@ BAD: list[tuple[str, tuple[str, ...]]] = [
     ("scale=inline scale.workers=2", ("scale.workers=2", "laptop")),
     ("scale=cluster out=runs/here", ("out=runs/here", "absolute")),
     ("verbose", ("verbose", "KEY=VALUE")),
-    ("method.objective.step_optimiser=foo", ("step_optimiser=foo", "adam | adamw | sgd")),
+    ("method.objective.step_optimiser=sgd", ("step_optimiser", "no such key")),
     ("'method.objective.augment.ops=[flop]'", ("augment.ops[0]=flop", "flip")),
     ("method.name=mine", ("method.name=mine", "no such key")),
     ("preset=mtt/cifar10_ipc1 method=nsd", ("method=nsd", "mtt", "preset=mtt/cifar10_ipc1 is for")),

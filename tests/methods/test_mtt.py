@@ -13,7 +13,6 @@ from rayd.distill.budget import Budget
 from rayd.distill.loop import Distillation, OptimiserConfig
 from rayd.methods.mtt import FLOOR, Mtt
 from rayd.methods.pixel import Pixel
-from rayd.schema import parse, to_dict
 from rayd.seeds import generator
 from tests.support.worlds import TinyWorld
 
@@ -61,15 +60,6 @@ def test_the_step_size_moves_as_published(start: float, rate: float) -> None:
     assert max(wanted) > min(wanted) * 1.05, "it moves"
     if start == 0.05:
         assert min(wanted) == pytest.approx(FLOOR), "and meets its floor"
-
-
-def test_a_configuration_of_the_former_version_is_read() -> None:
-    """Its rates were for the logarithm; the presets' had been the published ones over the step size squared."""
-    former = {"name": "mtt", "step_size": 0.001, "step_optimiser": "sgd", "lr_step": 10, "inner_steps": 3}
-    config = parse(Mtt.Config, former)
-    assert (config.lr_step, config.inner_steps) == (pytest.approx(1e-5), 3)
-    assert parse(Mtt.Config, {"step_optimiser": "adam", "lr_step": 0.01}).lr_step == Mtt.Config().lr_step
-    assert parse(Mtt.Config, to_dict(config)) == config
 
 
 def test_a_state_of_the_former_version_is_loaded() -> None:

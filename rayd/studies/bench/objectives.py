@@ -146,7 +146,7 @@ def field(part: str, width: int, inputs: Surroundings, frequencies: int) -> Call
         for c in range(CLASSES):
             members = inputs.members(c)
             real_NCHW = inputs.real(members[torch.randperm(len(members), generator=rng)[: inputs.per_class]])
-            draw = augment.draw(rng, 1, inputs.spec.shape).to(inputs.device)
+            draw = augment.draw(rng, 1, inputs.spec.shape)
             syn_NCHW = augment(codec.decode(codec.of_class(c))[0], draw)
             discrepancy(features, augment(real_NCHW, draw), syn_NCHW).backward()
         optimiser.step()

@@ -6,7 +6,7 @@ Shapes: N images, K classes of the whole dataset, k of the task.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,8 +24,10 @@ from rayd.errors import refuse
 from rayd.evaluate import coreset
 from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.recipe import RecipeConfig
-from rayd.evaluate.score import trained
-from rayd.nets.convnet import Net, NetConfig
+from rayd.evaluate.score import embedder
+from rayd.machine import arithmetic
+from rayd.nets.convnet import NetConfig
+from rayd.run.assemble import parts
 from rayd.seeds import generator, seed_of
 
 REAL = ("random", "herding")
@@ -73,29 +75,23 @@ def memory_of(
     if isinstance(what, str):
         # 8-bit images, a class after another, so that labels take no byte
         count = room // whole.floats
-        features_ND = _features(images, net.build(images.spec), transform, recipe, seed) if what == "herding" else None
-        chosen = torch.cat([order[:count] for order in coreset.orders(what, images, count, seed, features_ND)])
+        features: coreset.Features | None = None
+        if what == "herding":
+            source, seen = ImageSet.of(images, transform), seed_of(seed, "features")
+            features = embedder(recipe, net.build(images.spec), source, seen, transform.device)
+        chosen = torch.cat([order[:count] for order in coreset.orders(what, images, count, seed, features)])
         classes_N = number_k[images.labels_N[chosen]]
         targets_NK = one_hot(classes_N, whole.classes).float()
-        return Memory(transform(images.pixels_NCHW[chosen]), targets_NK, classes_N, len(chosen) * whole.floats)
+        images_NCHW = transform(images.pixels_NCHW[chosen].to(transform.device)).cpu()
+        return Memory(images_NCHW, targets_NK, classes_N, len(chosen) * whole.floats)
     codec = distill(what, images, Budget(bytes=room * len(classes)), net, transform, seed)
     size = round_to_stored(codec)
     with torch.no_grad():
         decoded = [codec.decode(part) for part in torch.arange(len(codec)).split(512)]
-    images_NCHW, labels_Nk = (torch.cat([part[i].float() for part in decoded]).cpu() for i in (0, 1))
+    images_NCHW, labels_Nk = (torch.cat([part[i].float().cpu() for part in decoded]) for i in (0, 1))
     targets_NK = torch.zeros(len(images_NCHW), whole.classes)
     targets_NK[:, number_k] = labels_Nk
     return Memory(images_NCHW, targets_NK, number_k[codec.classes()], size)
-
-
-def _features(images: Images, net: Net, transform: Transform, recipe: RecipeConfig, seed: int) -> Tensor:
-    """Of a network trained on the task's images with hard labels."""
-    source = ImageSet.of(images, transform)
-    plain = replace(recipe, labels="hard", learned=False, mixup=0.0, cutmix=0.0)
-    theta_P = trained(plain, net, source, None, seed_of(seed, "features"))
-    with torch.no_grad():
-        parts = torch.arange(len(source)).split(500)
-        return torch.cat([net.features(theta_P, source.decode(part)[0])[-1] for part in parts])
 
 
 def distill(
@@ -104,19 +100,19 @@ def distill(
     """A synthetic set of the task's images."""
     spec = images.spec
     config = method.codec.fit(budget, spec)
-    inputs = ResidentInputs(net.build(spec), transform, images, torch.device("cpu"), seed, precision=method.precision,
+    inputs = ResidentInputs(net.build(spec), transform, images, transform.device, seed, precision=method.precision,
                      compiled=method.compiled)  # fmt: skip
-    codec: Codec = config.build(spec, generator(seed, "codec"))
+    codec: Codec = config.build(spec, generator(seed, "codec")).to(inputs.device)
     codec.encode(inputs.start_images(seed), generator(seed, "encode"))
-    objective = method.objective.build(inputs)
-    terms = [term.build(inputs, codec) for term in method.terms]
+    objective, terms = parts(method, inputs, codec)
     work = Distillation(
         codec, objective, terms, steps=method.steps, optimiser=method.optimiser, inputs=inputs, guard=method.guard,
         ema=method.ema,
     )  # fmt: skip
-    for step in work.run():
-        if step.number % method.checkpoint == 0:
-            work.checkpoint()
+    with arithmetic(method.precision):
+        for step in work.run():
+            if step.number % method.checkpoint == 0:
+                work.checkpoint()
     return work.averaged()
 
 

@@ -19,7 +19,7 @@ from rayd.data.load import load as load_data
 from rayd.errors import Refused, refuse
 from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.score import trained
-from rayd.machine import use_threads
+from rayd.machine import device_for, use_threads
 from rayd.nets.convnet import Net
 from rayd.run.assemble import surroundings
 from rayd.schema import fingerprint, parse, positive, to_dict
@@ -110,7 +110,9 @@ def units(config: ContinualConfig) -> list[ContinualRun]:
 def learn(run: Run, config: ContinualConfig, unit: ContinualRun) -> Outcome:
     """Task after task: the memory of the task is made, then a fresh network is trained on all memories and tested."""
     use_threads(run.scale.threads)
+    device = device_for(run.scale.gpus)
     splits, transform, net = surroundings(run)
+    transform = transform.to(device)
     spec = splits.train.spec
     tasks = class_orders(config, spec.classes, run.seed)[unit.order]
     what = config.memory(unit.memory)
@@ -128,7 +130,7 @@ def learn(run: Run, config: ContinualConfig, unit: ContinualRun) -> Outcome:
         seeds = [seed_of(run.seed, "learner", unit.order, t, i) for i in range(run.recipe.seeds)]
         seen = [c for task in tasks[: t + 1] for c in task]
         test = ImageSet.of(_of_classes(splits.test, seen), transform)
-        rights = [right(net, trained(run.recipe, net, source, None, seed), test, seen) for seed in seeds]
+        rights = [right(net, trained(run.recipe, net, source, seed, device=device), test, seen) for seed in seeds]
         hits_N = torch.stack(rights).float().mean(0)
         masks = [torch.isin(test.classes_N, torch.tensor(task)) for task in tasks[: t + 1]]
         table.append(tuple(round(float(hits_N[mask].mean()), 6) for mask in masks))
@@ -148,7 +150,8 @@ def right(net: Net, theta_P: Tensor, test: ImageSet, seen: Sequence[int]) -> Ten
     """Which test images the network classifies correctly, its answers restricted to the classes seen."""
     bias_K = torch.full((net.spec.classes,), -math.inf)
     bias_K[list(seen)] = 0.0
-    answers = [(net(theta_P, test.decode(part)[0]) + bias_K).argmax(1) for part in torch.arange(len(test)).split(500)]
+    parts = torch.arange(len(test)).split(500)
+    answers = [(net(theta_P, test.decode(part)[0]).cpu() + bias_K).argmax(1) for part in parts]
     return torch.cat(answers) == test.classes_N
 
 

@@ -24,9 +24,8 @@ from rayd.evaluate.score import WORTH, evaluate
 from rayd.experts.buffer import Buffer, BufferWriter
 from rayd.experts.train import train
 from rayd.experts.trajectory import Snapshot, Trajectory
-from rayd.machine import peak_memory, use_threads
+from rayd.machine import device_for, device_kind, peak_memory, use_threads
 from rayd.run.assemble import assemble, distillation, last_matched
-from rayd.run.distill import default_device
 from rayd.run.experts import ExpertPlan, units_of
 from rayd.schema import parse, to_dict
 from rayd.seeds import generator
@@ -51,11 +50,11 @@ def run_stage(spec: Mapping[str, Any]) -> dict[str, float]:
         import torch._inductor.compile_fx  # noqa: F401  # some seconds, and no part of a first step
     ready = time.time()
     figures = stage(run, float(spec["seconds"]))
-    return {"peak": peak(), **figures, "process_s": max(0.0, ready - spec["asked"])}
+    return {"peak": peak(run), **figures, "process_s": max(0.0, ready - spec["asked"])}
 
 
-def peak() -> float:
-    return float(peak_memory(default_device().type))
+def peak(run: Run) -> float:
+    return float(peak_memory(device_kind(run.scale.gpus)))
 
 
 def experts(run: Run, seconds: float) -> dict[str, float]:
@@ -99,12 +98,12 @@ def distill(run: Run, seconds: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="rayd-plan-") as folder:
         run = supplied(run, folder)
         began = time.perf_counter()
-        assembled = assemble(run, default_device())
+        assembled = assemble(run, device_for(run.scale.gpus))
         start = time.perf_counter() - began
         for _ in distillation(assembled).run():
             break
         torch.compiler.reset()
-        work = distillation(assemble(run, default_device()))
+        work = distillation(assemble(run, device_for(run.scale.gpus)))
         times = []
         for step in work.run():
             times.append(step.seconds)
@@ -125,7 +124,7 @@ def scoring(run: Run, seconds: float) -> dict[str, float]:
     """`net_s`: seconds to train and test one network of the run's own architecture on the set; `real_s` and
     `real_peak`: on real images; `cold_s`: before the first."""
     with tempfile.TemporaryDirectory(prefix="rayd-plan-") as folder:
-        assembled = assemble(supplied(run, folder), default_device())
+        assembled = assemble(supplied(run, folder), device_for(run.scale.gpus))
         recipe, total = run.recipe, ImageSet.of(assembled.codec).length(run.recipe).steps
         compiles = total >= WORTH
         if recipe.labels == "teacher":  # it is not there yet; its forward pass is left out
@@ -149,8 +148,8 @@ def scoring(run: Run, seconds: float) -> dict[str, float]:
             return short + step * (total - few), max(0.0, first - short)
 
         net, cold = network(assembled.codec)
-        figures = {"net_s": net, "cold_s": cold, "peak": peak()}
-        return {**figures, "real_s": network(assembled.splits.train)[0], "real_peak": peak()}
+        figures = {"net_s": net, "cold_s": cold, "peak": peak(run)}
+        return {**figures, "real_s": network(assembled.splits.train)[0], "real_peak": peak(run)}
 
 
 def supplied(run: Run, folder: str) -> Run:

@@ -21,9 +21,9 @@ from rayd.data.images import Spec
 from rayd.errors import Failed, Refused
 from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.score import Score, evaluate
-from rayd.machine import use_threads
+from rayd.machine import device_for, use_threads
 from rayd.run.assemble import surroundings
-from rayd.run.distill import default_device, distill
+from rayd.run.distill import distill
 from rayd.run.recorder import VALIDATION_NETS
 from rayd.schema import fingerprint
 from rayd.seeds import seed_of
@@ -95,12 +95,13 @@ def score(run: Run, config: SearchConfig) -> dict[str, Any]:
 def scored(runs: Sequence[Run], split: Literal["val", "test"], purpose: str) -> tuple[list[float], list[Score]]:
     """The artifacts of these runs under the whole recipe: the mean of each, and every score."""
     splits, transform, net = surroundings(runs[0])
+    device = device_for(runs[0].scale.gpus)
     means, scores = list[float](), list[Score]()
     for run in runs:
         artifact = load(run.at("artifact"))
         seeds = [seed_of(run.seed, purpose, i) for i in range(run.recipe.seeds)]
         networks = evaluate(
-            run.recipe, net, ImageSet.of(artifact.codec), getattr(splits, split), transform, seeds, device=default_device(),
+            run.recipe, net, ImageSet.of(artifact.codec), getattr(splits, split), transform, seeds, device=device,
             step_size=artifact.step_size, compile=run.method.compiled,
         )  # fmt: skip
         means.append(fmean(score.accuracy for score in networks))

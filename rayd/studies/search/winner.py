@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from rayd.config import Run
+from rayd.data.load import load as load_data
 from rayd.schema import parse, to_dict
 from rayd.seeds import seed_of
 from rayd.stats import summary
@@ -73,3 +74,8 @@ def tested(table: TrialTable, record: TrialRow) -> dict[str, Any]:
     }
     table.store.write_json(name, result)
     return result
+
+
+def tested_there(base: Run, config: SearchConfig, record: TrialRow) -> dict[str, Any]:
+    """As `tested`, from what travels to a task."""
+    return tested(TrialTable(base, config, load_data(base.data).train.spec), record)
