@@ -20,13 +20,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rayd.artifact.load import FORMAT, KIND, content_name, digest, read_card, self_hash, step_size_of, verified
+from rayd.artifact.card import as_json, sealed
+from rayd.artifact.load import FORMAT, KIND, content_name, digest, read_card, step_size_of, verified
 from rayd.artifact.png import grid, png
-from rayd.artifact.readme import readme
-from rayd.artifact.tensors import to_bytes
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
-from rayd.distill.budget import BESIDE, BOUND, Ledger, Stored, packed, unpacked
+from rayd.distill.budget import BESIDE, BOUND, Ledger, Stored, packed, to_bytes, unpacked
 from rayd.errors import Failed, Refused
 from rayd.machine import versions
 from rayd.store import Lease, Store
@@ -93,10 +92,10 @@ def files(
     if not small:
         out["transform.safetensors"] = to_bytes(numbers)
     about = {"meta": transform.meta(), "fingerprint": transform.fingerprint()}
-    out["transform.json"] = _json(
+    out["transform.json"] = as_json(
         {**about, "tensors": {name: t.tolist() for name, t in numbers.items()} if small else {}}
     )
-    out["ledger.json"] = _json(ledger.json())
+    out["ledger.json"] = as_json(ledger.json())
     out["preview.png"] = preview(as_stored(codec), transform, spec)
     manifest = dict(provenance.data or {})
     card: dict[str, Any] = {
@@ -126,7 +125,7 @@ def files(
         "reads": 0,
         "scores": {},
     }
-    return out | {"timing.json": _json(dict(timing or {}))} | _sealed(card, out)
+    return out | {"timing.json": as_json(dict(timing or {}))} | sealed(card, out)
 
 
 def _unplaced(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,12 +187,12 @@ def amend(store: Store, update: Update) -> dict[str, Any]:
         changes, added = update(card, contents)
         contents = {name: data for name, data in contents.items() if name != "README.md"} | dict(added)
         card = {key: value for key, value in card.items() if key not in ("files", "sha256")} | dict(changes)
-        sealed = _sealed(card, contents)
-        for name, data in {**added, "README.md": sealed["README.md"]}.items():
+        seal = sealed(card, contents)
+        for name, data in {**added, "README.md": seal["README.md"]}.items():
             store.write(content_name(name, digest(data)), data)
-        store.write("card.json", sealed["card.json"])
+        store.write("card.json", seal["card.json"])
         _settle(store)
-    return dict(json.loads(sealed["card.json"]))
+    return dict(json.loads(seal["card.json"]))
 
 
 def settle(store: Store) -> None:
@@ -252,15 +251,3 @@ def _leased(store: Store) -> contextlib.AbstractContextManager[object]:
             if time.monotonic() > limit:
                 raise
             time.sleep(0.1)
-
-
-def _sealed(card: dict[str, Any], contents: Mapping[str, bytes]) -> dict[str, bytes]:
-    """README and card, with the hash of every file."""
-    page = readme(card, json.loads(contents["ledger.json"])).encode()
-    listed = {name: digest(data) for name, data in sorted({**contents, "README.md": page}.items())}
-    card = {**card, "files": listed}
-    return {"README.md": page, "card.json": _json({**card, "sha256": self_hash(card)})}
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

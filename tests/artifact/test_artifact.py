@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import rayd
-from rayd.artifact import load, png, tensors, write
+from rayd.artifact import load, png, write
 from rayd.data.transform import Transform
-from rayd.distill.budget import Stored
+from rayd.distill.budget import Stored, from_bytes, to_bytes
 from rayd.errors import Refused
 from rayd.methods import CODECS
 from rayd.run.verify import verify
@@ -53,12 +53,12 @@ def test_tensor_files_give_back_what_was_written():
         "c": torch.zeros(0),
         "d": torch.randn(2, dtype=torch.bfloat16),
     }
-    back = tensors.from_bytes(tensors.to_bytes(numbers))
+    back = from_bytes(to_bytes(numbers))
     assert set(back) == set(numbers)
     assert all(torch.equal(back[k], numbers[k]) and back[k].dtype == numbers[k].dtype for k in numbers)
-    assert tensors.to_bytes(numbers) == tensors.to_bytes(numbers)
+    assert to_bytes(numbers) == to_bytes(numbers)
     with pytest.raises(Refused, match="not a readable safetensors"):
-        tensors.from_bytes(b"nonsense")
+        from_bytes(b"nonsense")
 
 
 @pytest.mark.parametrize("kind", ["normalise", "zca", "none"])

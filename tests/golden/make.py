@@ -51,6 +51,7 @@ ARTIFACTS: dict[str, tuple[str, ...]] = {
         "budget.ipc=1",
         "net.norm=batch",
         "recipe=sre2l",
+        "recipe.epochs=null",
         "recipe.steps=20",
     ),
     "lodc": ("method=lodc", *MATCHED, "method.codec.storage=fp16"),
