@@ -9,6 +9,7 @@ import contextlib
 import copy
 import fcntl
 import json
+import math
 import os
 import re
 import time
@@ -26,7 +27,7 @@ from rayd.artifact.png import grid, png
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
 from rayd.distill.budget import BESIDE, BOUND, Ledger, Stored, packed, to_bytes, unpacked
-from rayd.errors import Failed, Refused
+from rayd.errors import Failed, Refused, refuse
 from rayd.machine import versions
 from rayd.store import Lease, Store
 
@@ -148,8 +149,20 @@ def as_stored(codec: Decoder) -> Decoder:
     return twin
 
 
-def save(target: Store | str | Path, contents: Mapping[str, bytes]) -> None:
-    """`files(...)` into a folder; one that holds another artifact is refused, never overwritten."""
+def save(
+    target: Store | str | Path,
+    provenance: Provenance,
+    codec: Decoder,
+    stored: Mapping[str, Stored],
+    transform: Transform,
+    timing: Mapping[str, Any] | None = None,
+    most: float = math.inf,
+) -> None:
+    """`files` into a folder. Refused: more floats than `most`, and a folder that holds another artifact."""
+    contents = files(provenance, codec, stored, transform, timing)
+    floats = json.loads(contents["ledger.json"])["floats"]
+    if floats > most:
+        raise refuse("budget", f"{most} floats", f"at least the {floats} floats that {provenance.sentence} stores")
     store = target if isinstance(target, Store) else Store(target)
     if store.exists("card.json") and store.read("card.json") != contents["card.json"]:
         raise Refused(f"{store.uri}: holds another artifact; give another folder, or remove this one")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from statistics import fmean
@@ -15,7 +14,6 @@ from rayd.config import Run
 from rayd.distill.budget import Stored
 from rayd.distill.contract import Codec
 from rayd.distill.loop import Distillation, Reduce, State, Step, identity
-from rayd.errors import refuse
 from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.score import evaluate
 from rayd.machine import peak_memory, versions
@@ -199,8 +197,5 @@ def write_artifact(assembled: Assembled, codec: Codec, timing: Mapping[str, Any]
         claim=claim,
         versions=versions(assembled.device),
     )
-    contents = write.files(provenance, codec, stored, assembled.inputs.transform, timing)
-    floats = json.loads(contents["ledger.json"])["floats"]
-    if floats > run.budget.limit(spec, assembled.codec_config.storage):
-        raise refuse("budget", run.budget, f"at least the {floats} floats that {run.method.sentence} stores")
-    write.save(Store(run.at("artifact")), contents)
+    most = run.budget.limit(spec, assembled.codec_config.storage)
+    write.save(Store(run.at("artifact")), provenance, codec, stored, assembled.inputs.transform, timing, most)
