@@ -117,7 +117,7 @@ def ask(verb: str, words: tuple[str, ...], keys: str = "") -> Asked:
     mine = {key: mapping.pop(key) for key in list(mapping) if key in fields_of(own)}
     row = mapping.pop("published", None)
     published = None if row is None else parse(Published, row, "published")
-    return Asked(verb, parse(Run, mapping), parse(own, mine), words, published)
+    return Asked(verb, Run.from_plain(mapping), parse(own, mine), words, published)
 
 
 def keys_class(keys: str) -> type[Any]:

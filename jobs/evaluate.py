@@ -38,8 +38,7 @@ def act(asked: Asked) -> int:
 def scored(asked: Asked, at: str, controls: bool | Sequence[str] = True) -> bool:
     """Score the artifact; false where its card holds this recipe's table already."""
     from rayd.run.cost import keep
-    from rayd.run.evaluate import is_scored, score
-    from rayd.run.rows import rows_asked
+    from rayd.run.evaluate import is_scored, rows_asked, score
     from rayd.store import Store
 
     run, store, rows = asked.run, Store(at), rows_asked(controls)
@@ -48,9 +47,9 @@ def scored(asked: Asked, at: str, controls: bool | Sequence[str] = True) -> bool
     if run.scale.name == "inline":
         score(run, at, rows)
     else:
-        from rayd.fleet.evaluate import answers
+        from rayd.fleet.tasks import run_tasks
 
-        score(run, at, rows, answers)
+        score(run, at, rows, run_tasks)
     keep(run, store)
     return True
 

@@ -209,7 +209,7 @@ def test_a_dead_endpoint_costs_patience_and_no_more() -> None:
 
 @pytest.mark.parametrize("field", ["uri", "data.path"])
 def test_credentials_in_a_uri_are_refused_and_never_shown(field: str) -> None:
-    from rayd.data.sources.places import place
+    from rayd.data.sources.formats import place
 
     for uri in (
         "s3://KEYID:HU/SH@bucket/x?region=r",

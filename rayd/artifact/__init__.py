@@ -2,8 +2,7 @@
 
 load: the folder, read and checked
 write: its files from a codec, and updates of it
-tensors: named tensors as bytes
-readme: the README from the card
+card: the card sealed over the files, and the README from it
 png: images as bytes
 export: parquet, WebDataset, image folders, tensors
 """

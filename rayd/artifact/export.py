@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rayd.artifact.card import escaped, percent
 from rayd.artifact.load import Artifact, load
 from rayd.artifact.png import png
-from rayd.artifact.readme import escaped, percent
 from rayd.errors import Refused, refuse
 from rayd.nets.convnet import NetConfig
 from rayd.schema import parse

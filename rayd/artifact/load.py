@@ -26,10 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayd.artifact.tensors import from_bytes
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
-from rayd.distill.budget import Stored, unpacked
+from rayd.distill.budget import Stored, from_bytes, unpacked
 from rayd.distill.contract import Codec
 from rayd.errors import Failed, Refused, refuse
 from rayd.methods import CODECS

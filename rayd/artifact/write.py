@@ -9,6 +9,7 @@ import contextlib
 import copy
 import fcntl
 import json
+import math
 import os
 import re
 import time
@@ -20,14 +21,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rayd.artifact.load import FORMAT, KIND, content_name, digest, read_card, self_hash, step_size_of, verified
+from rayd.artifact.card import as_json, sealed
+from rayd.artifact.load import FORMAT, KIND, content_name, digest, read_card, step_size_of, verified
 from rayd.artifact.png import grid, png
-from rayd.artifact.readme import readme
-from rayd.artifact.tensors import to_bytes
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
-from rayd.distill.budget import BESIDE, BOUND, Ledger, Stored, packed, unpacked
-from rayd.errors import Failed, Refused
+from rayd.distill.budget import BESIDE, BOUND, Ledger, Stored, packed, to_bytes, unpacked
+from rayd.errors import Failed, Refused, refuse
 from rayd.machine import versions
 from rayd.store import Lease, Store
 
@@ -93,10 +93,10 @@ def files(
     if not small:
         out["transform.safetensors"] = to_bytes(numbers)
     about = {"meta": transform.meta(), "fingerprint": transform.fingerprint()}
-    out["transform.json"] = _json(
+    out["transform.json"] = as_json(
         {**about, "tensors": {name: t.tolist() for name, t in numbers.items()} if small else {}}
     )
-    out["ledger.json"] = _json(ledger.json())
+    out["ledger.json"] = as_json(ledger.json())
     out["preview.png"] = preview(as_stored(codec), transform, spec)
     manifest = dict(provenance.data or {})
     card: dict[str, Any] = {
@@ -126,7 +126,7 @@ def files(
         "reads": 0,
         "scores": {},
     }
-    return out | {"timing.json": _json(dict(timing or {}))} | _sealed(card, out)
+    return out | {"timing.json": as_json(dict(timing or {}))} | sealed(card, out)
 
 
 def _unplaced(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,8 +149,20 @@ def as_stored(codec: Decoder) -> Decoder:
     return twin
 
 
-def save(target: Store | str | Path, contents: Mapping[str, bytes]) -> None:
-    """`files(...)` into a folder; one that holds another artifact is refused, never overwritten."""
+def save(
+    target: Store | str | Path,
+    provenance: Provenance,
+    codec: Decoder,
+    stored: Mapping[str, Stored],
+    transform: Transform,
+    timing: Mapping[str, Any] | None = None,
+    most: float = math.inf,
+) -> None:
+    """`files` into a folder. Refused: more floats than `most`, and a folder that holds another artifact."""
+    contents = files(provenance, codec, stored, transform, timing)
+    floats = json.loads(contents["ledger.json"])["floats"]
+    if floats > most:
+        raise refuse("budget", f"{most} floats", f"at least the {floats} floats that {provenance.sentence} stores")
     store = target if isinstance(target, Store) else Store(target)
     if store.exists("card.json") and store.read("card.json") != contents["card.json"]:
         raise Refused(f"{store.uri}: holds another artifact; give another folder, or remove this one")
@@ -188,12 +200,12 @@ def amend(store: Store, update: Update) -> dict[str, Any]:
         changes, added = update(card, contents)
         contents = {name: data for name, data in contents.items() if name != "README.md"} | dict(added)
         card = {key: value for key, value in card.items() if key not in ("files", "sha256")} | dict(changes)
-        sealed = _sealed(card, contents)
-        for name, data in {**added, "README.md": sealed["README.md"]}.items():
+        seal = sealed(card, contents)
+        for name, data in {**added, "README.md": seal["README.md"]}.items():
             store.write(content_name(name, digest(data)), data)
-        store.write("card.json", sealed["card.json"])
+        store.write("card.json", seal["card.json"])
         _settle(store)
-    return dict(json.loads(sealed["card.json"]))
+    return dict(json.loads(seal["card.json"]))
 
 
 def settle(store: Store) -> None:
@@ -252,15 +264,3 @@ def _leased(store: Store) -> contextlib.AbstractContextManager[object]:
             if time.monotonic() > limit:
                 raise
             time.sleep(0.1)
-
-
-def _sealed(card: dict[str, Any], contents: Mapping[str, bytes]) -> dict[str, bytes]:
-    """README and card, with the hash of every file."""
-    page = readme(card, json.loads(contents["ledger.json"])).encode()
-    listed = {name: digest(data) for name, data in sorted({**contents, "README.md": page}.items())}
-    card = {**card, "files": listed}
-    return {"README.md": page, "card.json": _json({**card, "sha256": self_hash(card)})}
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

@@ -1,7 +1,7 @@
 """Images: found, decoded once, split, transformed, augmented.
 
 config.py      DataConfig: which dataset, where it is, how it is split
-load.py        load(config): its training, validation and test images
+load.py        load(config): its training, validation and test images, decoded into the cache folder
 images.py      Images and Pixels: labelled rows of mapped files; Spec, Splits, statistics
 builder.py     the cache folder: one process builds an entry, the others wait
 stream.py      blocks of a planned order, read ahead from disk

@@ -9,6 +9,7 @@ Shapes: N images, C channels, H, W sides, D = C*H*W; a draw holds one row per im
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -88,6 +89,21 @@ class Augment:
             values = values.to(images_NCHW.dtype if op == "color" else torch.float32)
             images_NCHW = _APPLY[op](images_NCHW, values)
         return images_NCHW
+
+    def each(self, images_SNCHW: Tensor, draws: Sequence[Draw]) -> Tensor:
+        """S sets of images, each under its own draw, in one call for all that drew the same operations: every image is
+        treated as it would be alone."""
+        device, size = images_SNCHW.device, images_SNCHW.shape[1]
+        if len(draws) == 1:
+            return self(images_SNCHW[0], draws[0].to(device))[None]
+        out = torch.empty_like(images_SNCHW)
+        for ops in dict.fromkeys(draw.ops for draw in draws):
+            places = [s for s, draw in enumerate(draws) if draw.ops == ops]
+            values = torch.cat([draws[s].values_NK.expand(size, -1) for s in places])
+            where = torch.tensor(places, device=device)
+            drawn = self(images_SNCHW[where].flatten(0, 1), Draw(ops, values).to(device))
+            out[where] = drawn.unflatten(0, (-1, size))
+        return out
 
 
 def _numbers(op: str, rng: torch.Generator, n: int, height: int, width: int) -> list[Tensor]:

@@ -1,20 +1,37 @@
-"""A dataset as its three splits: found, decoded into the cache the first time, mapped every time after."""
+"""A dataset as its three splits: found, decoded into the cache the first time, mapped every time after.
+
+Cached is, for each part, one uint8 .npy that is mapped and one of labels, published whole under a hash of what determines
+the bytes: the files' names, sizes and times, the size and resize rule.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from rayd.data.builder import cache_folder
+from rayd.data.builder import build, cache_folder
 from rayd.data.config import DataConfig
-from rayd.data.images import Images, Splits, seeded_order
-from rayd.data.sources import cache, formats
+from rayd.data.images import Images, Pixels, Splits, counts, seeded_order
+from rayd.data.sources import formats
+from rayd.data.sources.decode import Array, Shape, decode, in_threads
+from rayd.data.sources.listing import Contents, Listing, Source
 from rayd.errors import refuse
+from rayd.machine import beat
 from rayd.schema import fingerprint
 
+VERSION = 2
+"""Of the manifest; the cache of another version is built again."""
 MOST_OPEN = 4
 _opened: OrderedDict[tuple[Any, ...], Splits] = OrderedDict()
 """The datasets this process opened last."""
@@ -28,7 +45,7 @@ def load(config: DataConfig) -> Splits:
     source = formats.find(config)
     key = fingerprint(config), fingerprint(source.identity), source.where, cache_folder()
     if key not in _opened:
-        _opened[key] = _split(config, cache.images(config, source))
+        _opened[key] = _split(config, _parts(config, source))
     _opened.move_to_end(key)
     while len(_opened) > MOST_OPEN:
         _opened.popitem(last=False)
@@ -59,3 +76,170 @@ def _carve(config: DataConfig, images: Images) -> tuple[Images, Images]:
         return images.select(torch.arange(n_train)), images.select(torch.arange(n_train, n_train + n_val))
     order = seeded_order(n, config.seed)
     return images.select(order[n_val : n_val + n_train].sort().values), images.select(order[:n_val].sort().values)
+
+
+# ---- the decoded parts --------------------------------------------------------------------------------------------
+
+
+def _parts(config: DataConfig, source: Source) -> dict[str, Images]:
+    shape = Shape(config.size, config.channels or source.channels, config.resize)
+    facts: dict[str, Any] = {"name": config.name, "source": source.where, "resize": config.resize, "order": None}
+    if source.in_place:
+        contents = source.contents()
+        parts = {part: _in_place(contents, part, listing, facts) for part, listing in contents.parts.items()}
+    else:
+        columns = [config.image_column, config.label_column]
+        named = [VERSION, config.name, shape.size, shape.channels, shape.resize, columns, source.identity]
+        key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:24]
+        home = cache_folder() / f"data-{config.name}-{key}"
+        build(home, _whole, lambda draft: _fill(draft, source, shape))
+        manifest = json.loads((home / "manifest.json").read_bytes())
+        parts = {part: _map(home, part, manifest, facts) for part in manifest["parts"]}
+    for part, loaded in parts.items():
+        too_bad(config, part, loaded.manifest["skipped"], len(loaded))
+        if len(loaded) == 0:
+            raise refuse("data.path", config.path, f"a dataset with at least one {part} image")
+    return parts
+
+
+def too_bad(config: DataConfig, part: str, bad: list[dict[str, str]], good: int) -> None:
+    """Refuse a part with a larger share of files that are no labelled pictures than the config allows."""
+    share = len(bad) / max(len(bad) + good, 1)
+    if share > config.max_bad:
+        named = ", ".join(f"{item['name']} ({item['why']})" for item in bad[:5]) + (" ..." if len(bad) > 5 else "")
+        raise refuse(
+            "data.max_bad",
+            config.max_bad,
+            f"at least {share:.4f}, the share of bad files in the {part} part",
+            f"{len(bad)} of {len(bad) + good} are no labelled pictures: {named}; remove them or raise it",
+        )
+
+
+def _whole(home: Path) -> bool:
+    """The manifest is there and every file has the size it says (a cache that was cut short is built again)."""
+    path = home / "manifest.json"
+    if not path.exists():
+        return False
+    manifest = json.loads(path.read_bytes())
+    sizes = {path.name: path.stat().st_size for path in home.iterdir()}
+    return all(sizes.get(name) == size for name, size in manifest["files"].items())
+
+
+def _fill(draft: Path, source: Source, shape: Shape) -> None:
+    draft.mkdir()
+    contents = source.contents()
+    facts = {part: _write(draft, part, listing, shape, contents) for part, listing in contents.parts.items()}
+    sizes = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
+    manifest = {"files": sizes, "classes": contents.classes, "parts": facts}
+    (draft / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def _write(folder: Path, part: str, listing: Listing, shape: Shape, contents: Contents) -> dict[str, Any]:
+    """Decode a listing into PART.npy and PART.labels.npy, streaming; what it holds, for the manifest."""
+    with (folder / f"{part}.npy").open("wb") as file:
+        sink = Sink(file, len(listing))
+        for name, label, pixels in decoded(listing, shape):
+            sink.add(name, label, pixels)
+        facts = sink.close()
+    np.save(folder / f"{part}.labels.npy", np.asarray(sink.labels, np.int64), allow_pickle=False)
+    labels = torch.tensor(sink.labels, dtype=torch.int64)
+    return {
+        "rows": len(labels),
+        "skipped": [*listing.skipped, *facts["skipped"]],
+        "content": facts["sha256"],
+        "counts": counts(labels, contents.classes),
+        "histogram": sink.histogram_CV.tolist(),
+    }
+
+
+def decoded(
+    listing: Listing, shape: Shape, start: int = 0, stop: int | None = None, threads: int | None = None
+) -> Iterator[tuple[str, int, Array | str]]:
+    """Name, label and pixels (or what is wrong) of a slice of a listing, in order."""
+    stop = len(listing) if stop is None else stop
+    threads = threads or min(os.cpu_count() or 1, 16)
+    results = in_threads(partial(decode, shape=shape), listing.fetch(start, stop), threads)
+    for i, pixels in zip(range(start, stop), results, strict=True):
+        beat(f"decoding, image {i}")
+        yield listing.names[i], listing.labels[i], pixels
+
+
+class Sink:
+    """A .npy file written row by row; the header is put right at the end, when the count is known."""
+
+    def __init__(self, file: BinaryIO, rows: int) -> None:
+        self.file, self.most = file, rows
+        self.labels: list[int] = []
+        self.skipped: list[dict[str, str]] = []
+        self.shape: tuple[int, ...] = ()
+        self.hash = hashlib.sha256()
+        self.histogram_CV = np.zeros((0, 256), np.int64)
+        self.waiting: list[Array] = []
+
+    def add(self, name: str, label: int, pixels: Array | str) -> None:
+        if isinstance(pixels, str):
+            self.skipped.append({"name": name, "why": pixels})
+            return
+        if not self.shape:
+            if pixels.shape[1] != pixels.shape[2]:
+                raise refuse("data.size", None, f"a side in pixels: {name} is {_sides(pixels.shape)}, not square")
+            self.shape = pixels.shape
+            self.histogram_CV = np.zeros((len(pixels), 256), np.int64)
+            self._header(self.most)
+        if pixels.shape != self.shape:
+            both = f"{name} is {_sides(pixels.shape)}, the first image {_sides(self.shape)}"
+            raise refuse("data.size", None, f"a side in pixels: {both}")
+        self.labels.append(label)
+        self.waiting.append(pixels)
+        if len(self.waiting) >= 256:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self.waiting:
+            return
+        block = np.stack(self.waiting)
+        self.waiting = []
+        data = block.tobytes()
+        self.file.write(data)
+        self.hash.update(data)
+        for c in range(block.shape[1]):
+            self.histogram_CV[c] += np.bincount(block[:, c].ravel(), minlength=256)
+
+    def _header(self, rows: int) -> None:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (rows, *self.shape)}
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+    def close(self) -> dict[str, Any]:
+        self._flush()
+        self.shape = self.shape or (0, 0, 0)
+        self.file.seek(0)
+        self._header(len(self.labels))
+        self.file.seek(0, os.SEEK_END)
+        self.hash.update(json.dumps([self.shape, self.labels]).encode())
+        return {"sha256": self.hash.hexdigest(), "skipped": self.skipped}
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return f"{shape[2]}x{shape[1]}"
+
+
+def _map(home: Path, part: str, manifest: dict[str, Any], facts: dict[str, Any]) -> Images:
+    pixels = torch.from_numpy(np.load(home / f"{part}.npy", mmap_mode="c", allow_pickle=False))
+    labels = torch.from_numpy(np.load(home / f"{part}.labels.npy", allow_pickle=False))
+    facts = facts | manifest["parts"][part]
+    histogram_CV = np.asarray(facts.pop("histogram"), np.int64)
+    return Images(pixels, labels, tuple(manifest["classes"]), facts["name"], facts, histogram_CV)
+
+
+def _in_place(contents: Contents, part: str, listing: Listing, facts: dict[str, Any]) -> Images:
+    """Of mapped files, or of arrays that are gathered in memory."""
+    labels = torch.tensor(listing.labels, dtype=torch.int64)
+    pixels: Tensor | Pixels
+    if listing.pixels is None:
+        arrays = [array for array in listing.fetch(0, len(listing)) if isinstance(array, np.ndarray)]
+        pixels = torch.from_numpy(np.stack(arrays))
+        content = hashlib.sha256(np.ascontiguousarray(pixels).tobytes() + labels.numpy().tobytes()).hexdigest()
+    else:
+        pixels, content = listing.pixels, listing.content
+    facts = facts | {"content": content, "counts": counts(labels, contents.classes), "skipped": listing.skipped}
+    return Images(pixels, labels, contents.classes, facts["name"], facts, listing.histogram_CV)

@@ -24,8 +24,8 @@ import torch
 
 from rayd.data.config import DataConfig
 from rayd.data.images import counts, statistics_of
+from rayd.data.load import Sink, decoded, too_bad
 from rayd.data.sources import formats
-from rayd.data.sources.cache import Sink, decoded, too_bad
 from rayd.data.sources.decode import Shape
 from rayd.data.sources.prepared import PREPARED
 from rayd.errors import Failed, refuse

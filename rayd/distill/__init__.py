@@ -8,6 +8,5 @@ inputs     what a method may see: network, images, experts
 budget     what is stored, counted: Budget, Ledger
 fit        a codec's options, fitted to a budget
 codec      what codec families share: units, labels, a start
-factor     the factorised core of LoDC, LSS and NSD
 classwise  what DC, DM and NCFM share: one class at a time
 """

@@ -15,9 +15,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from rayd.errors import refuse
+from rayd.errors import Refused, refuse
 from rayd.schema import fields_of, positive, read
 
 BOUND = ("pixels", "factors", "decoder", "labels", "step")
@@ -131,7 +134,21 @@ def unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-# --- the size of the file -------------------------------------------------------------------------------------------
+# --- the file -----------------------------------------------------------------------------------------------
+
+
+def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """The same tensors give the same bytes."""
+    return dump_tensors({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+
+
+def from_bytes(data: bytes, name: str = "tensor file") -> dict[str, Tensor]:
+    """The tensors that `to_bytes` wrote; `name` of the file, for the refusal of one that is damaged."""
+    try:
+        return parse_tensors(data)
+    except SafetensorError as error:
+        raise Refused(f"{name}: not a readable safetensors file ({error}); fetch it again") from error
+
 
 _DTYPES = {
     torch.bool: "BOOL",

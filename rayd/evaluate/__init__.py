@@ -5,5 +5,5 @@ recipe: how a network is trained for a score
 batches: images by index, and the batches a network sees of them
 score: accuracies of fresh networks
 coreset: real images chosen without learning any
-dd_ranking: scores that take labels and augmentation out of a comparison
+verdict: what a score table says: the coresets beaten or not, and DD-Ranking's scores
 """

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.data.augment import Augment, Draw
 from rayd.data.images import Images, Spec
 from rayd.data.transform import Transform
 from rayd.evaluate.recipe import Length, RecipeConfig
@@ -111,23 +110,12 @@ def batches(
             targets = F.one_hot(source.classes_N[index], source.spec.classes).float().to(device)
         images = images.unflatten(0, (steps, size))
         if augment is not None:
-            images = _augmented(augment, images, [augment.draw(draws, size, shape) for _ in range(steps)], device)
+            images = augment.each(images, [augment.draw(draws, size, shape) for _ in range(steps)])
         for x, y in zip(images, targets.unflatten(0, (steps, size)), strict=True):
             x, y = _mixed(recipe, x, y, mixes)
             if recipe.labels == "teacher" and teacher is not None:
                 y = (teacher[0](teacher[1].to(device), x) / recipe.temperature).softmax(1)
             yield x, y
-
-
-def _augmented(augment: Augment, images_SBCHW: Tensor, draws: list[Draw], device: torch.device) -> Tensor:
-    """Steps that drew the same operations go through them together: each image is treated as it would be alone."""
-    out, size = torch.empty_like(images_SBCHW), images_SBCHW.shape[1]
-    for ops in dict.fromkeys(draw.ops for draw in draws):
-        steps = [i for i, draw in enumerate(draws) if draw.ops == ops]
-        values = torch.cat([draws[i].values_NK.expand(size, -1) for i in steps])
-        where = torch.tensor(steps, device=device)
-        out[where] = augment(images_SBCHW[where].flatten(0, 1), Draw(ops, values)).unflatten(0, (-1, size))
-    return out
 
 
 def _mixed(recipe: RecipeConfig, x: Tensor, y: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:

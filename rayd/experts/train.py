@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from rayd.data.augment import Augment, Draw
 from rayd.data.images import Images
 from rayd.data.transform import Transform
 from rayd.errors import Failed
@@ -179,7 +178,7 @@ class ExpertStep:
             size = index_KB.shape[1]
             x = self.transform(self.pixels[index_KB.flatten()]).view(len(seeds), size, *shape)
             draws = [self.augment.draw(rng, size, shape) for rng in rngs]
-            yield augmented(self.augment, x, draws), self.labels[index_KB]
+            yield self.augment.each(x, draws), self.labels[index_KB]
 
     def step(self, theta_KP: Tensor, velocity_KP: Tensor | None, x: Tensor, y_KB: Tensor, lr: float) -> Tensor:
         """One SGD step of every expert, in place; the losses before it."""
@@ -295,18 +294,3 @@ def loss_gradient(net: Net, dtype: torch.dtype) -> Callable[..., Any]:
         return g_P, rest
 
     return gradient
-
-
-def augmented(augment: Augment, x_KBCHW: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """Every expert's own draw applied, in one call for all that drew the same operations."""
-    if len(draws) == 1:
-        return augment(x_KBCHW[0], draws[0])[None]
-    out = torch.empty_like(x_KBCHW)
-    size = x_KBCHW.shape[1]
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for k, draw in enumerate(draws):
-        groups.setdefault(draw.ops, []).append(k)
-    for ops, ks in groups.items():
-        values = torch.cat([draws[k].values_NK.expand(size, -1) for k in ks])
-        out[ks] = augment(x_KBCHW[ks].flatten(0, 1), Draw(ops, values)).unflatten(0, (len(ks), size))
-    return out

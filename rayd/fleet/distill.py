@@ -16,12 +16,10 @@ from functools import cache
 from typing import Any
 
 import ray.train
-import torch.distributed as dist
 from ray.train import CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 from ray.util.metrics import Gauge
-from torch import Tensor
 
 from rayd.config import Run, ScaleConfig
 from rayd.distill.loop import Step, identity
@@ -32,6 +30,7 @@ from rayd.fleet.watch import Pulse, Watch, beating
 from rayd.machine import ONE_ARENA, beat
 from rayd.readable import duration
 from rayd.run import distill as run_distill
+from rayd.run.agreement import AllReduce
 from rayd.schema import parse, to_dict
 from rayd.store import Lease, Store
 
@@ -51,20 +50,6 @@ PLACING = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 """Train gives a worker group a minute to be placed, and a cluster that is busy with other jobs may take longer."""
 ANSWERING = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 """How long a worker may leave Train's controller without an answer."""
-
-
-class AllReduce:
-    """Sums a flat vector over the workers; counts what it sent."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self.calls = 0
-
-    def __call__(self, flat: Tensor) -> Tensor:
-        self.bytes += flat.numel() * flat.element_size()
-        self.calls += 1
-        dist.all_reduce(flat)
-        return flat
 
 
 class Notice:

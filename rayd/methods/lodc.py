@@ -18,8 +18,7 @@ from torch import Tensor
 
 from rayd.data.images import Spec
 from rayd.distill.budget import Budget, Shapes
-from rayd.distill.codec import Take
-from rayd.distill.factor import Factorised
+from rayd.distill.codec import Factorised, Take
 from rayd.distill.fit import CodecOptions, check_rank, grow
 from rayd.errors import refuse
 

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from rayd.data.images import Spec
 from rayd.distill.budget import Budget, Shapes
-from rayd.distill.codec import Take
-from rayd.distill.factor import Factorised, leading
+from rayd.distill.codec import Factorised, Take, leading
 from rayd.distill.fit import CodecOptions, check_rank, equivalent, grow
 from rayd.errors import refuse
 

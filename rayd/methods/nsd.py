@@ -36,9 +36,8 @@ from torch import Tensor
 from rayd.data.augment import AugmentConfig, Draw
 from rayd.data.images import Spec
 from rayd.distill.budget import Budget, Shapes
-from rayd.distill.codec import Take
+from rayd.distill.codec import Factorised, Take, dct, leading
 from rayd.distill.contract import Codec, Inputs, Item, Match, Term
-from rayd.distill.factor import Factorised, dct, leading
 from rayd.distill.fit import CodecOptions, check_rank, equivalent, grow, largest, with_numbers
 from rayd.distill.unroll import DTYPES
 from rayd.errors import refuse

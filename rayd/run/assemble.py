@@ -17,7 +17,6 @@ from rayd.data.load import load as load_data
 from rayd.data.transform import Transform
 from rayd.distill.contract import Codec, Inputs, Objective, Term
 from rayd.distill.inputs import ResidentInputs
-from rayd.distill.loop import Distillation, Reduce, identity
 from rayd.errors import refuse
 from rayd.experts.buffer import Buffer
 from rayd.experts.trajectory import Segment
@@ -114,23 +113,6 @@ def parts(method: MethodConfig, inputs: Inputs, codec: Codec) -> tuple[Objective
     """Objective and terms, on the inputs' device."""
     objective: Objective = method.objective.build(inputs).to(inputs.device)
     return objective, [config.build(inputs, codec).to(inputs.device) for config in method.terms]
-
-
-def distillation(assembled: Assembled, share: tuple[int, int] = (0, 1), reduce: Reduce = identity) -> Distillation:
-    """The loop over these parts, for one worker's share of the items."""
-    method = assembled.run.method
-    return Distillation(
-        assembled.codec,
-        assembled.objective,
-        assembled.terms,
-        steps=method.steps,
-        optimiser=method.optimiser,
-        inputs=assembled.inputs,
-        guard=method.guard,
-        ema=method.ema,
-        share=share,
-        reduce=reduce,
-    )
 
 
 def own_experts(run: Run, buffer: Buffer) -> list[int]:

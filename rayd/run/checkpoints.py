@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayd.artifact import tensors
+from rayd.distill.budget import from_bytes, to_bytes
 from rayd.distill.loop import State
 from rayd.errors import Failed, Refused, Transient
 from rayd.run.identity import refuse_differing
@@ -65,7 +65,7 @@ class Checkpoints:
 
     def save(self, step: int, state: State) -> None:
         name = f"step-{step:06d}"
-        data = tensors.to_bytes(state)
+        data = to_bytes(state)
         self.store.write(f"{name}.safetensors", data)
         self.store.write_json(f"{name}.json", {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
         self._remove(self._names()[:-KEPT])
@@ -94,7 +94,7 @@ class Checkpoints:
         data = self.store.read(f"{name}.safetensors")
         if not isinstance(marker, dict) or hashlib.sha256(data).hexdigest() != marker.get("sha256"):
             raise Failed(f"{self.store.where(name)}.safetensors: damaged, its sha256 differs from its marker's")
-        return tensors.from_bytes(data, name)
+        return from_bytes(data, name)
 
     def _names(self) -> list[str]:
         return sorted(name.removesuffix(".json") for name in self.store.list("step-") if name.endswith(".json"))

@@ -21,7 +21,7 @@ from rayd.distill.loop import identity as unshared
 from rayd.errors import Failed, OutOfMemory, Refused
 from rayd.machine import arithmetic, device_for, device_kind, out_of_memory, release, use_threads
 from rayd.run.agreement import Agreement
-from rayd.run.assemble import assemble, distillation, own_experts
+from rayd.run.assemble import assemble, own_experts
 from rayd.run.checkpoints import Checkpoints
 from rayd.run.identity import config_identity, refuse_differing, surroundings_identity, whole_identity
 from rayd.run.recorder import Recorder
@@ -127,11 +127,10 @@ def _assembled(run: Run, store: Store, worker: Worker, lease: Lease | None, ran_
             f"scale.workers={worker.size}: allowed is at most the {items} items of a step; raise "
             "method.objective.items, or lower method.objective.classes_per_item, whichever this objective has"
         )
-    work = agreement.work = distillation(assembled, (worker.rank, worker.size), agreement)
-    recorder = Recorder(assembled, work, checkpoints, worker.rank == 0, lease, worker.notice)
-    recorder.resume(agreement)
+    recorder = Recorder(assembled, agreement, checkpoints, lease, worker.notice)
+    recorder.resume()
     with arithmetic(run.method.precision):
-        for step in work.run():
+        for step in recorder.work.run():
             recorder.after(step)
             yield step
     recorder.finish({"halved": ran_out} if ran_out else {})

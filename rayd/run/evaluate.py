@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -16,12 +17,12 @@ from typing import Any
 from rayd.artifact.load import Artifact, load
 from rayd.artifact.write import amend, settle
 from rayd.config import Run
-from rayd.evaluate import dd_ranking
 from rayd.evaluate.row import RowName, image_bytes
-from rayd.evaluate.score import check
-from rayd.run.rows import CONTROLS, Outcome, RowTask, Scorer, images_of, inline, row_tasks
+from rayd.evaluate.score import Score, check
+from rayd.evaluate.verdict import concluded
+from rayd.run.rows import CONTROLS, Outcome, RowTask, Scorer, attempt, row_tasks, score_task
 from rayd.schema import fingerprint, to_dict
-from rayd.stats import difference, summary
+from rayd.stats import summary
 from rayd.store import Store
 
 log = logging.getLogger(__name__)
@@ -33,15 +34,19 @@ def score(
     run: Run,
     uri: str,
     controls: Sequence[str] = CONTROLS,
-    answers: Callable[[Run, str, Sequence[RowTask]], Outcomes] | None = None,
+    run_tasks: Callable[..., Outcomes] | None = None,
 ) -> dict[str, Any]:
-    """Score the artifact at `uri` and its controls under the run's recipe. `answers`: those of the fleet, or inline."""
+    """Score the artifact at `uri` and its controls under the run's recipe. `run_tasks`: the fleet's."""
     store, began = Store(uri), time.monotonic()
     artifact = load(store)
     check(run.recipe, artifact.step_size, artifact.teacher)
     scorer = Scorer.of(run, uri, artifact)
     tasks = row_tasks(run, artifact, controls)
-    outcomes = list(_logged(answers(run, uri, tasks) if answers else inline(scorer, tasks), len(tasks)))
+    parts: Outcomes = ((task, attempt(scorer.answer, task)) for task in tasks)
+    if run_tasks:
+        units = [part for task in tasks for part in task.parts(run.scale.gpus)]
+        parts = run_tasks(run, "evaluate", score_task, units, uri)
+    outcomes = list(whole_tasks(tasks, parts))
     table = score_table(run, artifact, outcomes, len(scorer.train))
 
     def update(card: Mapping[str, Any], contents: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -58,6 +63,13 @@ def score(
     timing = {"evaluate_s": time.monotonic() - began, "evaluate_peak": peak}
     store.write_json("timing.json", {**store.facts("timing.json"), **timing})
     return table
+
+
+def rows_asked(controls: bool | Sequence[str]) -> tuple[str, ...]:
+    """All of them, none, or those named; a name that is none is refused before anything is scored."""
+    if isinstance(controls, bool):
+        return CONTROLS if controls else ()
+    return tuple(str(RowName.control(name)) for name in controls)
 
 
 def is_scored(run: Run, uri: str, controls: Sequence[str]) -> bool:
@@ -79,16 +91,25 @@ def _merged(there: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any
     net, skipped = table["nets"][0], {**there["skipped"], **table["skipped"]}
     rows = {(row["set"], row["net"]): row for part in (there, table) for row in part["rows"]}
     skipped = {name: reason for name, reason in skipped.items() if (name, net) not in rows}
-    return {**table, "rows": list(rows.values()), "skipped": skipped, **_concluded(list(rows.values()), net)}
+    return {**table, "rows": list(rows.values()), "skipped": skipped, **concluded(list(rows.values()), net)}
 
 
-def _logged(outcomes: Outcomes, count: int) -> Iterator[tuple[RowTask, Outcome]]:
-    """The same, with a line of the log for each row."""
-    for number, (task, outcome) in enumerate(outcomes, 1):
-        if not isinstance(outcome, str):
-            seconds = fmean(score.seconds for score in outcome)
-            log.info("evaluate  %d/%d  %s, %d networks, %.1f s each", number, count, task.row, len(outcome), seconds)
-        yield task, outcome
+def whole_tasks(tasks: Sequence[RowTask], parts: Outcomes) -> Iterator[tuple[RowTask, Outcome]]:
+    """The tasks in order, each as soon as it and those before it have all their seeds, with a line of the log."""
+    waiting, results = deque(tasks), dict[tuple[RowName, int, int], Score | str]()
+    for part, outcome in parts:
+        scores: Sequence[Score | str] = [outcome] * len(part.seeds) if isinstance(outcome, str) else outcome
+        results |= {(part.row, part.net, seed): score for seed, score in zip(part.seeds, scores, strict=True)}
+        while waiting and all((waiting[0].row, waiting[0].net, seed) in results for seed in waiting[0].seeds):
+            task = waiting.popleft()
+            of_seeds = [results[task.row, task.net, seed] for seed in task.seeds]
+            reason = next((score for score in of_seeds if isinstance(score, str)), None)
+            scored = [score for score in of_seeds if not isinstance(score, str)]
+            if reason is None:
+                seconds = fmean(score.seconds for score in scored)
+                number = f"{len(tasks) - len(waiting)}/{len(tasks)}"
+                log.info("evaluate  %s  %s, %d networks, %.1f s each", number, task.row, len(scored), seconds)
+            yield task, scored if reason is None else reason
 
 
 def score_table(run: Run, artifact: Artifact, outcomes: Outcomes, whole: int) -> dict[str, Any]:
@@ -103,7 +124,7 @@ def score_table(run: Run, artifact: Artifact, outcomes: Outcomes, whole: int) ->
         if isinstance(outcome, str):
             skipped[str(row)] = outcome
             continue
-        images, size = images_of(row, artifact, whole), ledger["bytes"]
+        images, size = _images(row, artifact, whole), ledger["bytes"]
         if images is not None and row.kind not in ("distilled", "start"):
             size = images * image_bytes(artifact.spec)
         what = {"set": str(row), "view": row.view, "budget": row.budget, "images": images, "bytes": size}
@@ -113,7 +134,7 @@ def score_table(run: Run, artifact: Artifact, outcomes: Outcomes, whole: int) ->
     return {
         "rows": rows,
         "skipped": skipped,
-        **_concluded(rows, nets[0]),
+        **concluded(rows, nets[0]),
         "protocol": protocol,
         "recipe": to_dict(run.recipe),
         "nets": nets,
@@ -123,35 +144,10 @@ def score_table(run: Run, artifact: Artifact, outcomes: Outcomes, whole: int) ->
     }
 
 
-def _concluded(rows: Sequence[Mapping[str, Any]], net: str) -> dict[str, Any]:
-    """What the rows of the first network say."""
-    first = [row for row in rows if row["net"] == net]
-    robust = dd_ranking.of({row["set"]: row["mean"] for row in first})
-    return {"verdict": verdict(first), "robust": robust}
-
-
-def verdict(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Does it beat the coreset? yes: better than each, by more than chance; no: one is better by more than chance.
-
-    Welch's interval of the difference, 95 %. Asked at equal floats and at equal bytes; overall is yes only if both are.
-    """
-    distilled = next((row for row in rows if row["set"] == "distilled"), None)
-    words: dict[str, list[str]] = {"floats": [], "bytes": []}
-    why = []
-    for row in rows:
-        name = RowName.parse(row["set"])
-        if distilled is None or not name.is_coreset or name.way:
-            continue
-        gap, wide = difference(distilled, row)
-        word = "yes" if gap - wide > 0 else "no" if gap + wide < 0 else "undecided"
-        words["floats" if name.budget == "floats" else "bytes"].append(word)
-        why.append(f"{name}: {100 * gap:+.1f} points (95 % ± {100 * wide:.1f}): {word}")
-    by_budget = {budget: worst(said) for budget, said in words.items()}
-    overall = worst([word for word in by_budget.values() if word != "not asked"])
-    return {**by_budget, "overall": overall, "why": why}
-
-
-def worst(words: Sequence[str]) -> str:
-    if not words:
-        return "not asked"
-    return "no" if "no" in words else "undecided" if "undecided" in words else "yes"
+def _images(row: RowName, artifact: Artifact, whole: int) -> int | None:
+    """Images of a row's set; None for JPEG files, of which as many are taken as fit. `whole`: of the training set."""
+    if row.budget == "jpeg":
+        return None
+    if row.is_coreset:
+        return row.images(artifact.ledger["floats"], artifact.ledger["bytes"], artifact.spec, whole)
+    return whole if row.kind == "full" else len(artifact)

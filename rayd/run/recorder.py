@@ -11,10 +11,9 @@ import torch
 
 from rayd.artifact import write
 from rayd.config import Run
-from rayd.distill.budget import Ledger, Stored
+from rayd.distill.budget import Stored
 from rayd.distill.contract import Codec
-from rayd.distill.loop import Distillation, State, Step
-from rayd.errors import refuse
+from rayd.distill.loop import Distillation, Reduce, State, Step, identity
 from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.score import evaluate
 from rayd.machine import peak_memory, versions
@@ -41,27 +40,27 @@ class Recorder:
     def __init__(
         self,
         assembled: Assembled,
-        work: Distillation,
+        agreement: Agreement,
         checkpoints: Checkpoints,
-        writes: bool,
         lease: Lease | None = None,
         notice: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`writes`: worker 0. `lease`: this process's on the run's folder; on the fleet the driver holds it. `notice`:
+        """Worker 0 writes. `lease`: this process's on the run's folder; on the fleet the driver holds it. `notice`:
         whether a machine of the run is about to be taken away."""
-        self.assembled, self.work, self.checkpoints = assembled, work, checkpoints
-        self.writes, self.lease, self.notice = writes, lease, notice
+        self.assembled, self.agreement, self.checkpoints = assembled, agreement, checkpoints
+        self.writes, self.lease, self.notice = agreement.rank == 0, lease, notice
+        self.work = agreement.work = distillation(assembled, (agreement.rank, agreement.size), agreement)
         self.run: Run = assembled.run
         self.store = Store(self.run.out)
         self.metrics = MetricsFile(self.store)
         self.best: tuple[float, State] | None = None
 
-    def resume(self, agreement: Agreement) -> None:
+    def resume(self) -> None:
         """Go on from the checkpoint that worker 0 finds to be the newest, or from its start."""
         newest = self.checkpoints.latest() if self.writes else None
-        step = int(agreement.share([newest[0] if newest else 0])[0])
+        step = int(self.agreement.share([newest[0] if newest else 0])[0])
         if step == 0:
-            agreement.share_state()
+            self.agreement.share_state()
             return
         state = newest[1] if newest else self.checkpoints.at(step)
         best = {name.removeprefix("best/"): tensor for name, tensor in state.items() if name.startswith("best/")}
@@ -137,6 +136,23 @@ class Recorder:
         self.checkpoints.clear()
 
 
+def distillation(assembled: Assembled, share: tuple[int, int] = (0, 1), reduce: Reduce = identity) -> Distillation:
+    """The loop over these parts, for one worker's share of the items."""
+    method = assembled.run.method
+    return Distillation(
+        assembled.codec,
+        assembled.objective,
+        assembled.terms,
+        steps=method.steps,
+        optimiser=method.optimiser,
+        inputs=assembled.inputs,
+        guard=method.guard,
+        ema=method.ema,
+        share=share,
+        reduce=reduce,
+    )
+
+
 def validate(assembled: Assembled, codec: Codec) -> float:
     """Mean accuracy, on the validation split, of a few networks trained for a part of the recipe."""
     run, recipe = assembled.run, assembled.run.recipe
@@ -168,9 +184,6 @@ def write_artifact(assembled: Assembled, codec: Codec, timing: Mapping[str, Any]
     """The artifact of every part's stored numbers, in the run's folder. Refused if it came out over budget."""
     run, spec = assembled.run, assembled.inputs.spec
     stored = stored_numbers(assembled, codec)
-    budget, floats = run.budget, Ledger.of(stored).floats
-    if floats > budget.limit(spec, assembled.codec_config.storage):
-        raise refuse("budget", budget, f"at least the {floats} floats that {run.method.sentence} stores")
     provenance = write.Provenance(
         codec={"name": run.method.part_names[0], **to_dict(assembled.codec_config)},
         spec=spec,
@@ -184,4 +197,5 @@ def write_artifact(assembled: Assembled, codec: Codec, timing: Mapping[str, Any]
         claim=claim,
         versions=versions(assembled.device),
     )
-    write.save(Store(run.at("artifact")), write.files(provenance, codec, stored, assembled.inputs.transform, timing))
+    most = run.budget.limit(spec, assembled.codec_config.storage)
+    write.save(Store(run.at("artifact")), provenance, codec, stored, assembled.inputs.transform, timing, most)

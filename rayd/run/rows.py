@@ -6,10 +6,11 @@ A task scores one row with one architecture and some seeds. The same function ru
 from __future__ import annotations
 
 import copy
+import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from rayd.machine import device_for
 from rayd.nets.convnet import Net
 from rayd.run.assemble import assemble
 from rayd.run.scores import KeptScores
+from rayd.schema import parse, to_dict
 from rayd.seeds import seed_of
 from rayd.store import Store
 
@@ -52,6 +54,10 @@ class RowTask:
     net: int
     """Position in the recipe's networks."""
     seeds: tuple[int, ...]
+
+    def parts(self, gpus: float) -> list[RowTask]:
+        """On a GPU one for all seeds, whose networks train side by side; else one a seed."""
+        return [self] if gpus > 0 else [replace(self, seeds=(seed,)) for seed in self.seeds]
 
 
 class Scorer:
@@ -188,22 +194,6 @@ class Scorer:
         return replace(self.train.select(order[: len(decoded)]), pixels_NCHW=torch.stack(decoded))
 
 
-def images_of(row: RowName, artifact: Artifact, whole: int) -> int | None:
-    """Images of a row's set; None for JPEG files, of which as many are taken as fit. `whole`: of the training set."""
-    if row.budget == "jpeg":
-        return None
-    if row.is_coreset:
-        return row.images(artifact.ledger["floats"], artifact.ledger["bytes"], artifact.spec, whole)
-    return whole if row.kind == "full" else len(artifact)
-
-
-def rows_asked(controls: bool | Sequence[str]) -> tuple[str, ...]:
-    """All of them, none, or those named; a name that is none is refused before anything is scored."""
-    if isinstance(controls, bool):
-        return CONTROLS if controls else ()
-    return tuple(str(RowName.control(name)) for name in controls)
-
-
 def rows_of(run: Run, artifact: Artifact, controls: Sequence[str]) -> list[RowName]:
     soft = artifact.has_soft_labels or run.recipe.labels == "teacher"
     hard = ["distilled/hard"] if soft else []
@@ -220,12 +210,6 @@ def row_tasks(run: Run, artifact: Artifact, controls: Sequence[str]) -> list[Row
     return [RowTask(row, net, seeds) for row, net in plan]
 
 
-def inline(scorer: Scorer, tasks: Sequence[RowTask]) -> Iterator[tuple[RowTask, Outcome]]:
-    """Scores of one task after another, in this process."""
-    for task in tasks:
-        yield task, attempt(scorer.answer, task)
-
-
 def attempt(answer: Callable[[RowTask], list[Score]], task: RowTask) -> Outcome:
     """A control that cannot be computed here is left out with its reason, and the others go on."""
     if task.row.is_distilled:
@@ -237,3 +221,14 @@ def attempt(answer: Callable[[RowTask], list[Score]], task: RowTask) -> Outcome:
     except (Refused, Failed) as error:
         log.warning("control %s left out: %s", task.row, error)
         return str(error)
+
+
+@cache
+def _scorer(plain: str, uri: str) -> Scorer:
+    """Built once in a worker process."""
+    return Scorer.of(parse(Run, json.loads(plain)), uri)
+
+
+def score_task(run: Run, uri: str, task: RowTask) -> Outcome:
+    """A task in a process of the fleet."""
+    return attempt(_scorer(json.dumps(to_dict(run)), uri).answer, task)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import rayd
-from rayd.artifact import load, png, tensors, write
+from rayd.artifact import load, png, write
 from rayd.data.transform import Transform
-from rayd.distill.budget import Stored
+from rayd.distill.budget import Stored, from_bytes, to_bytes
 from rayd.errors import Refused
 from rayd.methods import CODECS
 from rayd.run.verify import verify
@@ -32,11 +32,11 @@ def make(kind="normalise", ipc=2):
         data=images.manifest,
         seeds={"run": 0},
     )
-    return codec, write.files(about, codec, stored, transform, {"distill_s": 1.0})
+    return about, codec, stored, transform, {"distill_s": 1.0}
 
 
 def saved(folder):
-    write.save(folder, make()[1])
+    write.save(folder, *make())
     return folder
 
 
@@ -53,25 +53,26 @@ def test_tensor_files_give_back_what_was_written():
         "c": torch.zeros(0),
         "d": torch.randn(2, dtype=torch.bfloat16),
     }
-    back = tensors.from_bytes(tensors.to_bytes(numbers))
+    back = from_bytes(to_bytes(numbers))
     assert set(back) == set(numbers)
     assert all(torch.equal(back[k], numbers[k]) and back[k].dtype == numbers[k].dtype for k in numbers)
-    assert tensors.to_bytes(numbers) == tensors.to_bytes(numbers)
+    assert to_bytes(numbers) == to_bytes(numbers)
     with pytest.raises(Refused, match="not a readable safetensors"):
-        tensors.from_bytes(b"nonsense")
+        from_bytes(b"nonsense")
 
 
 @pytest.mark.parametrize("kind", ["normalise", "zca", "none"])
 def test_an_artifact_loads_as_it_was_saved(tmp_path, kind, monkeypatch):
     monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
-    codec, made = make(kind)
-    write.save(tmp_path / "a", made)
+    _, codec, *_ = parts = make(kind)
+    made = write.files(*parts)
+    write.save(tmp_path / "a", *parts)
     back = load.load(tmp_path / "a")
     assert torch.equal(back.images("network"), codec.images.detach()) and back.step_size == pytest.approx(0.02)
     assert torch.equal(back.labels, codec.classes()) and torch.equal(back.targets.argmax(1), back.labels)
     assert back.images("uint8").dtype == torch.uint8 and back.images().shape == (6, 1, 8, 8)
     assert back.ledger["floats"] == 6 * 64 + 1 and back.ledger["bytes"] == len(made["codec.safetensors"])
-    assert made == make(kind)[1], "two equal runs write the same bytes"
+    assert made == write.files(*make(kind)), "two equal runs write the same bytes"
 
 
 @pytest.mark.parametrize("name", ["codec.safetensors", "transform.json", "ledger.json", "card.json", "README.md"])
@@ -99,7 +100,9 @@ def test_foreign_newer_and_missing_are_refused(tmp_path):
     with pytest.raises(Refused, match=r"ledger\.json: missing"):
         load.load(folder)
     with pytest.raises(Refused, match="holds another artifact"):
-        write.save(tmp_path, make(ipc=3)[1])
+        write.save(tmp_path, *make(ipc=3))
+    with pytest.raises(Refused, match="budget=1 floats: allowed is at least the 385 floats that pixel"):
+        write.save(tmp_path / "b", *make(), most=1)
 
 
 def test_scores_are_amended_and_the_card_stays_whole(tmp_path):
@@ -115,8 +118,8 @@ def test_scores_are_amended_and_the_card_stays_whole(tmp_path):
 
 def test_preview_is_a_png_others_can_read(tmp_path):
     image = pytest.importorskip("PIL.Image")
-    contents = make()[1]
-    write.save(tmp_path, contents)
+    contents = write.files(*make())
+    write.save(tmp_path, *make())
     with image.open(tmp_path / "preview.png") as picture:
         assert picture.size == (2 * 8 + 2, 3 * 8 + 2 * 2)
         pixels = torch.from_numpy(numpy.array(picture))[None]

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayd.artifact import tensors
 from rayd.config import Run
+from rayd.distill.budget import from_bytes
 from rayd.run.experts import ExpertPlan, build
 from rayd.schema import parse
 from tests.support.expert_runs import digits_run
@@ -233,7 +233,7 @@ def test_checkpoints_are_plain_tensors(buffer: str, tmp_path: Path) -> None:
     process = start(tmp_path, buffer)
     wait_for(tmp_path, 5, process)
     newest = max((tmp_path / "checkpoints").glob("*.safetensors"))
-    state = tensors.from_bytes(newest.read_bytes())
+    state = from_bytes(newest.read_bytes())
     process.kill()
     process.wait()
     assert any(name.startswith("optimiser/") for name in state) and "step" in state

@@ -51,6 +51,7 @@ ARTIFACTS: dict[str, tuple[str, ...]] = {
         "budget.ipc=1",
         "net.norm=batch",
         "recipe=sre2l",
+        "recipe.epochs=null",
         "recipe.steps=20",
     ),
     "lodc": ("method=lodc", *MATCHED, "method.codec.storage=fp16"),
@@ -130,7 +131,7 @@ def buffer_facts(folder: Path) -> dict[str, Any]:
 
 def files(folder: Path) -> dict[str, list[Any]]:
     """Bytes and sha256 of every file."""
-    contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
     return {name: [len(data), hashlib.sha256(data).hexdigest()] for name, data in contents.items()}
 
 

@@ -124,7 +124,7 @@ def test_an_artifact_is_the_codec(tmp_path, name, storage):
     transform = Transform("normalise", torch.zeros(3), torch.ones(3))
     about = write.Provenance(codec=written, spec=SPEC, classes=("a", "b", "c", "d"))
     made = write.files(about, codec, stored, transform)
-    write.save(tmp_path, made)
+    write.save(tmp_path, about, codec, stored, transform)
     artifact = rayd.load(tmp_path)
     ledger = json.loads(made["ledger.json"])
     assert ledger["bytes"] == len(made["codec.safetensors"])

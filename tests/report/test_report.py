@@ -58,11 +58,12 @@ def run_folder(tmp_path, monkeypatch):
     out = Store(tmp_path / "out")
     folder = an_artifact(tmp_path / "out" / "artifact", run)
 
-    def ask(run, uri, asks):
-        for i, task in enumerate(asks):
-            yield task, [Score(0.3 + 0.01 * k + 0.02 * i, seed, "convnet") for k, seed in enumerate(task.seeds)]
+    def run_tasks(run, stage, work, parts, uri):
+        for number, part in enumerate(parts):
+            i, k = divmod(number, run.recipe.seeds)
+            yield part, [Score(0.3 + 0.01 * k + 0.02 * i, part.seeds[0], "convnet")]
 
-    evaluate.score(run, str(folder), CONTROLS, ask)
+    evaluate.score(run, str(folder), CONTROLS, run_tasks)
     steps = [{"step": i, "loss": 1 / i, "step_size": 0.02, "grad_norm": 3.0, "val": i / 99} for i in range(1, 99)]
     out.write("metrics.jsonl", "".join(json.dumps(step) + "\n" for step in steps).encode())
     rows = [{"expert": k, "epochs": [0, 1, 2, 3], "val_accuracy": [0.1, 0.3, 0.4, 0.4 + k / 100]} for k in range(2)]

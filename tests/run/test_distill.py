@@ -348,13 +348,13 @@ def test_workers_start_from_worker_0s_codec_and_resume_where_it_does(tmp_path, m
 
 def test_a_flipped_bit_ends_the_step_with_the_workers_named(tmp_path, monkeypatch):
     run = run_at(tmp_path, objective={"name": "distribution", "batch_real": 8, "classes_per_item": 1})
-    whole, works = rayd.run.distill.distillation, {}
+    whole, works = rayd.run.recorder.distillation, {}
 
     def watched(assembled, share, reduce):
         works[share[0]] = whole(assembled, share, reduce)
         return works[share[0]]
 
-    monkeypatch.setattr("rayd.run.distill.distillation", watched)
+    monkeypatch.setattr("rayd.run.recorder.distillation", watched)
 
     def flip(rank, walk):
         if rank == 1 and works[1].number == 3:

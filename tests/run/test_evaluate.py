@@ -10,7 +10,7 @@ import rayd
 from rayd import stats
 from rayd.artifact.load import self_hash
 from rayd.errors import Refused
-from rayd.evaluate import coreset, dd_ranking
+from rayd.evaluate import coreset, verdict
 from rayd.evaluate.row import RowName
 from rayd.run import evaluate
 from rayd.run.rows import RowTask, Scorer
@@ -79,13 +79,11 @@ def test_verdicts():
         return {"set": name, "mean": mean, "std": std, "n": n}
 
     own = row("distilled", 0.5)
-    assert evaluate.verdict([own, row("random@floats", 0.3), row("herding@raw", 0.4)])["overall"] == "yes"
-    assert evaluate.verdict([own, row("random@floats", 0.3), row("herding@raw", 0.495)])["overall"] == "undecided"
-    assert evaluate.verdict([own, row("random@floats", 0.3), row("random@jpeg", 0.6)])["bytes"] == "no"
-    assert evaluate.verdict([own, row("random@floats", 0.3, n=1)])["floats"] == "undecided", (
-        "one network proves nothing"
-    )
-    assert evaluate.verdict([own, row("full", 0.9)])["overall"] == "not asked"
+    assert verdict.verdict([own, row("random@floats", 0.3), row("herding@raw", 0.4)])["overall"] == "yes"
+    assert verdict.verdict([own, row("random@floats", 0.3), row("herding@raw", 0.495)])["overall"] == "undecided"
+    assert verdict.verdict([own, row("random@floats", 0.3), row("random@jpeg", 0.6)])["bytes"] == "no"
+    assert verdict.verdict([own, row("random@floats", 0.3, n=1)])["floats"] == "undecided", "one network proves nothing"
+    assert verdict.verdict([own, row("full", 0.9)])["overall"] == "not asked"
     gap, wide = stats.difference(row("a", 0.5, 0.02, 5), row("b", 0.4, 0.02, 5))
     assert gap == pytest.approx(0.1) and wide == pytest.approx(2.306 * math.sqrt(2 * 0.02**2 / 5), rel=1e-3)
 
@@ -144,21 +142,19 @@ def test_robust_scores_are_their_formulas(tmp_path, cache):
     """A set equal to what it is compared with gains nothing: 0.269. The full set loses nothing to hard labels."""
     nothing = (1 - math.exp(-1)) / (math.e - math.exp(-1))
     assert nothing == pytest.approx(0.269, abs=1e-3)
-    assert dd_ranking.ars(0.4, 0.4, 0.3, 0.3) == pytest.approx(nothing)
-    full = dd_ranking.lrs(real_hard=0.8, syn_hard=0.8, syn_own=0.8, random_own=0.3)
-    assert full == pytest.approx(dd_ranking.scaled(0.25)) and full > nothing
-    assert dd_ranking.scaled(1) == pytest.approx(1) and dd_ranking.scaled(-1) == pytest.approx(0)
+    assert verdict.ars(0.4, 0.4, 0.3, 0.3) == pytest.approx(nothing)
+    full = verdict.lrs(real_hard=0.8, syn_hard=0.8, syn_own=0.8, random_own=0.3)
+    assert full == pytest.approx(verdict.scaled(0.25)) and full > nothing
+    assert verdict.scaled(1) == pytest.approx(1) and verdict.scaled(-1) == pytest.approx(0)
     with pytest.raises(Refused, match="fractions"):
-        dd_ranking.lrs(80, 80, 80, 30)
+        verdict.lrs(80, 80, 80, 30)
     means = {"distilled": 0.5, "random@floats": 0.3, "full": 0.8, "distilled/bare": 0.4, "random@floats/bare": 0.3}
-    found = dd_ranking.of(means)
+    found = verdict.robust(means)
     assert found["hlr"] == pytest.approx(0.3) and found["ior"] == pytest.approx(0.2)
-    assert found["lrs"] == pytest.approx(dd_ranking.scaled(-0.05)) and found["ars"] == pytest.approx(
-        dd_ranking.scaled(0.15)
-    )
-    soft = dd_ranking.of(means | {"distilled/hard": 0.45})
+    assert found["lrs"] == pytest.approx(verdict.scaled(-0.05)) and found["ars"] == pytest.approx(verdict.scaled(0.15))
+    soft = verdict.robust(means | {"distilled/hard": 0.45})
     assert soft["hlr"] == pytest.approx(0.35) and soft["lrs"] < found["lrs"]
-    assert dd_ranking.of({"distilled": 0.5}) == {} and "ars" not in dd_ranking.of(
+    assert verdict.robust({"distilled": 0.5}) == {} and "ars" not in verdict.robust(
         {"distilled": 0.5, "random@floats": 0.3}
     )
 
@@ -185,14 +181,17 @@ def test_an_ask_is_answered_alike_alone_and_in_company(tmp_path, cache):
 
 @pytest.mark.ray
 def test_tasks_answer_as_this_process_does(tmp_path, cache, ray_local):
-    from rayd.fleet.evaluate import answers
-    from rayd.run.rows import inline, row_tasks
+    from rayd.fleet.tasks import run_tasks
+    from rayd.run.evaluate import whole_tasks
+    from rayd.run.rows import attempt, row_tasks, score_task
 
     run = a_run(scale={"name": "laptop"})
     folder = str(an_artifact(tmp_path / "a", run))
     asks = row_tasks(run, rayd.load(folder), ["random@floats", "nonsense@floats"])
-    here = list(inline(Scorer.of(run, folder), asks))
-    there = list(answers(run, folder, asks))
+    scorer = Scorer.of(run, folder)
+    here = [(ask, attempt(scorer.answer, ask)) for ask in asks]
+    units = [part for ask in asks for part in ask.parts(gpus=0)]
+    there = list(whole_tasks(asks, run_tasks(run, "evaluate", score_task, units, folder)))
     assert [ask for ask, _ in there] == asks
     for (_, a), (_, b) in zip(here, there, strict=True):
         assert a == b if isinstance(a, str) else [s.accuracy for s in a] == [s.accuracy for s in b]
@@ -201,7 +200,8 @@ def test_tasks_answer_as_this_process_does(tmp_path, cache, ray_local):
 
 
 def test_controls_are_asked_by_name():
-    from rayd.run.rows import CONTROLS, rows_asked
+    from rayd.run.evaluate import rows_asked
+    from rayd.run.rows import CONTROLS
 
     assert rows_asked(True) == CONTROLS and rows_asked(False) == ()
     assert rows_asked(["start", "herding@raw"]) == ("start", "herding@raw")

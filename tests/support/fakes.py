@@ -110,5 +110,5 @@ def an_artifact(folder, run, images=None, step_size: float | None = 0.02):  # ty
         data=splits.train.manifest,
         seeds={"run": run.seed},
     )
-    write.save(folder, write.files(about, codec, stored, transform, {"distill_s": 1.0}))
+    write.save(folder, about, codec, stored, transform, {"distill_s": 1.0})
     return folder

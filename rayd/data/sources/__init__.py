@@ -8,5 +8,4 @@ parquet.py     parquet files in the Hugging Face layout
 prepared.py    shards that jobs.prepare wrote
 bundled.py     scikit-learn's digits, torchvision's downloads, generated images
 decode.py      picture files to uint8 arrays, in threads
-cache.py       decoded datasets on disk, mapped
 """

@@ -16,7 +16,7 @@ import torch
 
 from rayd.data.config import DataConfig
 from rayd.data.images import Pixels
-from rayd.data.sources.decode import LARGEST, Payload, in_threads
+from rayd.data.sources.decode import Payload
 from rayd.errors import refuse
 from rayd.seeds import generator
 
@@ -24,8 +24,6 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 PARTS = {"train": ("train", "training"), "test": ("test", "val", "validation", "valid")}
 TEST_SHARE = 0.2
 """Of a set that has no test part: drawn once, the same for every seed."""
-READERS = 8
-"""Threads that read picture files."""
 MOST_CLASSES = 10**6
 """A label above it is a mistake, and would be a list of so many names."""
 
@@ -112,15 +110,6 @@ def split_test(parts: dict[str, Listing]) -> dict[str, Listing]:
     drawn = torch.randperm(len(whole), generator=generator("test split", len(whole))).tolist()
     cut = round(TEST_SHARE * len(whole))
     return {"train": whole.take(sorted(drawn[cut:])), "test": whole.take(sorted(drawn[:cut]))}
-
-
-def by_files(files: Files, names: Sequence[str], labels: Sequence[int]) -> Listing:
-    """One file a picture, read some ahead: a network disk answers many questions at once."""
-
-    def read(name: str) -> bytes:
-        return files.read(name) if files.stamp(name)[1] <= LARGEST else b""
-
-    return Listing(names, labels, lambda start, stop: in_threads(read, names[start:stop], READERS))
 
 
 class Numbered(Sequence[str]):

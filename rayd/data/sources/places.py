@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from rayd.data.sources.listing import Files
 from rayd.store.files import open_filesystem
 from rayd.store.patience import current, persist
 
@@ -79,13 +78,3 @@ class Bucket:
     def stamp(self, name: str) -> list[Any]:
         info = self.infos[name.removeprefix("./")]
         return [name, info.size, info.mtime_ns]
-
-
-def place(where: str | Path) -> Files | None:
-    """The folder, or None where there is none."""
-    text = str(where).removeprefix("file://")
-    if "://" in text:
-        bucket = Bucket(text.rstrip("/"))
-        return bucket if bucket.infos else None
-    path = Path(text).expanduser()
-    return Folder(path) if path.is_dir() else None

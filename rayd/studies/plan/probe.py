@@ -25,8 +25,9 @@ from rayd.experts.buffer import Buffer, BufferWriter
 from rayd.experts.train import train
 from rayd.experts.trajectory import Snapshot, Trajectory
 from rayd.machine import device_for, device_kind, peak_memory, use_threads
-from rayd.run.assemble import assemble, distillation, last_matched
+from rayd.run.assemble import assemble, last_matched
 from rayd.run.experts import ExpertPlan, units_of
+from rayd.run.recorder import distillation
 from rayd.schema import parse, to_dict
 from rayd.seeds import generator
 

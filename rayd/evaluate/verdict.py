@@ -1,4 +1,6 @@
-"""DD-Ranking's scores, which take labels and augmentation out of a comparison; on accuracies as fractions.
+"""What a score table says: whether the set beats the coresets, and DD-Ranking's scores.
+
+DD-Ranking's scores take labels and augmentation out of a comparison; on accuracies as fractions.
 
     HLR = acc(real, hard) - acc(syn, hard)          what hard labels alone lose against the real set
     IOR = acc(syn, own) - acc(random, own)          what the images gain over random ones under the method's labels
@@ -11,9 +13,45 @@ Both map -1..1 onto 0..1; nothing gained and nothing lost is 0.269. Read them be
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rayd.errors import refuse
+from rayd.evaluate.row import RowName
+from rayd.stats import difference
+
+
+def concluded(rows: Sequence[Mapping[str, Any]], net: str) -> dict[str, Any]:
+    """What the rows of the first network say."""
+    first = [row for row in rows if row["net"] == net]
+    return {"verdict": verdict(first), "robust": robust({row["set"]: row["mean"] for row in first})}
+
+
+def verdict(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Does it beat the coreset? yes: better than each, by more than chance; no: one is better by more than chance.
+
+    Welch's interval of the difference, 95 %. Asked at equal floats and at equal bytes; overall is yes only if both are.
+    """
+    distilled = next((row for row in rows if row["set"] == "distilled"), None)
+    words: dict[str, list[str]] = {"floats": [], "bytes": []}
+    why = []
+    for row in rows:
+        name = RowName.parse(row["set"])
+        if distilled is None or not name.is_coreset or name.way:
+            continue
+        gap, wide = difference(distilled, row)
+        word = "yes" if gap - wide > 0 else "no" if gap + wide < 0 else "undecided"
+        words["floats" if name.budget == "floats" else "bytes"].append(word)
+        why.append(f"{name}: {100 * gap:+.1f} points (95 % ± {100 * wide:.1f}): {word}")
+    by_budget = {budget: worst(said) for budget, said in words.items()}
+    overall = worst([word for word in by_budget.values() if word != "not asked"])
+    return {**by_budget, "overall": overall, "why": why}
+
+
+def worst(words: Sequence[str]) -> str:
+    if not words:
+        return "not asked"
+    return "no" if "no" in words else "undecided" if "undecided" in words else "yes"
 
 
 def hlr(real_hard: float, syn_hard: float) -> float:
@@ -39,7 +77,7 @@ def scaled(a: float) -> float:
     return (math.exp(a) - math.exp(-1)) / (math.e - math.exp(-1))
 
 
-def of(means: Mapping[str, float]) -> dict[str, float]:
+def robust(means: Mapping[str, float]) -> dict[str, float]:
     """What can be said from a score table's means by row; hard labels are the set's own where it stores no others."""
     out: dict[str, float] = {}
     if not {"distilled", "random@floats"} <= set(means):

@@ -1,10 +1,13 @@
-"""The artifact's README: a dataset card with the claim, how it was measured, and its limits."""
+"""The card, sealed over the files, and the README made from it: the claim, how it was measured, and its limits."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from rayd.artifact.load import digest, self_hash
 
 USE = """```python
 import rayd
@@ -37,6 +40,18 @@ def percent(score: Mapping[str, Any]) -> str:
     if score.get("n", 0) < 2:
         return f"{100 * score['mean']:.1f} % (n=1)"
     return f"{100 * score['mean']:.1f} ± {100 * score['std']:.1f} % (n={score['n']}, 95 % ± {100 * score['ci95']:.1f})"
+
+
+def sealed(card: dict[str, Any], contents: Mapping[str, bytes]) -> dict[str, bytes]:
+    """README and card, with the hash of every file."""
+    page = readme(card, json.loads(contents["ledger.json"])).encode()
+    listed = {name: digest(data) for name, data in sorted({**contents, "README.md": page}.items())}
+    card = {**card, "files": listed}
+    return {"README.md": page, "card.json": as_json({**card, "sha256": self_hash(card)})}
+
+
+def as_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
 def readme(card: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
