@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs import stage
 from jobs.compose import Asked, command
 
 KEYS = "jobs.evaluate:Keys"
@@ -45,12 +46,7 @@ def scored(asked: Asked, at: str, controls: bool | Sequence[str] = True) -> bool
     run, store, rows = asked.run, Store(at), rows_asked(controls)
     if is_scored(run, at, rows):
         return False
-    if run.scale.name == "inline":
-        score(run, at, rows)
-    else:
-        from rayd.fleet.evaluate import answers
-
-        score(run, at, rows, answers)
+    score(run, at, rows, None if run.scale.name == "inline" else stage("evaluate", run).answers)
     keep(run, store)
     return True
 
