@@ -259,7 +259,8 @@ def test_a_card_names_no_folder_of_its_maker(tmp_path):
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "mine.py").write_text(OWN.format(""))
     run = small_run(
-        method=method(objective={"name": "mine", "batch_real": 8}), recipe={"steps": 5, "seeds": 2}, out=str(tmp_path / "out"),
+        method=method(objective={"name": "mine", "batch_real": 8}), recipe={"steps": 5, "seeds": 2},
+        out=str(tmp_path / "out"),
         data=folder_of_images(tmp_path / "images", 40), methods=str(tmp_path / "own"),
     )  # fmt: skip
     list(distill(run))
