@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 INLINE = {
     "experts": "rayd.run.experts",
     "distill": "rayd.run.distill",
+    "plan": "rayd.studies.plan",
+    "prepare": "rayd.data.prepare",
 }
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from jobs.compose import exit_code
+
 NAMES = ("experts", "unroll", "codecs", "objectives", "evaluate", "buffer", "scaling")
 
 
@@ -24,25 +26,17 @@ def main(words: Sequence[str]) -> int:
         )
         print(f"rayd: {word}: allowed is {allowed}; see python -m jobs.bench --help", file=sys.stderr)
         return 2
-    return measure(NAMES if "all" in wanted else wanted, size)
+    return exit_code(lambda: measure(NAMES if "all" in wanted else wanted, size))
 
 
 def measure(names: Sequence[str], size: str) -> int:
-    from rayd.errors import Failed, Refused
     from rayd.studies.bench import HEAD, rows
 
     print(HEAD, file=sys.stderr)
-    try:
-        for name in names:
-            for row in rows(name, size):
-                print(row.json(), flush=True)
-                print(row.line(), file=sys.stderr, flush=True)
-    except Refused as refusal:
-        print(f"rayd: {refusal}", file=sys.stderr)
-        return 2
-    except Failed as failure:
-        print(f"rayd: {failure}", file=sys.stderr)
-        return 1
+    for name in names:
+        for row in rows(name, size):
+            print(row.json(), flush=True)
+            print(row.line(), file=sys.stderr, flush=True)
     return 0
 
 

@@ -75,9 +75,8 @@ def command(
     `keys` is the dataclass of the verb's own keys as "module:Class": help reads its source, a run imports it.
     """
     words = tuple(sys.argv[1:] if argv is None else argv)
-    from rayd.errors import Failed, Refused
 
-    try:
+    def verb_of_words() -> int:
         if "--help" in words or "-h" in words:
             from jobs.help import answer
 
@@ -94,6 +93,16 @@ def command(
         use_threads(asked.run.scale.threads)
         configure(asked.run.store)
         return act(asked)
+
+    return exit_code(verb_of_words)
+
+
+def exit_code(work: Callable[[], int]) -> int:
+    """What the work returns, or the code of the error that ends it, whose text is shown."""
+    from rayd.errors import Failed, Refused
+
+    try:
+        return work()
     except Refused as refusal:
         print(f"rayd: {' '.join(str(refusal).split())}", file=sys.stderr)
         return 2

@@ -39,11 +39,11 @@ def act(asked: Asked) -> int:
 
 
 def living(asked: Asked, left: list[ContinualRun]) -> Iterator[Outcome]:
-    from rayd.studies.continual.protocol import inline, learn
+    from rayd.studies.continual.protocol import learn
 
     run, config = asked.run, asked.own.continual
     if run.scale.name == "inline":
-        yield from inline(run, config, left)
+        yield from (learn(run, config, unit) for unit in left)
         return
     from rayd.fleet.tasks import run_tasks
 

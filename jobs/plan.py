@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+from jobs import stage
 from jobs.compose import Asked, command
 
 KEYS = "jobs.plan:Keys"
@@ -23,14 +24,10 @@ class Keys:
 def act(asked: Asked) -> int:
     from rayd.run.cost import against
     from rayd.store import Store
-    from rayd.studies.plan import in_children, plan
+    from rayd.studies.plan import plan
 
-    run, probe = asked.run, in_children
-    if run.scale.name != "inline" and asked.own.probe > 0:
-        from rayd.fleet.plan import on_the_cluster
-
-        probe = on_the_cluster
-    costs = plan(run, asked.own.probe, probe)
+    run = asked.run
+    costs = plan(run, asked.own.probe, stage("plan", run).measure)
     print("\n".join(costs.lines()))
     store = Store(run.out)
     for what, planned, actual in against(costs.json(), store, Store(run.experts_at)):

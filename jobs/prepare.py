@@ -6,8 +6,8 @@ A shard is a fixed slice of the sorted listing: killed and submitted again, the 
 from __future__ import annotations
 
 import sys
-from typing import Any
 
+from jobs import stage
 from jobs.compose import Asked, command
 
 KEYS = "rayd.data.prepare:PrepareConfig"
@@ -25,24 +25,14 @@ def prepared(asked: Asked, to: str, per_shard: int) -> int:
     """Write the shards that are missing; how many there were."""
     from jobs.console import Line
 
-    line, shards, images = Line(), 0, 0
-    for wrote in _shards(asked, to, per_shard):
+    run, line, shards, images = asked.run, Line(), 0, 0
+    place = run.scale.threads if run.scale.name == "inline" else run.scale
+    for wrote in stage("prepare", run).prepare(run.data, to, per_shard, place):
         shards, images = shards + 1, images + wrote.rows
         line.show(f"prepare  {shards} shards, {images} images, {wrote.skipped} skipped in the last")
     if shards:
         line.show(f"prepare  {shards} shards, {images} images, done", last=True)
     return shards
-
-
-def _shards(asked: Asked, to: str, per_shard: int) -> Any:
-    run = asked.run
-    if run.scale.name == "inline":
-        from rayd.data.prepare import prepare
-
-        return prepare(run.data, to, per_shard, run.scale.threads)
-    from rayd.fleet.prepare import prepare as prepare_on_ray
-
-    return prepare_on_ray(run.data, to, per_shard, run.scale)
 
 
 if __name__ == "__main__":

@@ -25,16 +25,7 @@ from rayd.nets.convnet import NetConfig
 from rayd.schema import DERIVED, at, fields_of, fingerprint, parse, positive, read, to_dict, value
 from rayd.store import StoreConfig, within
 
-__all__ = [
-    "GuardConfig",
-    "MethodConfig",
-    "OptimiserConfig",
-    "Run",
-    "ScaleConfig",
-    "fingerprint",
-    "parse",
-    "to_dict",
-]
+__all__ = ["GuardConfig", "MethodConfig", "OptimiserConfig", "Run", "ScaleConfig", "fingerprint", "parse", "to_dict"]
 
 
 FROM_EXPERTS = frozenset({"segment", "pool", "teacher"})

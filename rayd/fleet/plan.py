@@ -10,14 +10,14 @@ from rayd.studies.plan import Measured, stages
 from rayd.studies.plan.probe import request, run_stage
 
 
-def on_the_cluster(run: Run, seconds: float) -> Measured:
-    """As rayd.studies.plan.in_children: one stage after another, each in a process that ends with it."""
+def measure(run: Run, seconds: float) -> Measured:
+    """As rayd.studies.plan.measure: one stage after another, each in a process that ends with it."""
     measured: Measured = {}
     for stage in stages(run):
-        ((_, numbers),) = run_tasks(run, f"probe of {stage}", _measure, [request(run, stage, seconds)], fresh=True)
+        ((_, numbers),) = run_tasks(run, f"probe of {stage}", _stage, [request(run, stage, seconds)], fresh=True)
         measured[stage] = numbers
     return measured
 
 
-def _measure(run: Run, spec: dict[str, Any]) -> dict[str, float]:
+def _stage(run: Run, spec: dict[str, Any]) -> dict[str, float]:
     return run_stage(spec)

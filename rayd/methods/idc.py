@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
-from rayd.distill.budget import Budget, Shapes, Stored
+from rayd.distill.budget import Budget, Stored
 from rayd.distill.codec import Family, Take
 from rayd.distill.contract import Codec, Player
 from rayd.distill.fit import CodecOptions
@@ -40,6 +40,11 @@ log = logging.getLogger(__name__)
 OF: dict[str, type[Family]] = {"pixel": Pixel, "lodc": Lodc, "lss": Lss, "nsd": Nsd, "haba": Haba}
 THIN = 4
 """Pixels of a cell for each rank below which it is thin."""
+
+
+def _under(name: str) -> Any:
+    """An option that is the one of the codec underneath."""
+    return property(lambda config: getattr(config.under, name))
 
 
 class Formation(Codec):
@@ -70,45 +75,9 @@ class Formation(Codec):
             plain: dict[str, Any] = to_dict(self.under)
             return {"factor": self.factor, "of": name, **plain}
 
-        @property
-        def rank(self) -> int | None:
-            return self.under.rank
-
-        @property
-        def sharing(self) -> int | None:
-            return self.under.sharing
-
-        @property
-        def labels(self) -> str:
-            return self.under.labels
-
-        @property
-        def storage(self) -> str:
-            return self.under.storage
-
-        @property
-        def start(self) -> str:
-            return self.under.start
-
-        @property
-        def learns_labels(self) -> bool:
-            return self.under.learns_labels
-
-        @property
-        def needs(self) -> frozenset[str]:
-            return self.under.needs
-
-        def all_shapes(self, spec: Spec) -> Shapes:
-            return self.under.all_shapes(spec)
-
-        def floats(self, spec: Spec) -> int:
-            return self.under.floats(spec)
-
-        def fill(self, budget: Budget, spec: Spec) -> float:
-            return self.under.fill(budget, spec)
-
-        def within(self, budget: Budget, spec: Spec) -> bool:
-            return self.under.within(budget, spec)
+        rank, sharing, labels, storage, start = map(_under, ("rank", "sharing", "labels", "storage", "start"))
+        learns_labels, needs = _under("learns_labels"), _under("needs")
+        all_shapes, floats, fill, within = map(_under, ("all_shapes", "floats", "fill", "within"))
 
         def decoded(self, spec: Spec) -> int:
             return self.factor**2 * self.under.decoded(spec)

@@ -244,7 +244,7 @@ def provenance(facts: Facts) -> Html:
     card = facts.artifact.card
     known = {"run": card["fingerprint"], "data": card["data"].get("content", ""), "card": card["sha256"],
              "transform": facts.artifact.transform.kind, "seeds": card["seeds"], "torch": card["versions"].get("torch"),
-             "protocol": facts.table.get("protocol", ""), "chosen by": card["claim"].get("selection", "")}  # fmt: skip
+             "protocol": facts.table.get("protocol", ""), "chosen by": card["claim"].get("select", "")}  # fmt: skip
     lines = (part for name, value in known.items() if value for part in (tag("dt", name), tag("dd", value)))
     command = tag("code", "python -m jobs.evaluate verify=ARTIFACT")
     return joined([tag("dl", *lines), tag("p", "Check it: ", command, class_="note")])

@@ -16,13 +16,14 @@ from rayd.errors import Refused
 from rayd.methods import CODECS
 from rayd.run.verify import verify
 from rayd.store import Store
-from tests.support.fakes import DATA, Pixels, a_run, an_artifact, tiny
+from tests.support.runs import an_artifact, small_run
+from tests.support.worlds import TinyPixels, tiny
 
 
 def make(kind="normalise", ipc=2):
     images = tiny()
     transform = Transform.fit(images, kind)
-    codec = Pixels(Pixels.Config(ipc=ipc), images.spec, torch.Generator().manual_seed(1))
+    codec = TinyPixels.Config(ipc=ipc).build(images.spec, torch.Generator())
     stored = {**codec.stored(), "step_size": Stored(torch.tensor([0.02]), "step")}
     about = write.Provenance(
         codec={"name": "tiny", "ipc": ipc},
@@ -43,7 +44,7 @@ def saved(folder):
 @pytest.fixture(autouse=True)
 def tiny_codec(monkeypatch):
     """The codec of these artifacts, under a name of its own."""
-    monkeypatch.setitem(CODECS, "tiny", Pixels)
+    monkeypatch.setitem(CODECS, "tiny", TinyPixels)
 
 
 def test_tensor_files_give_back_what_was_written():
@@ -62,13 +63,12 @@ def test_tensor_files_give_back_what_was_written():
 
 
 @pytest.mark.parametrize("kind", ["normalise", "zca", "none"])
-def test_an_artifact_loads_as_it_was_saved(tmp_path, kind, monkeypatch):
-    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
+def test_an_artifact_loads_as_it_was_saved(tmp_path, kind):
     _, codec, *_ = parts = make(kind)
     made = write.files(*parts)
     write.save(tmp_path / "a", *parts)
     back = load.load(tmp_path / "a")
-    assert torch.equal(back.images("network"), codec.images.detach()) and back.step_size == pytest.approx(0.02)
+    assert torch.equal(back.images("network"), codec.pixels.detach()) and back.step_size == pytest.approx(0.02)
     assert torch.equal(back.labels, codec.classes()) and torch.equal(back.targets.argmax(1), back.labels)
     assert back.images("uint8").dtype == torch.uint8 and back.images().shape == (6, 1, 8, 8)
     assert back.ledger["floats"] == 6 * 64 + 1 and back.ledger["bytes"] == len(made["codec.safetensors"])
@@ -140,11 +140,10 @@ def test_loading_needs_torch_and_safetensors_alone():
 
 @pytest.mark.parametrize("name", sorted(CODECS))
 @pytest.mark.parametrize("storage", ["fp32", "fp16", "int8"])
-def test_every_codec_comes_back_as_stored(tmp_path, monkeypatch, name, storage):
-    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
+def test_every_codec_comes_back_as_stored(tmp_path, name, storage):
     under = {"name": name, "storage": storage, **({"of": "lodc"} if name == "formation" else {})}
     method = {"codec": under, "objective": {"name": "distribution"}}
-    run = a_run(method=method, budget={"ipc": 4}, data={**DATA, "size": 16, "channels": 3})
+    run = small_run(method=method, budget={"ipc": 4}, data={"size": 16, "channels": 3})
     folder = an_artifact(tmp_path / "a", run)
     back = rayd.load(folder)
     assert back.images("network").shape == (len(back), 3, 16, 16) and torch.isfinite(back.images()).all()

@@ -15,13 +15,12 @@ from rayd.errors import Refused
 from rayd.evaluate.recipe import RecipeConfig
 from rayd.run import evaluate
 from rayd.schema import to_dict
-from tests.support.fakes import a_run, an_artifact
+from tests.support.runs import an_artifact, small_run
 
 
 @pytest.fixture
-def made(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
-    run = a_run()
+def made(tmp_path):
+    run = small_run()
     return rayd.load(an_artifact(tmp_path / "artifact", run, images=lambda pixels: 3 * torch.randn(pixels.shape)))
 
 
@@ -39,7 +38,7 @@ def test_parquet_opens_as_images_with_class_names(tmp_path, made, monkeypatch):
 def test_soft_labels_go_along(tmp_path, made, monkeypatch):
     pq = pytest.importorskip("pyarrow.parquet")
     method = {"codec": {"name": "pixel", "labels": "soft"}, "objective": {"name": "mtt"}}
-    folder = an_artifact(tmp_path / "soft", a_run(method=method, budget={"ipc": 2}))
+    folder = an_artifact(tmp_path / "soft", small_run(method=method, budget={"ipc": 2}))
     data = rendered(rayd.load(folder), "parquet")["data/train-00000-of-00001.parquet"]
     table = pq.read_table(io.BytesIO(data))
     assert np.allclose(np.array(table["soft_label"].to_pylist()), rayd.load(folder).targets, atol=1e-3)
@@ -101,10 +100,9 @@ def test_a_stranger_with_datasets_and_torch_gets_the_cards_number(tmp_path, monk
 
     pytest.importorskip("datasets")
     pytest.importorskip("sklearn")
-    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
     sgd = {"lr": 0.05, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
     plain = to_dict(RecipeConfig(name="plain", steps=300, augment=None, **sgd))
-    run = a_run(data={"name": "digits"}, net={"name": "convnet", "width": 16}, recipe=plain, budget={"ipc": 5})
+    run = small_run(data={"name": "digits"}, net={"width": 16, "depth": None}, recipe=plain, budget={"ipc": 5})
     folder = an_artifact(tmp_path / "artifact", run)
     evaluate.score(run, str(folder), [])
     export(str(folder), str(tmp_path / "out"))

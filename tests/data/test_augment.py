@@ -19,9 +19,7 @@ from rayd.seeds import generator
 OPS = tuple(COLUMNS)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def images(n: int = 4, c: int = 3, side: int = 16) -> torch.Tensor:

@@ -26,10 +26,9 @@ from rayd.schema import parse
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
+def place(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder and a cache with nothing in them."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path / "cache"
 
 
 def make(n: int = 40, classes: int = 4, size: int = 6) -> Images:

@@ -18,17 +18,13 @@ from rayd.data.config import DataConfig
 from rayd.data.load import load as load_data
 from rayd.data.prepare import Preparation, prepare
 from rayd.errors import Refused
+from rayd.store import Store
+from tests.support.hashes import hashes
 
 SMALL: dict[str, Any] = {"name": "generated", "size": 8, "count": 100, "classes": 4}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def folder_set(root: Path, n: int = 12) -> None:
@@ -70,7 +66,8 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "torn" / "train-00001.npy").write_bytes(b"cut short")
     (tmp_path / "torn" / "train-00002.json").unlink()
     list(prepare(config, str(tmp_path / "torn"), 16))
-    assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
+    assert hashes(tmp_path / "torn") == hashes(tmp_path / "whole")
+    assert Store(tmp_path / "torn").sweep() == 0, "half-written files are left"
     assert list(prepare(config, str(tmp_path / "torn"), 16)) == []
 
 
@@ -101,9 +98,9 @@ def test_ray_data_writes_the_same_bytes(tmp_path: Path, ray_local: None) -> None
     list(prepare(config, str(tmp_path / "inline"), 6))
     wrote = list(fleet.prepare(config, str(tmp_path / "fleet"), 6, ScaleConfig(name="laptop", actors=2)))
     assert sum(one.rows for one in wrote) == 40
-    by_fleet = contents(tmp_path / "fleet")
+    by_fleet = hashes(tmp_path / "fleet")
     assert by_fleet.pop("events.jsonl"), "which worker wrote what"
-    assert by_fleet == contents(tmp_path / "inline")
+    assert by_fleet == hashes(tmp_path / "inline")
 
 
 @pytest.mark.slow
@@ -123,4 +120,5 @@ def test_killed_processes_leave_nothing_wrong(tmp_path: Path) -> None:
     whole = DataConfig(name="generated", size=32, count=20000)
     list(prepare(whole, torn, 500))
     list(prepare(whole, str(tmp_path / "whole"), 500))
-    assert contents(tmp_path / "torn") == contents(tmp_path / "whole"), "nor are half-written files left"
+    assert hashes(torn) == hashes(tmp_path / "whole")
+    assert Store(torn).sweep() == 0, "half-written files are left"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,51 +17,19 @@ from rayd.distill.contract import OptimiserConfig, Player
 from rayd.distill.guard import GuardConfig
 from rayd.distill.loop import Distillation, Reduce, Step, identity, make_optimiser
 from rayd.errors import Failed, Refused
-from rayd.experts.trajectory import Segment
 from rayd.methods.mtt import Mtt
 from rayd.methods.pixel import Pixel
-from rayd.nets.convnet import Net, NetConfig
+from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
-from tests.support.fakes import tiny
 from tests.support.workers import run_workers
+from tests.support.worlds import TinyWorld, tiny
 
 SPEC = Spec((3, 8, 8), 3)
 
 
-@dataclass
-class Walks:
-    """A world whose experts are random walks of a small network."""
-
-    precision: str = "fp32"
-    compiled: bool = False
-    seed: int = 0
-    experts: int = 3
-    last_epoch: int = 4
-    spec: Spec = SPEC
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    spoiled: bool = False
-
-    def __post_init__(self) -> None:
-        self.net: Net = NetConfig(depth=2, width=4).build(self.spec)
-        self.transform = Transform("none", torch.zeros(3), torch.ones(3))
-
-    def theta(self, expert: int, epoch: int) -> Tensor:
-        start = self.net.init(generator(self.seed, "walk", expert))
-        steps = [torch.randn(self.net.size, generator=generator(self.seed, "walk", expert, e)) for e in range(epoch)]
-        theta = start + 0.05 * sum(steps, torch.zeros(self.net.size))
-        return theta * float("nan") if self.spoiled and epoch > 1 else theta
-
-    def segment(self, expert: int, first: int, last: int) -> Segment:
-        return Segment(self.theta(expert, first), self.theta(expert, last), expert, first, last)
-
-    def members(self, c: int) -> Tensor:
-        return torch.arange(4)
-
-    def real(self, index_N: Tensor) -> Tensor:
-        return torch.randn(len(index_N), *self.spec.shape, generator=generator(self.seed, "real"))
-
-    def targets(self, index_N: Tensor) -> Tensor:
-        return torch.eye(3)[index_N % 3]
+def walks(**changes: Any) -> TinyWorld:
+    """Three classes, a small network, experts of four epochs."""
+    return TinyWorld(**{"classes": 3, "config": NetConfig(depth=2, width=4), "last_epoch": 4, **changes})
 
 
 def make(
@@ -69,12 +37,12 @@ def make(
     reduce: Reduce = identity,
     *,
     steps: int = 6,
-    inputs: Walks | None = None,
+    inputs: TinyWorld | None = None,
     guard: GuardConfig | None = None,
     ema: float = 0.0,
     **objective: object,
 ) -> Distillation:
-    inputs = inputs or Walks()
+    inputs = inputs or walks()
     codec = Pixel.Config(labels="soft").fit(Budget(ipc=2.1), inputs.spec).build(inputs.spec, generator(0, "codec"))
     config = Mtt.Config(
         **({"inner_steps": 2, "batch": 4, "last": 2, "items": 4, "augment": AugmentConfig(ops=("flip",))} | objective)
@@ -161,7 +129,7 @@ def test_an_exploding_step_size_ends_with_a_diagnosis_and_the_last_good_state() 
 
 def test_a_row_that_is_not_finite_is_named() -> None:
     with pytest.raises(Failed, match="verify=true"):
-        list(make(inputs=Walks(spoiled=True)).run())
+        list(make(inputs=walks(spoiled=True)).run())
 
 
 def test_items_above_the_threshold_are_left_out_and_end_the_run() -> None:
@@ -212,8 +180,7 @@ def test_one_rate_moves_whitened_and_normalised_pixels_alike() -> None:
         assert group["lr"] == pytest.approx(lr)
 
 
-def test_the_unit_of_a_space_is_the_spread_of_its_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAYD_CACHE", str(tmp_path))
+def test_the_unit_of_a_space_is_the_spread_of_its_pixels() -> None:
     images = tiny(n=300, size=6, channels=3)
     for kind in ("zca", "normalise"):
         space = Transform.fit(images, kind)  # type: ignore[arg-type]
@@ -235,7 +202,7 @@ def test_the_rate_falls_on_a_plateau_and_for_its_own_players_alone() -> None:
 
 
 def test_datm_window_grows() -> None:
-    objective = make(last=4, grow_from=1, grow_steps=6, inputs=Walks(last_epoch=8)).objective
+    objective = make(last=4, grow_from=1, grow_steps=6, inputs=walks(last_epoch=8)).objective
     assert isinstance(objective, Mtt)
     assert [objective.ceiling(step) for step in (0, 2, 4, 6, 100)] == [1, 2, 3, 4, 4]
     starts = {item.what["first"] for step in range(40) for item in objective.plan(step)}

@@ -9,7 +9,7 @@ import pytest
 from jobs import distill
 from jobs.compose import command
 from rayd.run.experts import ExpertPlan, build
-from tests.support.expert_runs import digits_run
+from tests.support.runs import digits_run
 
 WORDS = (
     "data=digits", "net.depth=2", "net.width=8", "expert=quick", "expert.experts=2", "expert.epochs=4", "method=mtt",
@@ -49,7 +49,7 @@ def test_the_count_goes_on_where_a_resumed_run_stands(buffer: str, tmp_path: Pat
     """Ended once, submitted again: the same diagnosis at the same step, from the checkpoint before it."""
     for _ in range(2):
         assert ended(buffer, tmp_path, "method.objective.skip_above=1e-9") == 1
-        markers = sorted((tmp_path / "checkpoints").glob("*.json"))
+        markers = sorted((tmp_path / "checkpoints").glob("step-*.json"))
         assert len(markers) == 2 and markers[-1].stem == "step-000004"
 
 

@@ -18,7 +18,7 @@ from rayd.nets.convnet import NetConfig
 from rayd.schema import parse, to_dict
 from rayd.seeds import generator
 from rayd.stats import summary
-from tests.support.fakes import Pixels, tiny
+from tests.support.worlds import TinyPixels, tiny
 
 CPU = torch.device("cpu")
 IMAGES = tiny(60)
@@ -113,7 +113,7 @@ def test_batch_norm_networks_keep_running_statistics():
 
 
 def test_a_recipe_that_does_not_fit_is_refused():
-    codec = Pixels(Pixels.Config(ipc=1), IMAGES.spec, torch.Generator().manual_seed(0))
+    codec = TinyPixels.Config(ipc=1).build(IMAGES.spec, torch.Generator())
     with pytest.raises(Refused, match=r"recipe=mtt.*recipe\.learned=false"):
         score(LEARNED, codec)
     with pytest.raises(Refused, match="without a teacher"):
@@ -133,7 +133,7 @@ def test_an_epoch_is_a_pass_over_what_is_stored():
     assert factorised.length(RecipeConfig(epochs=7, batch=40, epoch="decoded")) == Length(161, 23)
     assert factorised.resident(CPU).length(RecipeConfig(epochs=7, batch=40)) == Length(21, 3)
     assert sum(1 for _ in batches(RecipeConfig(epochs=7, batch=40, augment=None), factorised, 0, CPU, None)) == 21
-    codec = Pixels(Pixels.Config(ipc=7), IMAGES.spec, torch.Generator().manual_seed(0))
+    codec = TinyPixels.Config(ipc=7).build(IMAGES.spec, torch.Generator())
     assert ImageSet.of(codec).stored == len(codec) == 21
     assert RecipeConfig().steps == 1000 and parse(RecipeConfig, to_dict(recipe)) == recipe
     with pytest.raises(

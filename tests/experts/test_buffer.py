@@ -21,6 +21,7 @@ from rayd.seeds import generator
 from rayd.store import Store
 from rayd.studies.bench import isolated
 from rayd.studies.bench.buffer import fill
+from tests.support.hashes import hashes
 from tests.support.limits import file_size_limit
 from tests.support.loopback import s3_server
 
@@ -227,11 +228,11 @@ def test_no_buffer_here(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_nothing_committed(folder: Path) -> None:
-    before = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    before = hashes(folder)
     with file_size_limit(20_000), pytest.raises(Failed, match=r"experts-00002\.tar: no room left.*same command again"):
         commit(Store(folder), 2, [4, 5])
-    after = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-    assert after == before
+    after = hashes(folder)
+    assert after == before and Store(folder).sweep() == 0
     commit(Store(folder), 2, [4, 5])
     assert Buffer(str(folder)).experts == 6
 

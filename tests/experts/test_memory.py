@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.expert_runs import digits_run
 
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
@@ -24,8 +25,7 @@ from rayd.experts.train import ExpertStep
 from rayd.nets.convnet import NetConfig
 from rayd.run import experts as stage
 from rayd.run.experts import ExpertPlan, build
-from tests.support.expert_runs import digits_run
-from tests.support.fakes import tiny
+from tests.support.worlds import tiny
 
 GB = 2**30
 STACKED = {"engine": "stacked", "compiled": False, "precision": "fp32"}
@@ -56,7 +56,7 @@ from rayd.experts.config import ExpertConfig
 from rayd.experts.memory import micro_batch, unit_bytes
 from rayd.experts.train import ExpertStep
 from rayd.nets.convnet import NetConfig
-from tests.support.fakes import tiny
+from tests.support.worlds import tiny
 
 def unit(config, size, width):
     images = tiny(config.batch, size, channels=3)

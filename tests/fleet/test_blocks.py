@@ -11,23 +11,18 @@ from rayd.config import Run
 from rayd.data.load import load as load_data
 from rayd.errors import Refused
 from rayd.fleet import distill_blocks
-from rayd.schema import parse
+from tests.support.runs import small_run
 
 
 def run(out: Path, **codec: Any) -> Run:
-    plain = {
-        "data": {"name": "digits"},
-        "net": {"depth": 1, "width": 4, "norm": "batch"},
-        "expert": {"experts": 1, "epochs": 1},
-        "method": {
-            "codec": {"name": "pixel", **codec},
-            "objective": {"name": "dwa", "blocks": 20, "classes_per_item": 1},
-        },
-        "recipe": {},
-        "budget": {"ipc": 20},
-        "out": str(out),
-    }
-    return parse(Run, plain)
+    return small_run(
+        data={"name": "digits"},
+        net={"width": 4, "norm": "batch"},
+        expert={"experts": 1, "epochs": 1},
+        method={"codec": codec, "objective": {"name": "dwa", "blocks": 20, "classes_per_item": 1}},
+        budget={"ipc": 20},
+        out=str(out),
+    )
 
 
 def test_the_driver_of_many_blocks_loads_the_dataset_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

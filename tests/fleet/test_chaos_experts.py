@@ -16,8 +16,9 @@ import pytest
 from rayd.experts.buffer import verify
 from rayd.run.experts import ExpertPlan, build
 from rayd.store import Store
-from tests.support.expert_runs import digits_run, hashes
+from tests.support.hashes import hashes
 from tests.support.loopback import s3_server
+from tests.support.runs import digits_run
 
 UNITS = 4
 PLAN: dict[str, Any] = {"experts": 2 * UNITS, "per_shard": 2, "last": 9}
@@ -58,7 +59,7 @@ def round_of_chaos(out: Path | str, kills: int, seed: int) -> int:
     killer = Killer(kills, seed)
     killer.thread.start()
     scale = {"name": "laptop", "actors": 2, "timeout": 120.0, "max_failures": 50}
-    run = digits_run(out, scale=scale, **PLAN)
+    run = digits_run(out, changes={"scale": scale}, **PLAN)
     for progress in fleet.build(ExpertPlan.open(run)):
         killer.pids = progress.pids
     killer.over.set()

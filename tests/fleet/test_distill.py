@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayd.config import Run
 from rayd.distill.budget import from_bytes
 from rayd.run.experts import ExpertPlan, build
-from rayd.schema import parse
-from tests.support.expert_runs import digits_run
 from tests.support.grounds import descendants
+from tests.support.hashes import hashes
+from tests.support.runs import digits_run
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 30
@@ -30,6 +29,7 @@ WORDS = (
     "method.objective.inner_steps=6", "method.objective.batch=10", "method.objective.items=2", "method.optimiser.name=adam",
     "method.optimiser.lr=0.05",
 )  # fmt: skip
+QUICK = {"method": {"compiled": False, "objective": {"items": 2}}}
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +63,11 @@ def run(out: Path, buffer: str, *words: str) -> str:
     return text
 
 
-def hashes(out: Path) -> dict[str, str]:
+def learned(out: Path) -> dict[str, str]:
     """What must not differ between two equal runs."""
     names = ("codec.safetensors", "transform.json", "ledger.json")
-    return {name: hashlib.sha256((out / "artifact" / name).read_bytes()).hexdigest() for name in names}
+    every = hashes(out / "artifact")
+    return {name: every[name] for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_a_killed_driver_continues_to_the_same_bytes(undisturbed: Path, buffer: 
     process.wait()
     assert not (tmp_path / "artifact" / "card.json").exists()
     run(tmp_path, buffer)
-    assert hashes(tmp_path) == hashes(undisturbed)
+    assert learned(tmp_path) == learned(undisturbed)
     lines = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == list(range(1, STEPS + 1))
 
@@ -104,7 +105,7 @@ def test_two_train_workers_one_of_them_killed(undisturbed: Path, buffer: str, tm
     os.kill(workers[-1], signal.SIGKILL)
     code, text = end(process)
     assert code == 0, text
-    assert hashes(tmp_path) == hashes(undisturbed)
+    assert learned(tmp_path) == learned(undisturbed)
 
 
 @pytest.mark.ray
@@ -123,7 +124,7 @@ def test_kill_anything(undisturbed: Path, buffer: str, tmp_path: Path, victim: s
         assert code == 0, text
     if code != 0:
         run(tmp_path, buffer, *words)
-    assert hashes(tmp_path) == hashes(undisturbed)
+    assert learned(tmp_path) == learned(undisturbed)
 
 
 @pytest.mark.ray
@@ -141,10 +142,10 @@ def test_a_busy_cluster_is_waited_for(buffer: str, tmp_path: Path, ray_local: No
 
     other = Other.remote()  # type: ignore[attr-defined]
     ray.get(other.ready.remote())
-    plain = {**_plain(buffer, tmp_path), "scale": {"name": "laptop", "startup": 2.0}}
+    run = digits_run(tmp_path, changes={"buffer": buffer, "scale": {"name": "laptop", "startup": 2.0}, **QUICK})
     try:
         with pytest.raises(Failed, match=r"scale\.startup=2 s"):
-            list(distill(parse(Run, plain)))
+            list(distill(run))
     finally:
         os.environ.pop(PLACING)
         os.environ.pop(ANSWERING)
@@ -179,22 +180,12 @@ def test_memory_that_runs_out(buffer: str, tmp_path: Path) -> None:
 
 
 def test_more_workers_than_items_is_refused(buffer: str, tmp_path: Path) -> None:
-    config = parse(Run, _plain(buffer, tmp_path))
+    config = digits_run(tmp_path, changes={"buffer": buffer, **QUICK})
     from rayd.errors import Refused
     from rayd.run.distill import Worker, distill
 
     with pytest.raises(Refused, match=r"objective\.items"):
         next(iter(distill(config, Worker(0, 3))))
-
-
-def _plain(buffer: str, out: Path) -> dict[str, object]:
-    from rayd.schema import to_dict
-
-    plain = to_dict(digits_run(out))
-    plain["buffer"] = buffer
-    plain["method"]["compiled"] = False
-    plain["method"]["objective"]["items"] = 2
-    return dict(plain)
 
 
 def spoil(folder: Path) -> None:

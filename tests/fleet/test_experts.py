@@ -16,8 +16,9 @@ from rayd.errors import Failed, Refused
 from rayd.experts.buffer import verify
 from rayd.fleet.policy import Loss, after_loss, capacity, copies, pool_size, shortfall
 from rayd.run.experts import ExpertPlan, build
-from tests.support.expert_runs import digits_run, hashes
+from tests.support.hashes import hashes
 from tests.support.loopback import s3_server
+from tests.support.runs import digits_run
 
 EXPERTS = 6
 
@@ -82,7 +83,7 @@ def test_any_number_of_actors_leaves_the_same_bytes(
 ) -> None:
     from rayd.fleet import experts as fleet
 
-    run = digits_run(tmp_path, experts=EXPERTS, scale=laptop(actors=actors))
+    run = digits_run(tmp_path, experts=EXPERTS, changes={"scale": laptop(actors=actors)})
     *_, progress = fleet.build(ExpertPlan.open(run))
     assert progress.done == EXPERTS and progress.retried == 0
     assert hashes(run.experts_at) == undisturbed
@@ -95,7 +96,7 @@ def test_what_cannot_be_placed_is_refused_at_once(ray_local: None, tmp_path: Pat
     from rayd.fleet import experts as fleet
 
     began = time.monotonic()
-    run = digits_run(tmp_path, scale=laptop(gpus=1.0))
+    run = digits_run(tmp_path, changes={"scale": laptop(gpus=1.0)})
     with pytest.raises(Refused, match=r"one expert actor needs CPU 1, GPU 1.*no node has enough GPU.*or add nodes"):
         list(fleet.build(ExpertPlan.open(run)))
     assert time.monotonic() - began < 12
@@ -105,7 +106,7 @@ def test_what_cannot_be_placed_is_refused_at_once(ray_local: None, tmp_path: Pat
 def test_divergence_is_recorded_by_the_fleet_too(ray_local: None, tmp_path: Path) -> None:
     from rayd.fleet import experts as fleet
 
-    run = digits_run(tmp_path, experts=2, norm="none", lr=1e30, scale=laptop(actors=1))
+    run = digits_run(tmp_path, experts=2, norm="none", lr=1e30, changes={"scale": laptop(actors=1)})
     with pytest.raises(Failed, match="2 of 2 units diverged"):
         list(fleet.build(ExpertPlan.open(run)))
     assert (tmp_path / "experts" / "experts-00000.failed.json").exists()
@@ -124,7 +125,7 @@ def test_a_full_disk_ends_the_run_with_its_message(ray_local: None, tmp_path: Pa
             resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
             return super().build(number)
 
-    run = digits_run(tmp_path, experts=2, scale=laptop(actors=1))
+    run = digits_run(tmp_path, experts=2, changes={"scale": laptop(actors=1)})
     with pytest.raises(Failed, match=r"experts-00000\.tar: no room left.*run the same command again"):
         list(fleet.build(ExpertPlan.open(run), actor_class=Full))
     assert verify(run.experts_at) == []
@@ -132,7 +133,7 @@ def test_a_full_disk_ends_the_run_with_its_message(ray_local: None, tmp_path: Pa
 
 def driver(out: Path | str, **keys: Any) -> subprocess.Popen[str]:
     """The driver of a run in a process of its own, with a Ray of its own."""
-    script = Path(__file__).parents[1] / "support" / "expert_runs.py"
+    script = Path(__file__).parents[1] / "support" / "runs.py"
     environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
     return subprocess.Popen(
         [sys.executable, str(script), str(out), json.dumps(keys)], stdout=subprocess.PIPE, text=True, env=environment
@@ -141,7 +142,7 @@ def driver(out: Path | str, **keys: Any) -> subprocess.Popen[str]:
 
 @pytest.mark.ray
 def test_a_killed_driver_is_resubmitted(tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    keys = {"experts": EXPERTS, "scale": laptop(actors=2, cpus=0.5)}
+    keys = {"experts": EXPERTS, "changes": {"scale": laptop(actors=2, cpus=0.5)}}
     first = driver(tmp_path, **keys)
     assert first.stdout is not None
     for line in first.stdout:
@@ -154,7 +155,7 @@ def test_a_killed_driver_is_resubmitted(tmp_path: Path, undisturbed: dict[str, s
     second = driver(tmp_path, **keys)
     out, _ = second.communicate(timeout=240)
     assert second.returncode == 0, out
-    assert hashes(str(tmp_path / "experts")) == undisturbed
+    assert hashes(tmp_path / "experts") == undisturbed
     assert all(path.stat().st_mtime_ns == when for path, when in committed.items())
 
 
@@ -173,14 +174,14 @@ def bucket() -> Iterator[str]:
 def test_an_object_store_gets_the_same_bytes(
     bucket: str, tmp_path: Path, undisturbed: dict[str, str], actors: int
 ) -> None:
-    first = driver(bucket, experts=EXPERTS, scale=laptop(actors=actors, cpus=0.25))
+    first = driver(bucket, experts=EXPERTS, changes={"scale": laptop(actors=actors, cpus=0.25)})
     assert first.stdout is not None
     for line in first.stdout:
         if line.startswith("shards 2/"):
             break
     first.send_signal(signal.SIGKILL)
     first.wait(timeout=30)
-    second = driver(bucket, experts=EXPERTS, scale=laptop(actors=actors, cpus=0.25))
+    second = driver(bucket, experts=EXPERTS, changes={"scale": laptop(actors=actors, cpus=0.25)})
     out, _ = second.communicate(timeout=240)
     assert second.returncode == 0, out
     assert hashes(bucket) == undisturbed

@@ -15,7 +15,7 @@ from rayd.errors import Refused
 from rayd.evaluate.row import RowName
 from rayd.fleet.evaluate import groups
 from rayd.run.rows import RowTask
-from tests.support.fakes import a_run
+from tests.support.runs import small_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +42,7 @@ def test_every_task_computes_on_the_gpu_that_it_was_given() -> None:
 )
 def test_a_scale_that_cannot_be_is_refused_before_it_is_placed(scale: dict[str, Any]) -> None:
     with pytest.raises(Refused, match=r"scale\.gpus"):
-        a_run(scale={"name": "laptop", **scale})
+        small_run(scale={"name": "laptop", **scale})
 
 
 def test_on_a_gpu_the_seeds_of_a_row_are_one_task() -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.grounds import PATIENCE, Ground, Nodes, digests, end, until
+from tests.support.grounds import PATIENCE, Ground, Nodes, end, until
+from tests.support.hashes import hashes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
@@ -145,7 +146,7 @@ def one_round(stage: Stage, after_s: float, node: int, undisturbed: Ground) -> s
 
 def compare(stage: Stage, out: Path, calm: Path) -> None:
     """Byte for byte where the arithmetic is the same, score for score at the end."""
-    assert digests(out, stage.leaves) == digests(calm, stage.leaves) != {}
+    assert hashes(out, stage.leaves) == hashes(calm, stage.leaves) != {}
     if stage.name == "evaluate":
         scores = [json.loads((where / "artifact" / "card.json").read_text())["scores"] for where in (out, calm)]
         assert scores[0] == scores[1]

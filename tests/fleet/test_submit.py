@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.grounds import ROOT, Ground, Head, digests, until
+from tests.support.grounds import ROOT, Ground, Head, until
+from tests.support.hashes import hashes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
@@ -61,7 +62,7 @@ def test_a_job_succeeds_and_leaves_its_metrics(head: Head) -> None:
     code, said = head.submit(job("experts", out))
     assert code == 0, said[-3000:]
     assert "4 experts made" in said and "shards" in said
-    assert len(digests(out / "experts", "*.tar")) == 4
+    assert len(hashes(out / "experts", "*.tar")) == 4
     names = scraped(head)
     assert {"ray_rayd_experts_completed_total", "ray_rayd_buffer_bytes"} <= names
 
@@ -117,12 +118,12 @@ def test_a_restarted_head_loses_nothing() -> None:
         from tests.support.grounds import end
 
         end(first.child)
-        before = digests(out / "experts", "experts-*.tar")
+        before = hashes(out / "experts", "experts-*.tar")
         marked = {path.stem for path in (out / "experts").glob("experts-*.json")}
         second = Head(ground)
         until(second.ready, every=1.0)
         code, said = second.submit(words)
         assert code == 0, said[-3000:]
-        after = digests(out / "experts", "experts-*.tar")
+        after = hashes(out / "experts", "experts-*.tar")
         assert len(after) == 12
         assert all(after[name] == digest for name, digest in before.items() if name.removesuffix(".tar") in marked)

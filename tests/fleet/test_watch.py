@@ -17,9 +17,9 @@ from rayd.config import Run
 from rayd.errors import Failed
 from rayd.fleet.policy import Beat, Loss, after_start, hung
 from rayd.run.experts import ExpertPlan, build
-from rayd.schema import parse, to_dict
-from tests.support.expert_runs import digits_run, hashes
 from tests.support.grounds import descendants, until
+from tests.support.hashes import hashes
+from tests.support.runs import digits_run
 
 EVENTS = "events.jsonl"
 
@@ -74,14 +74,14 @@ def test_a_stopped_actor_is_replaced_and_the_bytes_are_the_same(ray_local: None,
     from rayd.fleet import experts as fleet
 
     list(build(ExpertPlan.open(digits_run(tmp_path / "calm", experts=3, last=9))))
-    run = digits_run(tmp_path / "torn", experts=3, last=9, scale=scale(actors=1, beat=4.0))
+    run = digits_run(tmp_path / "torn", experts=3, last=9, changes={"scale": scale(actors=1, beat=4.0)})
     pids: list[int] = []
     stopper = Stopper(lambda: pids[0] if pids else 0)
     began = time.monotonic()
     for progress in fleet.build(ExpertPlan.open(run)):
         pids[:] = progress.pids if progress.now.startswith("epoch") else ()
     assert stopper.pid and progress.retried == 1 and time.monotonic() - began < 240
-    assert hashes(str(tmp_path / "torn" / "experts")) == hashes(str(tmp_path / "calm" / "experts"))
+    assert hashes(tmp_path / "torn" / "experts") == hashes(tmp_path / "calm" / "experts")
     kinds = [event["event"] for event in events(tmp_path / "torn")]
     assert "hung" in kinds and "lost" in kinds and kinds.count("start") >= 2
     hang = next(event for event in events(tmp_path / "torn") if event["event"] == "hung")
@@ -106,7 +106,7 @@ def test_slow_actors_are_left_alone(ray_local: None, tmp_path: Path) -> None:
             ExpertStep.epoch = epoch  # type: ignore[method-assign]
             return super().build(number)
 
-    run = digits_run(tmp_path, experts=1, scale=scale(actors=1, beat=4.0))
+    run = digits_run(tmp_path, experts=1, changes={"scale": scale(actors=1, beat=4.0)})
     *_, progress = fleet.build(ExpertPlan.open(run), actor_class=Slow)
     assert (progress.done, progress.retried) == (1, 0)
 
@@ -120,7 +120,7 @@ def test_a_bad_start_is_told_in_one_line(ray_local: None, tmp_path: Path) -> Non
         def ready(self) -> dict[str, Any]:
             raise Failed("data/train.parquet: no such file on this node")
 
-    run = digits_run(tmp_path, experts=1, scale=scale(actors=1))
+    run = digits_run(tmp_path, experts=1, changes={"scale": scale(actors=1)})
     with pytest.raises(Failed) as caught:
         list(fleet.build(ExpertPlan.open(run), actor_class=Blind))
     assert str(caught.value) == "data/train.parquet: no such file on this node"
@@ -154,7 +154,7 @@ def test_a_hung_task_is_tried_again_and_its_warning_is_heard(
 ) -> None:
     from rayd.fleet.tasks import run_tasks
 
-    run = parse(Run, {**to_dict(digits_run(tmp_path)), "scale": scale(beat=3.0, startup=120.0)})
+    run = digits_run(tmp_path, changes={"scale": scale(beat=3.0, startup=120.0)})
     with caplog.at_level(logging.WARNING):
         assert dict(run_tasks(run, "test", work, [0, 1, 2], str(tmp_path))) == {0: 0, 1: 10, 2: 20}
     assert "about to hang" in caplog.text and "is hung: no beat for" in caplog.text
@@ -164,7 +164,7 @@ def test_a_hung_task_is_tried_again_and_its_warning_is_heard(
 def test_a_task_that_always_hangs_ends_the_run_with_the_reason(ray_local: None, tmp_path: Path) -> None:
     from rayd.fleet.tasks import run_tasks
 
-    run = parse(Run, {**to_dict(digits_run(tmp_path)), "scale": scale(beat=2.0, startup=120.0, max_failures=1)})
+    run = digits_run(tmp_path, changes={"scale": scale(beat=2.0, startup=120.0, max_failures=1)})
     with pytest.raises(Failed, match=r"lost 2 times \(scale\.max_failures\); the last time: no beat for"):
         list(run_tasks(run, "test", always_hangs, [1]))
 
@@ -180,10 +180,10 @@ def test_a_stopped_train_worker_is_replaced(ray_local: None, tmp_path: Path) -> 
     list(build(ExpertPlan.open(experts)))
 
     def run(folder: str, **place: Any) -> Run:
-        plain = to_dict(digits_run(tmp_path / folder))
-        plain["method"] |= {"compiled": False, "steps": 60, "checkpoint": 5}
-        plain["method"]["objective"] |= {"items": 2, "inner_steps": 6, "batch": 10}
-        return parse(Run, {**plain, "buffer": experts.experts_at, "scale": {**plain["scale"], **place}})
+        objective = {"items": 2, "inner_steps": 6, "batch": 10}
+        method = {"compiled": False, "steps": 60, "checkpoint": 5, "objective": objective}
+        changes = {"method": method, "buffer": experts.experts_at, "scale": place}
+        return digits_run(tmp_path / folder, changes=changes)
 
     list(here.distill(run("calm")))
     torn = run("torn", name="laptop", workers=2, cpus=0.5, beat=15.0)

@@ -22,6 +22,7 @@ from rayd.methods.dwa import Dwa, class_runs
 from rayd.methods.pixel import Pixel
 from rayd.nets.convnet import NetConfig
 from tests.support.grounds import descendants, until
+from tests.support.runs import small_run
 from tests.support.workers import run_workers
 from tests.support.worlds import TinyPixels, TinyWorld
 
@@ -151,21 +152,18 @@ def test_labels_are_asked_of_the_teacher_or_kept() -> None:
 
 def asked(tmp_path: Path, name: str, **method: Any) -> Any:
     """Two blocks on digits as a run of its own; all share one teacher."""
-    from rayd.config import Run
-    from rayd.schema import parse
-
     plain: dict[str, Any] = {
         "data": {"name": "digits", "limit": 200, "val": 50},
-        "net": {"name": "convnet", "depth": 1, "width": 4, "norm": "batch"},
+        "net": {"width": 4, "norm": "batch"},
         "expert": {"experts": 1, "epochs": 2, "batch": 64, "precision": "fp32", "compiled": False, "keep": "ends"},
-        "recipe": {"name": "quick", "steps": 5, "seeds": 1},
+        "recipe": {"steps": 5, "seeds": 1},
         "method": {
             "codec": {"name": "pixel", "clamp": True}, "objective": {"name": "dwa", "blocks": 2, "jitter": 1},
             "steps": 5, "checkpoint": 2, "compiled": False, "optimiser": {"lr": 0.1, "decay": "cosine"}, **method,
         },
         "budget": {"ipc": 2}, "buffer": str(tmp_path / "experts"), "scale": {"name": "laptop"},
     }  # fmt: skip
-    return parse(Run, {**plain, "out": str(tmp_path / name)})
+    return small_run(**plain, out=str(tmp_path / name))
 
 
 @pytest.mark.ray

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import pytest
 import torch
 
@@ -17,7 +15,6 @@ from rayd.methods.haba import Contrast, Haba, supervised_contrast
 from rayd.methods.mtt import Mtt
 from rayd.methods.nsd import Guidance, Nsd
 from rayd.methods.pixel import Pixel
-from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import seed_of
 from tests.support.worlds import TinyWorld
 
@@ -25,31 +22,9 @@ SPEC = Spec((3, 16, 16), 3)
 NONE = AugmentConfig(ops=())
 
 
-@dataclass
-class Small:
-    """A world of 30 real images, each class about a shape of its own."""
-
-    spec: Spec = SPEC
-    seed: int = 3
-    precision: str = "fp32"
-    compiled: bool = False
-    transform: None = None
-    net: Net = field(default_factory=lambda: NetConfig(name="convnet", depth=2, width=8).build(SPEC))
-
-    def __post_init__(self) -> None:
-        self.device = torch.device("cpu")
-        rng = torch.Generator().manual_seed(0)
-        shapes = torch.randn(3, 1, *SPEC.shape, generator=rng)
-        self.pixels = (shapes + 0.5 * torch.randn(3, 10, *SPEC.shape, generator=rng)).flatten(0, 1)
-
-    def members(self, c: int) -> torch.Tensor:
-        return torch.arange(10 * c, 10 * c + 10)
-
-    def real(self, index_N: torch.Tensor) -> torch.Tensor:
-        return self.pixels[index_N]
-
-    def take(self, c: int, n: int) -> torch.Tensor:
-        return self.pixels[self.members(c)[torch.arange(n) % 10]]
+def small() -> TinyWorld:
+    """30 real images, each class about a shape of its own."""
+    return TinyWorld(classes=3, per_class=10, shape=SPEC.shape)
 
 
 class Nothing(Objective):
@@ -57,7 +32,7 @@ class Nothing(Objective):
 
     gives = frozenset({"net", "theta"})
 
-    def __init__(self, inputs: Small) -> None:
+    def __init__(self, inputs: TinyWorld) -> None:
         super().__init__()
         self.inputs = inputs
 
@@ -77,7 +52,7 @@ def moved(codec, terms, steps=40, lr=0.02):
 
 
 def test_guidance_draws_features_towards_real_ones():
-    inputs = Small()
+    inputs = small()
     codec = Pixel.Config(start="noise").fit(Budget(ipc=2), SPEC).build(SPEC, torch.Generator().manual_seed(0))
     term = Guidance.Config(weight=1.0, augment=NONE).build(inputs, codec)
     steps = moved(codec, [term])
@@ -87,7 +62,7 @@ def test_guidance_draws_features_towards_real_ones():
 
 
 def test_guidance_is_zero_for_the_real_images_themselves():
-    inputs = Small()
+    inputs = small()
     codec = Pixel.Config().fit(Budget(ipc=10), SPEC).build(SPEC, torch.Generator().manual_seed(0))
     codec.encode(inputs.take, torch.Generator())
     item = Nothing(inputs).plan(0)[0]
@@ -142,7 +117,7 @@ def test_guidance_looks_from_where_the_item_goes():
 
 
 def test_guidance_repeats_itself():
-    inputs = Small()
+    inputs = small()
     codec = Pixel.Config().fit(Budget(ipc=2), SPEC).build(SPEC, torch.Generator().manual_seed(0))
     term, item = Guidance.Config(weight=0.1, classes=2).build(inputs, codec), Nothing(inputs).plan(4)[1]
     one, two = (float(term(codec, item, Nothing(inputs)(codec, item, None)).value.detach()) for _ in range(2))
@@ -151,7 +126,7 @@ def test_guidance_repeats_itself():
 
 @pytest.mark.parametrize("config", [Haba.Config(), Nsd.Config(rank=4)])
 def test_contrast_pairs_are_one_image_under_two_alternatives(config):
-    inputs = Small()
+    inputs = small()
     codec = config.fit(Budget(ipc=4), SPEC).build(SPEC, torch.Generator().manual_seed(0))
     term = Contrast.Config(batch=16).build(inputs, codec)
     first, second = term.pair(codec, torch.Generator().manual_seed(1))
@@ -165,7 +140,7 @@ def test_contrast_pairs_are_one_image_under_two_alternatives(config):
 
 def test_the_rival_moves_by_its_own_loss_alone():
     """What the codec's players get is the gradient of the value; what the rival gets, that of its loss."""
-    inputs = Small()
+    inputs = small()
     codec = Haba.Config().fit(Budget(ipc=6), SPEC).build(SPEC, torch.Generator().manual_seed(0))
     codec.encode(inputs.take, torch.Generator().manual_seed(1))
     term = Contrast.Config(lr=0.1).build(inputs, codec)
@@ -184,7 +159,7 @@ def test_the_rival_moves_by_its_own_loss_alone():
 
 
 def test_contrast_pushes_hallucinators_apart():
-    inputs = Small()
+    inputs = small()
     codec = Haba.Config().fit(Budget(ipc=6), SPEC).build(SPEC, torch.Generator().manual_seed(0))
     codec.encode(inputs.take, torch.Generator().manual_seed(1))
     term = Contrast.Config(weight=10.0, augment=NONE).build(inputs, codec)
@@ -194,7 +169,7 @@ def test_contrast_pushes_hallucinators_apart():
 
 
 def test_contrast_resumes_with_its_rival():
-    inputs = Small()
+    inputs = small()
     codec = Haba.Config().fit(Budget(ipc=6), SPEC).build(SPEC, torch.Generator().manual_seed(0))
     term = Contrast.Config().build(inputs, codec)
     state = term.state()
@@ -220,7 +195,7 @@ def test_supervised_contrast_by_hand():
 
 
 def test_refusals():
-    inputs = Small()
+    inputs = small()
     pixel = Pixel.Config().fit(Budget(ipc=1), SPEC).build(SPEC, torch.Generator().manual_seed(0))
     with pytest.raises(Refused, match="codec=haba"):
         Contrast.Config().build(inputs, pixel)

@@ -21,7 +21,7 @@ from rayd.report.shell import table, tag
 from rayd.run import evaluate
 from rayd.run.rows import CONTROLS, row_tasks
 from rayd.store import Store
-from tests.support.fakes import a_run, an_artifact
+from tests.support.runs import an_artifact, small_run
 
 pytest.importorskip("matplotlib")
 SECTIONS = ["images", "scores", "cross", "factors", "distillation", "experts", "ledger", "time", "plan", "provenance"]
@@ -49,12 +49,11 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def run_folder(tmp_path, monkeypatch):
+def run_folder(tmp_path):
     """A run with everything a report can show."""
-    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
     nets = [{"name": "convnet", "width": 8, "depth": 1}, {"name": "convnet", "width": 4, "depth": 1}]
     method = {"codec": {"name": "lss"}, "objective": {"name": "mtt", "first": 0, "last": 3, "expert_epochs": 2}}
-    run = a_run(method=method, recipe={"nets": nets}, budget={"ipc": 3})
+    run = small_run(method=method, recipe={"nets": nets}, budget={"ipc": 3})
     out = Store(tmp_path / "out")
     folder = an_artifact(tmp_path / "out" / "artifact", run)
 
@@ -98,9 +97,8 @@ def test_tables_as_csv_and_latex(run_folder):
     assert latex.startswith(r"\begin{tabular}") and "step\\_size" in latex
 
 
-def test_an_artifact_alone_says_which_commands_fill_the_rest(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
-    folder = an_artifact(tmp_path / "a", a_run())
+def test_an_artifact_alone_says_which_commands_fill_the_rest(tmp_path):
+    folder = an_artifact(tmp_path / "a", small_run())
     report(str(folder), to=str(tmp_path / "r"))
     text = (tmp_path / "r" / "index.html").read_text()
     assert Page(text).ids == SECTIONS and "not scored yet" in text
@@ -130,7 +128,7 @@ def test_markup_in_a_text_stays_text(run_folder):
     for row, plain in zip(scores["rows"], facts.table["rows"], strict=True):
         row["set"] = plain["set"] + (HOSTILE if plain["set"] not in ("distilled", "full") else "")
     card = facts.artifact.card
-    words = {"sentence": HOSTILE, "fingerprint": HOSTILE, "reads": HOSTILE, "claim": {"selection": HOSTILE}}
+    words = {"sentence": HOSTILE, "fingerprint": HOSTILE, "reads": HOSTILE, "claim": {"select": HOSTILE}}
     card = {**card, **words, "data": spoiled(card["data"]), "classes": spoiled(card["classes"])}
     planned = [(HOSTILE, 1.0, 2.0)]
     hostile = replace(facts, artifact=replace(facts.artifact, card=card), table=scores, plan=planned, published=(HOSTILE,),
@@ -168,7 +166,7 @@ def test_a_browser_shows_it_without_scrolling_sideways(run_folder, tmp_path, wid
 
 def test_asks_cover_every_network(run_folder):
     artifact = rayd.load(run_folder / "artifact")
-    run = a_run(recipe={"nets": [{"name": "convnet"}, {"name": "vit"}]})
+    run = small_run(recipe={"nets": [{"name": "convnet"}, {"name": "vit"}]})
     asks = row_tasks(run, artifact, CONTROLS)
     assert [str(ask.row) for ask in asks if ask.net == 1] == ["distilled", "random@floats"]
 

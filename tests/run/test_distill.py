@@ -23,14 +23,8 @@ from rayd.run.identity import config_identity, refuse_differing, whole_identity
 from rayd.run.recorder import VALIDATION_IMAGES
 from rayd.schema import to_dict
 from rayd.store import Store
-from tests.support.expert_runs import digits_run
-from tests.support.fakes import DATA, a_run
+from tests.support.runs import digits_run, small_run
 from tests.support.workers import Meeting
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("RAYD_CACHE", str(tmp_path_factory.getbasetemp() / "distill-cache"))
 
 
 def method(**keys):
@@ -40,8 +34,7 @@ def method(**keys):
 
 def run_at(folder, **keys):
     """Distribution matching on generated images, six steps of some milliseconds."""
-    data = {**DATA, "val": 0.4}
-    return a_run(method(**keys), recipe={"steps": 8}, out=str(folder), data=data)
+    return small_run(method=method(**keys), recipe={"steps": 8}, out=str(folder), data={"val": 0.4})
 
 
 def pixels(folder):
@@ -155,7 +148,7 @@ def folder_of_images(folder, shade):
 
 def test_other_images_under_one_out_are_refused(tmp_path):
     cats, xrays = (folder_of_images(tmp_path / name, shade) for name, shade in (("cats", 40), ("xrays", 90)))
-    mine = a_run(method(), recipe={"steps": 8}, data=cats, out=str(tmp_path / "out"))
+    mine = small_run(method=method(), recipe={"steps": 8}, data=cats, out=str(tmp_path / "out"))
     other = replace(mine, data=replace(mine.data, path=xrays["path"]))
     assert mine.fingerprint() == other.fingerprint(), "a config does not know what lies at a path"
     interrupted(mine, 3)
@@ -218,7 +211,7 @@ def test_edited_methods_of_ones_own_are_refused(tmp_path):
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "mine.py").write_text(OWN.format(""))
     mine = method(objective={"name": "mine", "batch_real": 8})
-    run = a_run(mine, recipe={"steps": 8}, out=str(tmp_path / "out"), methods=str(tmp_path / "own"))
+    run = small_run(method=mine, recipe={"steps": 8}, out=str(tmp_path / "out"), methods=str(tmp_path / "own"))
     interrupted(run, 3)
     (tmp_path / "own" / "mine.py").write_text(OWN.format("  # edited"))
     with pytest.raises(Refused, match=r"another run: methods \([0-9a-f]{12}\.\.\. there, [0-9a-f]{12}\.\.\. here\)"):

@@ -15,12 +15,7 @@ from rayd.evaluate.row import RowName
 from rayd.run import evaluate
 from rayd.run.rows import RowTask, Scorer
 from rayd.run.verify import verify
-from tests.support.fakes import a_run, an_artifact
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
+from tests.support.runs import an_artifact, small_run
 
 
 def fails(folder, run, scores=False):
@@ -42,8 +37,8 @@ def test_herding_follows_the_mean_and_k_centre_spreads():
     assert sorted(coreset.herding(torch.randn(9, 4), 9).tolist()) == list(range(9))
 
 
-def test_controls_hold_no_more_than_the_artifact(tmp_path, cache):
-    run = a_run()
+def test_controls_hold_no_more_than_the_artifact(tmp_path):
+    run = small_run()
     scorer = Scorer(run, rayd.load(an_artifact(tmp_path / "a", run)))
     size = scorer.artifact.ledger
     assert len(scorer.real(RowName("random", "floats"), 0)) == round(size["floats"] / 64) == 3
@@ -55,9 +50,9 @@ def test_controls_hold_no_more_than_the_artifact(tmp_path, cache):
     assert sorted(scorer.real(RowName("random", "floats"), 1).labels_N.tolist()) == [0, 1, 2]
 
 
-def test_the_table_the_card_and_the_verdict_when_distillation_loses(tmp_path, cache):
+def test_the_table_the_card_and_the_verdict_when_distillation_loses(tmp_path):
     """Each image under the label of the next class: whatever is real beats it, and the verdict must say so."""
-    run = a_run()
+    run = small_run()
     folder = an_artifact(tmp_path / "a", run, images=lambda pixels: pixels.roll(1, 0))
     made = evaluate.score(run, str(folder), ["random@floats", "random@raw", "herding@raw", "start", "full"])
     assert made["verdict"]["overall"] == "no" and made["verdict"]["bytes"] == "no"
@@ -88,8 +83,8 @@ def test_verdicts():
     assert gap == pytest.approx(0.1) and wide == pytest.approx(2.306 * math.sqrt(2 * 0.02**2 / 5), rel=1e-3)
 
 
-def test_tampering_fails_and_says_where(tmp_path, cache):
-    run = a_run()
+def test_tampering_fails_and_says_where(tmp_path):
+    run = small_run()
     folder = an_artifact(tmp_path / "a", run)
     assert not fails(folder, run)
     data = bytearray((folder / "codec.safetensors").read_bytes())
@@ -109,18 +104,18 @@ def test_tampering_fails_and_says_where(tmp_path, cache):
         ),
     ],
 )
-def test_a_forged_card_is_found_out_by_recomputing(tmp_path, cache, change, where):
-    run = a_run()
+def test_a_forged_card_is_found_out_by_recomputing(tmp_path, change, where):
+    run = small_run()
     folder = an_artifact(tmp_path / "a", run)
     evaluate.score(run, str(folder), [])
     reseal(folder, change)
     assert any(where in one for one in fails(folder, run, scores=True))
 
 
-def test_a_forged_number_that_hashes_right_is_found_out(tmp_path, cache):
+def test_a_forged_number_that_hashes_right_is_found_out(tmp_path):
     import hashlib
 
-    run = a_run()
+    run = small_run()
     folder = an_artifact(tmp_path / "a", run)
     ledger = json.loads((folder / "ledger.json").read_text()) | {"floats": 5}
     (folder / "ledger.json").write_text(json.dumps(ledger))
@@ -129,8 +124,8 @@ def test_a_forged_number_that_hashes_right_is_found_out(tmp_path, cache):
     assert any("ledger counts" in one and "floats" in one for one in fails(folder, run))
 
 
-def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, cache):
-    run = a_run(recipe={"labels": "teacher"})
+def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_written(tmp_path):
+    run = small_run(recipe={"labels": "teacher"})
     folder = an_artifact(tmp_path / "a", run)
     before = (folder / "card.json").read_bytes()
     with pytest.raises(Refused, match=r"recipe\.labels=teacher"):
@@ -138,7 +133,7 @@ def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_written(tmp_pa
     assert (folder / "card.json").read_bytes() == before
 
 
-def test_robust_scores_are_their_formulas(tmp_path, cache):
+def test_robust_scores_are_their_formulas(tmp_path):
     """A set equal to what it is compared with gains nothing: 0.269. The full set loses nothing to hard labels."""
     nothing = (1 - math.exp(-1)) / (math.e - math.exp(-1))
     assert nothing == pytest.approx(0.269, abs=1e-3)
@@ -159,9 +154,9 @@ def test_robust_scores_are_their_formulas(tmp_path, cache):
     )
 
 
-def test_a_full_set_as_its_own_synthetic_set(tmp_path, cache):
+def test_a_full_set_as_its_own_synthetic_set(tmp_path):
     """Its images are the real ones: nothing is lost to hard labels, and a random subset gains nothing over itself."""
-    run = a_run(recipe={"steps": 30, "seeds": 2}, budget={"floats": 81 * 64 + 1})
+    run = small_run(recipe={"steps": 30, "seeds": 2}, budget={"floats": 81 * 64 + 1})
     folder = an_artifact(tmp_path / "a", run)
     scorer = Scorer(run, rayd.load(folder))
     assert len(scorer.artifact) == len(scorer.train) == 81
@@ -172,20 +167,20 @@ def test_a_full_set_as_its_own_synthetic_set(tmp_path, cache):
     assert made["robust"]["ars"] == pytest.approx(0.269, abs=0.03), "as many random images are the whole set again"
 
 
-def test_an_ask_is_answered_alike_alone_and_in_company(tmp_path, cache):
-    run = a_run()
+def test_an_ask_is_answered_alike_alone_and_in_company(tmp_path):
+    run = small_run()
     scorer = Scorer(run, rayd.load(an_artifact(tmp_path / "a", run)))
     both = scorer.answer(RowTask(RowName("random", "floats"), 0, (1, 2)))
     assert both[1].accuracy == scorer.answer(RowTask(RowName("random", "floats"), 0, (2,)))[0].accuracy
 
 
 @pytest.mark.ray
-def test_tasks_answer_as_this_process_does(tmp_path, cache, ray_local):
+def test_tasks_answer_as_this_process_does(tmp_path, ray_local):
     from rayd.fleet.tasks import run_tasks
     from rayd.run.evaluate import whole_tasks
     from rayd.run.rows import attempt, row_tasks, score_task
 
-    run = a_run(scale={"name": "laptop"})
+    run = small_run(scale={"name": "laptop"})
     folder = str(an_artifact(tmp_path / "a", run))
     asks = row_tasks(run, rayd.load(folder), ["random@floats", "nonsense@floats"])
     scorer = Scorer.of(run, folder)

@@ -18,7 +18,8 @@ from rayd.run.assemble import buffer_identity
 from rayd.run.experts import ExpertPlan, build, build_unit
 from rayd.run.progress import Progress
 from rayd.store import Store
-from tests.support.expert_runs import digits_run, hashes
+from tests.support.hashes import hashes
+from tests.support.runs import digits_run
 
 
 def build_all(run: Run) -> Progress:
@@ -63,7 +64,7 @@ def test_committed_shards_are_skipped_and_a_buffer_grows(tmp_path: Path) -> None
     assert cost_of(tmp_path)["experts_s"] > cost["experts_s"] and cost["experts_peak"] > 10 * 2**20
     assert all(path.stat().st_mtime_ns == when for path, when in first.items())
     build_all(digits_run(tmp_path / "whole", experts=3))
-    assert hashes(str(tmp_path / "experts")) == hashes(str(tmp_path / "whole" / "experts"))
+    assert hashes(tmp_path / "experts") == hashes(tmp_path / "whole" / "experts")
 
 
 def test_shards_that_are_too_short_are_replaced_and_it_is_said(
@@ -80,12 +81,12 @@ def test_shards_that_are_too_short_are_replaced_and_it_is_said(
 
 def test_other_settings_are_refused_with_a_diff(tmp_path: Path) -> None:
     build_all(digits_run(tmp_path, experts=1))
-    other = digits_run(tmp_path, experts=1, lr=0.2, seed=1)
+    other = digits_run(tmp_path, experts=1, lr=0.2, changes={"seed": 1})
     with pytest.raises(Refused) as caught:
         build_all(other)
     assert "expert.lr: the buffer has 0.05, this run asks 0.2" in str(caught.value)
     assert "plan.seed: the buffer has 0, this run asks 1" in str(caught.value)
-    Buffer(str(tmp_path / "experts"), identity(digits_run(tmp_path, experts=9, seed=1)))
+    Buffer(str(tmp_path / "experts"), identity(digits_run(tmp_path, experts=9, changes={"seed": 1})))
     with pytest.raises(Refused, match=r"net\.norm"):
         Buffer(str(tmp_path / "experts"), identity(digits_run(tmp_path, norm="batch")))
 
@@ -133,7 +134,7 @@ def test_a_lost_unit_goes_on_from_its_last_epoch(
     assert [path.name for path in sorted(unfinished.iterdir())][-1] == "experts-00000-p0-e0002.npz"
     build_all(digits_run(tmp_path / "torn", **settings))
     assert len(set(trained)) == len(trained) == 1 + 3 * (2 if engine == "single" else 1)
-    assert hashes(str(tmp_path / "torn" / "experts")) == hashes(str(tmp_path / "whole" / "experts"))
+    assert hashes(tmp_path / "torn" / "experts") == hashes(tmp_path / "whole" / "experts")
 
 
 def test_unfinished_epochs_that_do_not_belong_or_are_damaged_are_trained_again(

@@ -18,13 +18,8 @@ from rayd.run import evaluate
 from rayd.run.verify import verify
 from rayd.store import Store
 from tests.run.test_evaluate import reseal
-from tests.support.fakes import a_run, an_artifact
 from tests.support.loopback import s3_server
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("RAYD_CACHE", str(tmp_path_factory.getbasetemp() / "updates-cache"))
+from tests.support.runs import an_artifact, small_run
 
 
 def counted(card, contents):
@@ -76,7 +71,7 @@ def killed_at(number):
 
 
 def test_a_kill_at_any_moment_of_an_update_leaves_the_old_state_or_the_new(tmp_path):
-    run = a_run()
+    run = small_run()
     whole = an_artifact(tmp_path / "whole", run)
     write.amend(Store(whole), counted)
     states, number, status = [], 0, -signal.SIGKILL
@@ -94,7 +89,7 @@ def test_a_kill_at_any_moment_of_an_update_leaves_the_old_state_or_the_new(tmp_p
 
 
 def test_an_artifact_is_readable_between_any_two_writes(tmp_path):
-    folder = an_artifact(tmp_path, a_run())
+    folder = an_artifact(tmp_path, small_run())
     seen = []
 
     class Watched(Store):
@@ -111,7 +106,7 @@ def test_an_artifact_is_readable_between_any_two_writes(tmp_path):
 
 
 def test_a_card_replaced_while_it_is_read_is_read_again(tmp_path):
-    folder = an_artifact(tmp_path, a_run())
+    folder = an_artifact(tmp_path, small_run())
 
     class Overtaken(Store):
         once = True
@@ -127,7 +122,7 @@ def test_a_card_replaced_while_it_is_read_is_read_again(tmp_path):
 
 
 def test_updates_of_many_processes_lose_nothing(tmp_path):
-    folder = an_artifact(tmp_path, a_run())
+    folder = an_artifact(tmp_path, small_run())
 
     def five():
         for _ in range(5):
@@ -151,7 +146,7 @@ def test_updates_of_many_processes_lose_nothing(tmp_path):
 def test_updates_of_an_object_store_lose_nothing(tmp_path):
     with s3_server() as uri:
         store = Store(uri)
-        for name, data in files(an_artifact(tmp_path, a_run())).items():
+        for name, data in files(an_artifact(tmp_path, small_run())).items():
             store.write(name, data)
         threads = [threading.Thread(target=write.amend, args=(Store(uri), counted)) for _ in range(3)]
         for thread in threads:
@@ -164,7 +159,7 @@ def test_updates_of_an_object_store_lose_nothing(tmp_path):
 
 def test_four_evaluations_at_once_merge(tmp_path):
     """Three recipes, one of them twice under other controls: every score is there, the test set was read four times."""
-    base = a_run(recipe={"steps": 5, "seeds": 2})
+    base = small_run(recipe={"steps": 5, "seeds": 2})
     folder = an_artifact(tmp_path, base)
     runs = [replace(base, recipe=replace(base.recipe, name=name, lr=lr)) for name, lr in (("a", 0.1), ("b", 0.2))]
     asked = [(base, ["random@raw"]), (base, ["start"]), (runs[0], []), (runs[1], ["random@raw"])]
@@ -181,7 +176,7 @@ def test_four_evaluations_at_once_merge(tmp_path):
 
 
 def test_the_tables_of_one_recipe_are_joined(tmp_path):
-    run = a_run(recipe={"steps": 5, "seeds": 2})
+    run = small_run(recipe={"steps": 5, "seeds": 2})
     parts, whole = (an_artifact(tmp_path / name, run) for name in ("parts", "whole"))
     evaluate.score(run, str(whole), ["random@raw", "herding@raw"])
     evaluate.score(run, str(parts), ["random@raw"])
@@ -200,7 +195,7 @@ def test_the_tables_of_one_recipe_are_joined(tmp_path):
 
 
 def test_an_interrupted_evaluation_repeats_no_network(tmp_path, monkeypatch):
-    run = a_run(recipe={"steps": 5, "seeds": 3})
+    run = small_run(recipe={"steps": 5, "seeds": 3})
     torn, whole = (an_artifact(tmp_path / name, run) for name in ("torn", "whole"))
     evaluate.score(run, str(whole), ["random@raw", "start"])
     trained, real = [], rayd.run.rows.evaluate
@@ -227,7 +222,7 @@ def test_an_interrupted_evaluation_repeats_no_network(tmp_path, monkeypatch):
 
 
 def test_verify_executes_nothing_of_an_artifact(tmp_path):
-    run = a_run()
+    run = small_run()
     folder = an_artifact(tmp_path / "a", run)
     (tmp_path / "gift").mkdir()
     (tmp_path / "gift" / "code.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
@@ -240,7 +235,7 @@ def test_verify_executes_nothing_of_an_artifact(tmp_path):
 
 
 def test_a_readme_holds_no_markup_of_a_card(tmp_path):
-    run = a_run(recipe={"name": "<script>x</script> | `[a](javascript:b)`\n# title", "steps": 5, "seeds": 2})
+    run = small_run(recipe={"name": "<script>x</script> | `[a](javascript:b)`\n# title", "steps": 5, "seeds": 2})
     folder = an_artifact(tmp_path, run)
     evil = "<img src=x onerror=y>\n---\nlicense: mit"
     reseal(folder, lambda card: card.update(sentence=evil, fingerprint=evil, data={**card["data"], "name": evil}))
@@ -251,7 +246,7 @@ def test_a_readme_holds_no_markup_of_a_card(tmp_path):
 
 
 def test_an_export_prints_no_code_of_a_card(tmp_path):
-    folder = an_artifact(tmp_path, a_run())
+    folder = an_artifact(tmp_path, small_run())
     reseal(folder, lambda card: card["config"]["net"].update(width="1); import os; (2"))
     with pytest.raises(Refused, match=r"card\.config\.net\.width"):
         rendered(rayd.load(folder), "parquet")
@@ -263,8 +258,9 @@ def test_a_card_names_no_folder_of_its_maker(tmp_path):
 
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "mine.py").write_text(OWN.format(""))
-    run = a_run(
-        method(objective={"name": "mine", "batch_real": 8}), recipe={"steps": 5, "seeds": 2}, out=str(tmp_path / "out"),
+    run = small_run(
+        method=method(objective={"name": "mine", "batch_real": 8}), recipe={"steps": 5, "seeds": 2},
+        out=str(tmp_path / "out"),
         data=folder_of_images(tmp_path / "images", 40), methods=str(tmp_path / "own"),
     )  # fmt: skip
     list(distill(run))

@@ -28,24 +28,19 @@ from rayd.studies.continual.protocol import (
     summary,
     units,
 )
-from tests.support.fakes import tiny
+from tests.support.runs import small_run
+from tests.support.worlds import tiny
 
 DM: dict[str, Any] = {
     "codec": {"name": "pixel", "storage": "int8"}, "objective": {"name": "distribution", "batch_real": 8},
     "steps": 2, "compiled": False, "optimiser": {"lr": 0.05},
 }  # fmt: skip
-PLAIN: dict[str, Any] = {
-    "data": {"name": "digits", "limit": 200, "val": 50},
-    "net": {"name": "convnet", "depth": 1, "width": 4},
-    "expert": {},
-    "recipe": {"name": "quick", "steps": 12, "seeds": 1, "batch": 32, "lr": 0.05},
-    "method": {"codec": {"name": "pixel"}, "objective": {"name": "distribution"}},
-}
 RECIPE = RecipeConfig(steps=5, seeds=1, batch=16)
 
 
 def run(out: Path) -> Run:
-    return parse(Run, {**PLAIN, "out": str(out)})
+    data, recipe = {"name": "digits", "limit": 200, "val": 50}, {"steps": 12, "seeds": 1}
+    return small_run(data=data, net={"width": 4}, recipe=recipe, out=str(out))
 
 
 def config(**more: Any) -> ContinualConfig:

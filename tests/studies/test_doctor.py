@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rayd.studies.doctor import LATENCY_SLOW, Line, all_versions, judge, token_facts
-from tests.support.fakes import a_run
+from tests.support.runs import small_run
 
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = {"mode": "token", "token": True, "readable": False}
@@ -30,7 +30,7 @@ def node(**other: Any) -> dict[str, Any]:
 
 
 def lines(*nodes: dict[str, Any], gpus: float = 0, reduce: Any = None, token: Any = QUIET) -> list[Line]:
-    run = a_run(scale={"name": "cluster", "gpus": gpus}, out="/shared/out")
+    run = small_run(scale={"name": "cluster", "gpus": gpus}, out="/shared/out")
     return list(judge(run, all_versions(), nodes, reduce, token))
 
 
@@ -107,7 +107,7 @@ def test_faults_of_this_machine(tmp_path: Path) -> None:
 def test_nodes_and_workers_answer(tmp_path: Path, ray_local: None) -> None:
     from rayd.fleet.doctor import between_workers, on_every_node
 
-    run = a_run(scale={"name": "laptop"}, out=str(tmp_path))
+    run = small_run(scale={"name": "laptop"}, out=str(tmp_path))
     (here,) = on_every_node(run)
     assert here["versions"] == all_versions()
     assert here["step"]["gap"] < 1e-4

@@ -20,7 +20,7 @@ from rayd.schema import parse
 from rayd.store import Store
 from rayd.studies.plan import plan
 from rayd.studies.plan.sizes import ledger_size, npy_bytes, padded, shard_bytes
-from tests.support.expert_runs import digits_run
+from tests.support.runs import digits_run
 
 CODECS: tuple[dict[str, Any], ...] = (
     {"name": "pixel"},
@@ -33,21 +33,9 @@ CODECS: tuple[dict[str, Any], ...] = (
 
 def small(out: Path, codec: dict[str, Any] | None = None, **expert: Any) -> Run:
     """A run of seconds: nothing compiled."""
-    run = digits_run(out, **expert)
-    data = replace(run.data, limit=128)
-    budget = parse(type(run.budget), {"ipc": 2}, "budget")
-    method = {
-        "codec": codec or {"name": "pixel"},
-        "objective": {"name": "mtt", "last": 2, "inner_steps": 2},
-        "steps": 2,
-        "compiled": False,
-    }
-    recipe = {"steps": 4, "seeds": 1}
-    parts: dict[str, Any] = {
-        "method": parse(type(run.method), method, "method"),
-        "recipe": parse(type(run.recipe), recipe, "recipe"),
-    }
-    return replace(run, data=data, budget=budget, **parts)
+    method = {"codec": codec or {}, "objective": {"inner_steps": 2}, "steps": 2, "compiled": False}
+    rest = {"data": {"limit": 128}, "budget": {"ipc": 2}, "recipe": {"steps": 4, "seeds": 1, "batch": 256}}
+    return digits_run(out, changes={"method": method, **rest}, **expert)
 
 
 EXPERTS: tuple[dict[str, Any], ...] = (

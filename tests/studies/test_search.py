@@ -23,17 +23,18 @@ from rayd.studies.search.points import plan
 from rayd.studies.search.space import Dial, SearchConfig, experts_for
 from rayd.studies.search.trials import Size, TrialRow, TrialTable, curve_of, search_inline
 from rayd.studies.search.winner import yaml_text
+from tests.support.runs import small_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = Spec((1, 8, 8), 10)
 PLAIN: dict[str, Any] = {
     "data": {"name": "digits", "limit": 200, "val": 100},
-    "net": {"name": "convnet", "depth": 1, "width": 4},
+    "net": {"width": 4},
     "expert": {"experts": 2, "epochs": 3, "batch": 64, "precision": "fp32", "compiled": False},
-    "recipe": {"name": "quick", "steps": 12, "seeds": 2, "batch": 64, "lr": 0.05},
+    "recipe": {"steps": 12, "seeds": 2, "batch": 64},
     "method": {
         "codec": {"name": "lodc"},
-        "objective": {"name": "distribution", "batch_real": 8},
+        "objective": {"batch_real": 8},
         "steps": 30,
         "compiled": False,
         "optimiser": {"name": "adam", "lr": 0.1},
@@ -47,7 +48,7 @@ SEARCH: dict[str, Any] = {
 
 
 def base(out: Path, **more: Any) -> Run:
-    return parse(Run, {**PLAIN, "out": str(out), **more})
+    return small_run(**{**PLAIN, "out": str(out), **more})
 
 
 def config(**more: Any) -> SearchConfig:
@@ -244,7 +245,7 @@ def test_an_inline_search_stops_some_goes_on_and_reports(tmp_path: Path) -> None
     from omegaconf import OmegaConf
 
     winner = OmegaConf.to_container(OmegaConf.create((tmp_path / "search/method/winner.yaml").read_text()))
-    again_run = parse(Run, {**PLAIN, "method": winner})
+    again_run = small_run(**{**PLAIN, "method": winner})
     assert again_run.method.steps == 30
     with pytest.raises(Refused, match=r"search\.grace"):
         TrialTable(run, config(grace=4), SPEC)

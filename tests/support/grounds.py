@@ -7,7 +7,6 @@ names the child's folder on its command line.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import secrets
 import shutil
@@ -220,9 +219,3 @@ def until(true: Callable[[], bool], seconds: float = PATIENCE, every: float = 0.
     while not true():
         assert time.monotonic() < stop, f"nothing happened for {seconds} s"
         time.sleep(every)
-
-
-def digests(folder: Path, pattern: str) -> dict[str, str]:
-    """sha256 of every file by name."""
-    found = sorted(folder.glob(pattern))
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayd.data.images import Spec
+from rayd.data.images import Images, Spec
 from rayd.data.transform import Transform
 from rayd.distill.budget import Stored
 from rayd.distill.contract import Codec, Player
@@ -34,6 +34,8 @@ class TinyWorld:
     precision: str = "fp32"
     compiled: bool = False
     device: torch.device = CPU
+    spoiled: bool = False
+    """The experts' later epochs are no numbers."""
 
     def __post_init__(self) -> None:
         self.spec = Spec(self.shape, self.classes)
@@ -56,17 +58,25 @@ class TinyWorld:
     def theta(self, expert: int, epoch: int) -> Tensor:
         start = self.net.init(generator(self.seed, "expert", expert))
         end = self.net.init(generator(self.seed, "expert end", expert))
-        return torch.lerp(start, end, 0.3 * epoch / self.last_epoch).to(self.device)
+        theta = torch.lerp(start, end, 0.3 * epoch / self.last_epoch).to(self.device)
+        return theta * float("nan") if self.spoiled and epoch > 1 else theta
 
     def segment(self, expert: int, first: int, last: int) -> Segment:
         return Segment(self.theta(expert, first), self.theta(expert, last), expert, first, last)
 
     def take(self, c: int, n: int) -> Tensor:
-        return self.real(self.members(c)[:n])
+        return self.real(self.members(c)[torch.arange(n) % self.per_class])
 
 
 class TinyPixels(Codec):
     """`ipc` images of each class, one parameter, hard labels."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        ipc: int = 2
+
+        def build(self, spec: Spec, rng: torch.Generator) -> TinyPixels:
+            return TinyPixels(TinyWorld(spec.classes, shape=spec.shape), self.ipc)
 
     def __init__(self, inputs: TinyWorld, ipc: int = 2, start: Callable[[int, int], Tensor] | None = None) -> None:
         super().__init__()
@@ -92,3 +102,15 @@ class TinyPixels(Codec):
 
     def stored(self) -> dict[str, Stored]:
         return {"pixels": Stored(self.pixels, "pixels")}
+
+
+def tiny(n: int = 60, size: int = 8, classes: int = 3, channels: int = 1, seed: int = 0) -> Images:
+    """Images whose class is where they are bright."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % classes
+    pixels = torch.randint(0, 90, (n, channels, size, size), generator=rng)
+    for c in range(classes):
+        pixels[labels == c, :, c * size // classes : (c + 1) * size // classes] += 120
+    content = f"tiny-{n}-{size}-{classes}-{channels}-{seed}"
+    names = tuple(f"class {c}" for c in range(classes))
+    return Images(pixels.to(torch.uint8), labels, names, "tiny", {"content": content, "name": "tiny"})

@@ -158,7 +158,7 @@ def step_of(way: str, part: str, width: int, real: int, frequencies: int) -> tup
     """A step by one way (`field`, or a precision of ours), and the bytes of real images that it keeps resident."""
     inputs = surroundings(width, "fp32" if way == "field" else way, real)
     step = field(part, width, inputs, frequencies) if way == "field" else ours(part, way, inputs, frequencies)
-    return step, float(inputs.resident_bytes)
+    return step, float(inputs.images.pixels_NCHW.numel())
 
 
 def ways(names: list[str], **settings: Any) -> dict[str, Timing]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from statistics import fmean
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from rayd import stats
 from rayd.config import MethodConfig, Run
-from rayd.data.images import Images
 from rayd.data.load import load as load_data
 from rayd.errors import Refused, refuse
 from rayd.evaluate.batches import ImageSet
@@ -129,7 +128,8 @@ def learn(run: Run, config: ContinualConfig, unit: ContinualRun) -> Outcome:
         source = ImageSet.tensors(memory.images_NCHW, memory.classes_N, spec, memory.targets_NK)
         seeds = [seed_of(run.seed, "learner", unit.order, t, i) for i in range(run.recipe.seeds)]
         seen = [c for task in tasks[: t + 1] for c in task]
-        test = ImageSet.of(_of_classes(splits.test, seen), transform)
+        of_seen = torch.isin(splits.test.labels_N, torch.tensor(seen)).nonzero().flatten()
+        test = ImageSet.of(splits.test.select(of_seen), transform)
         rights = [right(net, trained(run.recipe, net, source, seed, device=device), test, seen) for seed in seeds]
         hits_N = torch.stack(rights).float().mean(0)
         masks = [torch.isin(test.classes_N, torch.tensor(task)) for task in tasks[: t + 1]]
@@ -139,10 +139,6 @@ def learn(run: Run, config: ContinualConfig, unit: ContinualRun) -> Outcome:
         counts.append(len(memory.classes_N))
     return Outcome(unit.memory, unit.order, tuple(tasks), tuple(table), tuple(averages), forgetting(table),
                    tuple(sizes), tuple(counts))  # fmt: skip
-
-
-def _of_classes(images: Images, classes: Sequence[int]) -> Images:
-    return images.select(torch.isin(images.labels_N, torch.tensor(classes)).nonzero().flatten())
 
 
 @torch.no_grad()
@@ -197,11 +193,6 @@ def file_of(unit: ContinualRun, config: ContinualConfig) -> str:
 
 def keep(store: Store, config: ContinualConfig, outcome: Outcome) -> None:
     store.write_json(file_of(ContinualRun(outcome.memory, outcome.order), config), asdict(outcome))
-
-
-def inline(run: Run, config: ContinualConfig, left: Sequence[ContinualRun]) -> Iterator[Outcome]:
-    for unit in left:
-        yield learn(run, config, unit)
 
 
 def summary(config: ContinualConfig, outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def plan(run: Run, probe_seconds: float = 20, probe: Probe | None = None) -> Pla
     spec = splits.train.spec
     experts, ledger = _buffer(run, splits, run.net.build(spec)), ledger_size(run, spec)
     scoring = Scoring.of(run, spec, ledger, len(splits.train))
-    measured = (probe or in_children)(run, probe_seconds) if probe_seconds > 0 else {}
+    measured = (probe or measure)(run, probe_seconds) if probe_seconds > 0 else {}
     train, val, test = (len(part) for part in (splits.train, splits.val, splits.test))
     peak = {stage: int(figures["peak"]) for stage, figures in measured.items()}
     if "evaluate" in measured:
@@ -232,7 +232,7 @@ def _warnings(run: Run, experts: BufferSize, peak: Mapping[str, int], items: int
             yield f"the buffer needs {takes}, {folder} has {have} free: expert.storage=fp16 halves it"
 
 
-def in_children(run: Run, seconds: float) -> Measured:
+def measure(run: Run, seconds: float) -> Measured:
     """Each stage in a fresh process of this machine, so that its memory and its compilation are its own."""
     measured: Measured = {}
     for stage in stages(run):

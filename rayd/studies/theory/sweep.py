@@ -14,7 +14,7 @@ from torch import Tensor
 from rayd.distill.budget import Ledger, Stored
 from rayd.errors import Refused, refuse
 from rayd.methods.dc import parameter_gradient
-from rayd.schema import positive, to_dict
+from rayd.schema import parse, positive, to_dict
 from rayd.seeds import generator, seed_of
 from rayd.stats import quantile
 from rayd.store import Store
@@ -169,16 +169,12 @@ class Points:
         keys = self.store.claim("plan.json", plan)
         if keys:
             raise Refused(f"out={out}: holds a sweep with another {', '.join(keys)}; give another out")
-        self.rows = [_restored(self.store.read_json(name)) for name in self.store.list("points/")]
+        self.rows = [parse(TheoryPoint, self.store.read_json(name)) for name in self.store.list("points/")]
 
     def add(self, point: TheoryPoint) -> None:
         self.rows.append(point)
         name = f"points/d{point.d:04d}-r{point.r:02d}-L{point.width:05d}-{point.seed}.json"
         self.store.write_json(name, asdict(point))
-
-
-def _restored(plain: dict[str, Any]) -> TheoryPoint:
-    return TheoryPoint(**{**plain, "tried": tuple((int(m), float(e)) for m, e in plain["tried"])})
 
 
 # ---- the verdict --------------------------------------------------------------------------------------------------------
