@@ -2,6 +2,7 @@
 
 config      how experts are trained, and the plan of their units
 train       several experts at once, epoch by epoch
+memory      what a unit takes, and the micro-batch that fits
 trajectory  snapshots of parameters, and the segments between them
 unfinished  the finished epochs of a unit whose shard is not written yet
 shards      the files of the buffer, written whole

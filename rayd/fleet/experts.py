@@ -259,6 +259,10 @@ def build(plan: ExpertPlan, last_epoch: int | None = None, actor_class: type[Any
     A driver need not have a GPU: the micro-batch is then planned by the memory that is free where an actor would be.
     """
     if not plan.run.expert.micro:
+        scale = plan.run.scale
+        cluster.start(scale)
+        count = max(1, min(scale.actors, len(plan.units)))
+        cluster.require(cluster.bundle(scale), count, what="expert actor", wait=scale.wait)
         ((_, free),) = run_tasks(plan.run, "experts", _free, [plan.device_type])
         plan = ExpertPlan.open(plan.run, last_epoch, lambda _: free)
     yield from with_less(lambda chosen: _by_actors(chosen, last_epoch, actor_class), plan)

@@ -1,5 +1,6 @@
 """Questions asked with whole runs.
 
+doctor     whether a machine can do what a run asks
 plan       what a run will cost
 search     which dials are best
 continual  which memory of past classes serves best
