@@ -13,7 +13,6 @@ import pytest
 
 from rayd.errors import Refused
 from rayd.evaluate.row import RowName
-from rayd.fleet.evaluate import groups
 from rayd.run.rows import RowTask
 from tests.support.runs import small_run
 
@@ -47,5 +46,5 @@ def test_a_scale_that_cannot_be_is_refused_before_it_is_placed(scale: dict[str, 
 
 def test_on_a_gpu_the_seeds_of_a_row_are_one_task() -> None:
     row = RowTask(RowName("distilled"), 0, (1, 2, 3))
-    assert [seeds for _, seeds in groups(row, 1.0)] == [(1, 2, 3)]
-    assert [seeds for _, seeds in groups(row, 0.0)] == [(1,), (2,), (3,)]
+    assert [part.seeds for part in row.parts(1.0)] == [(1, 2, 3)]
+    assert [part.seeds for part in row.parts(0.0)] == [(1,), (2,), (3,)]
