@@ -24,7 +24,7 @@ from rayd.nets.convnet import NetConfig
 from rayd.run import assemble
 from rayd.schema import to_dict
 from rayd.store import Store
-from rayd.studies.continual.protocol import ContinualConfig, inline, open_store
+from rayd.studies.continual.protocol import ContinualConfig, learn, open_store
 from rayd.studies.theory.sweep import TheoryConfig, sweep
 from tests.support.pretend import Refusal, pretend_gpu
 from tests.support.worlds import tiny
@@ -118,7 +118,7 @@ def test_continual_learning(tmp_path: Path, pretend_gpu: torch.device) -> None:
     kinds = {"random": "random", "herding": "herding", "dm": to_dict(run.method)}
     config = ContinualConfig(tasks=2, orders=1, bytes_per_class=4096, memories=kinds)
     _, done, left = open_store(run, config)
-    assert not done and len(list(inline(run, config, left))) == 3
+    assert not done and len([learn(run, config, unit) for unit in left]) == 3
 
 
 def test_theory(pretend_gpu: torch.device) -> None:

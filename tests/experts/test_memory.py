@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.expert_runs import digits_run
 
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
@@ -25,6 +24,7 @@ from rayd.experts.train import ExpertStep
 from rayd.nets.convnet import NetConfig
 from rayd.run import experts as stage
 from rayd.run.experts import ExpertPlan, build
+from tests.support.runs import digits_run
 from tests.support.worlds import tiny
 
 GB = 2**30

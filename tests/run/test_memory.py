@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.expert_runs import digits_run
 
 from rayd.data.transform import Transform
 from rayd.distill.unroll import Inner
@@ -21,6 +20,7 @@ from rayd.nets.convnet import NetConfig
 from rayd.run.distill import HALVED, distill
 from rayd.run.experts import ExpertPlan, build
 from rayd.store import Store
+from tests.support.runs import digits_run
 from tests.support.worlds import tiny
 
 
