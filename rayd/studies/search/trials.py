@@ -25,7 +25,7 @@ from rayd.machine import device_for, use_threads
 from rayd.run.assemble import surroundings
 from rayd.run.distill import distill
 from rayd.run.recorder import VALIDATION_NETS
-from rayd.schema import fingerprint
+from rayd.schema import fingerprint, parse
 from rayd.seeds import seed_of
 from rayd.stats import summary
 from rayd.store import Store
@@ -134,14 +134,6 @@ class TrialRow:
     def whole(self) -> bool:
         return self.end == FINISHED
 
-    def plain(self) -> dict[str, Any]:
-        return {**asdict(self), "curve": [list(point) for point in self.curve]}
-
-    @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> TrialRow:
-        size = Size(**plain["size"]) if plain["size"] else None
-        return cls(**{**plain, "size": size, "curve": tuple((int(s), float(v)) for s, v in plain["curve"])})
-
     def flat(self) -> dict[str, Any]:
         """One level of columns: the dials, what the trial stored, its result."""
         dials = {
@@ -199,7 +191,7 @@ class TrialTable:
     # ---- ends ----------------------------------------------------------------------------------------------------
 
     def records(self) -> list[TrialRow]:
-        return [TrialRow.of(self.store.read_json(name)) for name in self.store.list("results/")]
+        return [parse(TrialRow, self.store.read_json(name)) for name in self.store.list("results/")]
 
     def ended(self) -> set[int]:
         return {int(Path(name).stem) for name in self.store.list("results/")}
@@ -208,8 +200,8 @@ class TrialTable:
         """Each trial's end is written once."""
         name = f"results/{record.number:05d}.json"
         if not self.store.exists(name):
-            self.store.write_json(name, record.plain())
-        return TrialRow.of(self.store.read_json(name))
+            self.store.write_json(name, asdict(record))
+        return parse(TrialRow, self.store.read_json(name))
 
     def finish(self, trial: Trial) -> TrialRow:
         return self._end(trial, FINISHED, "all steps", **score(trial.run, self.config))
