@@ -213,28 +213,28 @@ def _override(word: str, places: Sequence[Path]) -> str:
     """One word as Hydra reads it: choices are checked here; any other key may be new, since reading is strict."""
     from rayd.errors import refuse
 
-    key, equals, given = word.partition("=")
+    key, equals, value = word.partition("=")
     if word.startswith("~"):
         return word
     if not equals or not key:
         raise refuse("command line", word, "KEY=VALUE, --help or --cfg", "see --help")
     key = key.lstrip("+")
-    if key in GROUPS and not given.startswith(("{", "[")):
+    if key in GROUPS and not value.startswith(("{", "[")):
         known = sorted({option for place in places for option in options(key, place)})
-        if given not in known:
+        if value not in known:
             from difflib import get_close_matches
 
-            near = get_close_matches(given, known, n=1)
-            raise refuse(key, given, " | ".join(_related(given, known)), f"did you mean {near[0]}?" if near else "")
-        return f"+{key}={given}" if key == "preset" else f"{key}={given}"
-    if key in PATHS and given not in ("", "null") and given[0] not in "'\"":
-        given = "'" + given.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return f"++{key}={given}"
+            near = get_close_matches(value, known, n=1)
+            raise refuse(key, value, " | ".join(_related(value, known)), f"did you mean {near[0]}?" if near else "")
+        return f"+{key}={value}" if key == "preset" else f"{key}={value}"
+    if key in PATHS and value not in ("", "null") and value[0] not in "'\"":
+        value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return f"++{key}={value}"
 
 
-def _related(given: str, known: Sequence[str]) -> list[str]:
+def _related(value: str, known: Sequence[str]) -> list[str]:
     """The cells of the family that was meant, or the families."""
-    cells = [name for name in known if name.startswith(given.split("/")[0] + "/")]
+    cells = [name for name in known if name.startswith(value.split("/")[0] + "/")]
     return cells or list(dict.fromkeys(name.split("/")[0] + ("/..." if "/" in name else "") for name in known))
 
 
@@ -254,14 +254,14 @@ def _make_absolute(mapping: dict[str, Any]) -> None:
         holder: Any = mapping
         for parent in parents:
             holder = holder.get(parent) if isinstance(holder, dict) else None
-        given = holder.get(key) if isinstance(holder, dict) else None
-        if not isinstance(given, str) or not given or "://" in given:
+        value = holder.get(key) if isinstance(holder, dict) else None
+        if not isinstance(value, str) or not value or "://" in value:
             continue
-        expanded = os.path.expanduser(given)
+        expanded = os.path.expanduser(value)
         submitted = isinstance(scale, dict) and scale.get("name") == "cluster"
         if submitted and path in ("out", "buffer") and not os.path.isabs(expanded):
             where = "an absolute path every node sees, or a URI"
-            raise refuse(path, given, where, f"a submitted job runs in a folder that is thrown away: {path}=/...")
+            raise refuse(path, value, where, f"a submitted job runs in a folder that is thrown away: {path}=/...")
         holder[key] = os.path.abspath(expanded)
 
 

@@ -39,5 +39,5 @@ def rows(key: Published | None, data: str) -> list[Row]:
     """The figures of a method on a dataset at a size and under a regime, if one is named."""
     if key is None:
         return []
-    found = [row for row in table() if (row.method, row.data, row.ipc) == (key.method, data, key.ipc)]
-    return [row for row in found if key.regime in (None, row.regime)]
+    rows = [row for row in table() if (row.method, row.data, row.ipc) == (key.method, data, key.ipc)]
+    return [row for row in rows if key.regime in (None, row.regime)]

@@ -58,12 +58,12 @@ def device_for(gpus: float) -> torch.device:
 
 def versions(device: torch.device | str = "cpu") -> dict[str, str]:
     """What a number may depend on in its last bits: software, and the kind of device."""
-    found = {"rayd": VERSION, "torch": torch.__version__.split("+")[0]}
+    facts = {"rayd": VERSION, "torch": torch.__version__.split("+")[0]}
     if importlib.util.find_spec("ray") is not None:
-        found["ray"] = importlib.metadata.version("ray")
+        facts["ray"] = importlib.metadata.version("ray")
     if torch.device(device).type != "cuda":
-        return found | {"device": f"cpu {torch.backends.cpu.get_cpu_capability()}"}
-    return found | {"device": torch.cuda.get_device_name(), "driver": driver(), "cuda": torch.version.cuda or ""}
+        return facts | {"device": f"cpu {torch.backends.cpu.get_cpu_capability()}"}
+    return facts | {"device": torch.cuda.get_device_name(), "driver": driver(), "cuda": torch.version.cuda or ""}
 
 
 def driver() -> str:

@@ -321,6 +321,21 @@ def _contend(folder: str, start: Any, results: Any) -> None:
         results.put((time.monotonic(), "refused"))
 
 
+def test_a_file_deleted_while_a_folder_is_listed_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    store.write("a", b"a")
+    store.write("b", b"b")
+    scan = os.scandir
+
+    def scan_then_delete(folder: Any) -> Any:
+        entries = list(scan(folder))
+        store.delete("a")
+        return entries
+
+    monkeypatch.setattr("rayd.store.files.os.scandir", scan_then_delete)
+    assert store.list() == ["b"]
+
+
 def test_never_two_writers_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     start, results = context.Event(), context.Queue()

@@ -243,11 +243,11 @@ def _locked(store: Store) -> Iterator[None]:
 
 def _leased(store: Store) -> contextlib.AbstractContextManager[object]:
     """The folder's lease, waited for while others hold it."""
-    held, limit = contextlib.ExitStack(), time.monotonic() + LOCK_SECONDS
+    stack, limit = contextlib.ExitStack(), time.monotonic() + LOCK_SECONDS
     while True:
         try:
-            held.enter_context(Lease(store, beat=1.0))
-            return held
+            stack.enter_context(Lease(store, beat=1.0))
+            return stack
         except Refused:
             if time.monotonic() > limit:
                 raise

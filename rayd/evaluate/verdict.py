@@ -43,7 +43,7 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         word = "yes" if gap - wide > 0 else "no" if gap + wide < 0 else "undecided"
         words["floats" if name.budget == "floats" else "bytes"].append(word)
         why.append(f"{name}: {100 * gap:+.1f} points (95 % ± {100 * wide:.1f}): {word}")
-    by_budget = {budget: worst(said) for budget, said in words.items()}
+    by_budget = {budget: worst(verdicts) for budget, verdicts in words.items()}
     overall = worst([word for word in by_budget.values() if word != "not asked"])
     return {**by_budget, "overall": overall, "why": why}
 

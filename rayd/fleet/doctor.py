@@ -57,9 +57,9 @@ def _places(need: Mapping[str, float]) -> Iterator[dict[str, Any]]:
 def _reduce(config: Mapping[str, Any]) -> None:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
-    found = reduced(rank, size, get_device())
+    answer = reduced(rank, size, get_device())
     if rank == 0:  # Train hands a driver no metrics without a checkpoint
-        Store(config["out"]).write_json(ANSWER, {**found, "backend": dist.get_backend()})
+        Store(config["out"]).write_json(ANSWER, {**answer, "backend": dist.get_backend()})
 
 
 def between_workers(run: Run) -> Facts | None:

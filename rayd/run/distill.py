@@ -74,9 +74,9 @@ def distill(run: Run, worker: Worker | None = None) -> Iterator[Step]:
     worker, store = worker or Worker(), Store(run.out)
     if finished(run, store):
         return
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         alone = worker.rank == 0 and run.scale.name == "inline"  # the driver of a fleet holds the lease itself
-        lease = held.enter_context(Lease(store)) if alone else None
+        lease = stack.enter_context(Lease(store)) if alone else None
         if not finished(run, store):
             yield from _distill(run, store, worker, lease)
 
@@ -91,11 +91,11 @@ def _distill(run: Run, store: Store, worker: Worker, lease: Lease | None) -> Ite
             yield from _assembled(run, store, worker, lease, ran_out)
             return
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, Failed) or not (found := out_of_memory(error)):
+            if isinstance(error, Failed) or not (shortage := out_of_memory(error)):
                 raise
             if ran_out:
-                raise OutOfMemory(_knobs(found, run, store)) from error
-            ran_out = found
+                raise OutOfMemory(_knobs(shortage, run, store)) from error
+            ran_out = shortage
         log.warning("out of memory (%s): going on from the last checkpoint with half of it for a step", ran_out)
         store.write_json(HALVED, {"because": ran_out})
         release()

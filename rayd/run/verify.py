@@ -75,8 +75,8 @@ def verify(
         return
     yield from _data(artifact, splits)
     if scores and "controls.json" in artifact.contents:
-        made = card_run or source
-        yield from _scores(artifact, splits, replace(made, scale=replace(made.scale, gpus=gpus)))
+        origin = card_run or source
+        yield from _scores(artifact, splits, replace(origin, scale=replace(origin.scale, gpus=gpus)))
 
 
 def _ledger(artifact: Artifact) -> Iterator[Finding]:

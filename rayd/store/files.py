@@ -251,11 +251,12 @@ def _flush(path: Path) -> None:
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Files below a folder, without anybody's temporary ones."""
+    """Files below a folder, without anybody's temporary ones and those that another process deletes meanwhile."""
     if not folder.is_dir():
         return
     for entry in os.scandir(folder):
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path))
         elif not (entry.name.startswith(".") and entry.name.endswith(TEMPORARY)):
-            yield Path(entry.path), entry.stat().st_size
+            with contextlib.suppress(FileNotFoundError):
+                yield Path(entry.path), entry.stat().st_size

@@ -49,12 +49,12 @@ REPEATS = 5
 class Line:
     what: str
     state: State
-    found: str
+    finding: str
     do: str = ""
     """The next command to type, where not all is well."""
 
     def __str__(self) -> str:
-        return f"{self.state:<6}{self.what:<16}{self.found}" + (f"\n{'':<22}-> {self.do}" if self.do else "")
+        return f"{self.state:<6}{self.what:<16}{self.finding}" + (f"\n{'':<22}-> {self.do}" if self.do else "")
 
 
 # ---- what is there ---------------------------------------------------------------------------------------------------
@@ -118,8 +118,8 @@ def _data(run: Run) -> dict[str, Any]:
         splits = load_data(run.data)
     except (Refused, Failed, OSError) as error:
         return {"error": without_home(str(error))[:160]}
-    found = {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)}
-    return {"seconds": time.perf_counter() - began, "content": str(splits.train.manifest["content"]), **found}
+    finding = {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)}
+    return {"seconds": time.perf_counter() - began, "content": str(splits.train.manifest["content"]), **finding}
 
 
 def _step(kind: str) -> dict[str, float]:
@@ -129,17 +129,17 @@ def _step(kind: str) -> dict[str, float]:
     theta, x, lam = net.init(rng), torch.randn(32, *spec.shape, generator=rng), torch.randn(net.size, generator=rng)
     y = F.one_hot(torch.arange(32) % 10, 10).float()
     tensors = [one.to(device) for one in (theta, x, y, lam)]
-    found: dict[str, float] = {}
+    finding: dict[str, float] = {}
     results = {}
     with arithmetic("fp32"):
         for way, compile in (("eager", False), ("compiled", True)):
             inner = Inner(cross_entropy(net), device, compile=compile)
             began = time.perf_counter()
             results[way] = [one.clone() for one in inner.products(*tensors) if one is not None]
-            found[f"{way}_first"] = time.perf_counter() - began
-            found[way] = median(_seconds(inner, tensors) for _ in range(REPEATS))
+            finding[f"{way}_first"] = time.perf_counter() - began
+            finding[way] = median(_seconds(inner, tensors) for _ in range(REPEATS))
     gaps = [float((a - b).norm() / b.norm()) for a, b in zip(results["compiled"], results["eager"], strict=True)]
-    return found | {"gap": max(gaps)}
+    return finding | {"gap": max(gaps)}
 
 
 def _seconds(inner: Inner, tensors: Sequence[torch.Tensor]) -> float:
@@ -176,8 +176,8 @@ def judge(
         yield from _of_node(run, node)
     contents = {node["data"]["content"] for node in nodes if "content" in node["data"]}
     if len(contents) > 1:
-        found = f"{len(contents)} different contents on {len(nodes)} nodes"
-        yield Line("data", "wrong", found, "prepare them once: python -m jobs.prepare")
+        finding = f"{len(contents)} different contents on {len(nodes)} nodes"
+        yield Line("data", "wrong", finding, "prepare them once: python -m jobs.prepare")
     if reduce is not None:
         yield _of_reduce(reduce)
     yield _of_token(run.scale, token)
@@ -224,12 +224,12 @@ def _of_step(where: str, step: Facts) -> Line:
     times = (
         f"{1000 * step['compiled']:.1f} ms, {ratio:.1f} times as fast as eager, after {step['compiled_first']:.0f} s"
     )
-    found = f"{where}: {times}; off by {step['gap']:.1g}"
+    finding = f"{where}: {times}; off by {step['gap']:.1g}"
     if not step["gap"] < NEAR:
-        return Line("step", "wrong", found, "method.compiled=false expert.compiled=false, and tell us")
+        return Line("step", "wrong", finding, "method.compiled=false expert.compiled=false, and tell us")
     if ratio > 1:
-        return Line("step", "ok", found)
-    return Line("step", "slow", found, "method.compiled=false may be faster here")
+        return Line("step", "ok", finding)
+    return Line("step", "slow", finding, "method.compiled=false may be faster here")
 
 
 def _of_data(where: str, node: Facts) -> Line:
@@ -244,8 +244,10 @@ def _of_out(where: str, run: Run, out: Facts) -> Line:
     if "error" in out:
         return Line("out", "wrong", f"{where}: not writable: {out['error']}", "name another out=...")
     slow = out["seconds"] > LATENCY_SLOW
-    found = f"{where}: a small file takes {1000 * out['seconds']:.1f} ms"
-    return Line("out", "slow" if slow else "ok", found, "raise method.checkpoint, or name a nearer out" if slow else "")
+    finding = f"{where}: a small file takes {1000 * out['seconds']:.1f} ms"
+    return Line(
+        "out", "slow" if slow else "ok", finding, "raise method.checkpoint, or name a nearer out" if slow else ""
+    )
 
 
 def _of_reduce(reduce: Facts) -> Line:
@@ -262,11 +264,11 @@ def _of_reduce(reduce: Facts) -> Line:
 def token_facts(environment: Mapping[str, str], home: Path) -> dict[str, Any]:
     """How Ray is told to authenticate, and whether there is a token to do so; the token itself is not read."""
     path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or home / ".ray" / "auth_token")
-    held = path.is_file()
+    present = path.is_file()
     return {
         "mode": environment.get("RAY_AUTH_MODE", "disabled"),
-        "token": "RAY_AUTH_TOKEN" in environment or held,
-        "readable": held and bool(path.stat().st_mode & 0o077),
+        "token": "RAY_AUTH_TOKEN" in environment or present,
+        "readable": present and bool(path.stat().st_mode & 0o077),
     }
 
 
@@ -275,13 +277,13 @@ def _of_token(scale: ScaleConfig, token: Facts) -> Line:
     if mode == "token" and not token["token"]:
         return Line("token mode", "wrong", "RAY_AUTH_MODE=token and no token: Ray will not start", make)
     if mode not in ("token", "disabled"):
-        found = f"RAY_AUTH_MODE={mode}: allowed is token | disabled"
-        return Line("token mode", "wrong", found, "export RAY_AUTH_MODE=token")
+        finding = f"RAY_AUTH_MODE={mode}: allowed is token | disabled"
+        return Line("token mode", "wrong", finding, "export RAY_AUTH_MODE=token")
     if mode == "token" and token["readable"]:
         return Line("token mode", "wrong", "the token file is readable by others", "chmod 600 ~/.ray/auth_token")
     if scale.name == "cluster" and mode != "token":
-        found = "off: whoever reaches the cluster's ports runs code on it"
-        return Line("token mode", "wrong", found, "export RAY_AUTH_MODE=token before ray start and ray job submit")
+        finding = "off: whoever reaches the cluster's ports runs code on it"
+        return Line("token mode", "wrong", finding, "export RAY_AUTH_MODE=token before ray start and ray job submit")
     return Line("token mode", "ok", "on" if mode == "token" else f"off, and not needed under scale={scale.name}")
 
 

@@ -72,7 +72,7 @@ def test_a_planted_fault_is_named_with_what_to_do(fault: str) -> None:
 
 def test_a_gpu_that_is_not_asked_for_is_pointed_out() -> None:
     (line,) = [line for line in lines(node(gpus=["L4"])) if line.what == "device"]
-    assert line.state == "ok" and "L4 is not used" in line.found and "scale.gpus=1" in line.do
+    assert line.state == "ok" and "L4 is not used" in line.finding and "scale.gpus=1" in line.do
 
 
 def test_the_token_is_looked_for_and_never_read(tmp_path: Path) -> None:
