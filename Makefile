@@ -17,9 +17,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## digits, end to end on Ray, with a report page: at most 3 minutes on 2 cores
 	@$(PY) -m jobs.pipeline preset=demo scale=laptop out=runs/demo
 
-test: $(STAMP)  ## the tests, the long fault rounds left out; those of the fleet mostly wait, so they run beside the others
-	@log=$$(mktemp); $(PY) -m pytest tests/fleet > $$log 2>&1 & fleet=$$!; \
-	$(PY) -m pytest --ignore=tests/fleet; rest=$$?; \
+test: $(STAMP)  ## the tests, the long fault rounds left out; those of fleet and jobs mostly wait, so they run beside the rest
+	@log=$$(mktemp); $(PY) -m pytest tests/fleet tests/jobs > $$log 2>&1 & fleet=$$!; \
+	$(PY) -m pytest --ignore=tests/fleet --ignore=tests/jobs; rest=$$?; \
 	wait $$fleet; code=$$?; cat $$log; rm -f $$log; exit $$((rest | code))
 
 chaos: $(STAMP)  ## the long fault rounds: kill and resume, many times
