@@ -253,7 +253,7 @@ def test_manners(path: Path) -> None:
 def test_nothing_names_a_workplace() -> None:
     """No absolute path of somebody's machine, in code, configs or texts."""
     kinds = {".py", ".yaml", ".yml", ".md", ".toml", ".txt", ".json", ""}
-    tops = [ROOT / top for top in ("rayd", "jobs", "configs", "infra", "tests")]
+    tops = [ROOT / top for top in ("rayd", "jobs", "configs", "infra", "tests", "docs", "examples", ".github")]
     files = [p for top in tops if top.is_dir() for p in top.rglob("*")] + [
         p for p in ROOT.iterdir() if p.name != ".git"
     ]
