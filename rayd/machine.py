@@ -39,6 +39,7 @@ says, which cost 5 % of a step's time."""
 _listener: Callable[[str], None] | None = None
 
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+STATUS = Path("/proc/self/status")
 
 LINKING_S = 20.0
 """Seconds: an empty library younger than this may still be being written."""
@@ -159,9 +160,15 @@ def memory(device: torch.device) -> int:
 
 
 def peak_memory(device_type: str) -> int:
-    """Bytes: the largest allocation of the GPU, or the largest resident size of this process."""
+    """Bytes: the largest allocation of the GPU, or the largest resident size of this process.
+
+    VmHWM, because a child's `ru_maxrss` starts at its parent's resident size: exec keeps it.
+    """
     if device_type == "cuda":
         return torch.cuda.max_memory_allocated()
+    if STATUS.is_file():
+        lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
