@@ -227,7 +227,7 @@ def _override(word: str, places: Sequence[Path]) -> str:
             near = get_close_matches(value, known, n=1)
             raise refuse(key, value, " | ".join(_related(value, known)), f"did you mean {near[0]}?" if near else "")
         return f"+{key}={value}" if key == "preset" else f"{key}={value}"
-    if key in PATHS and value not in ("", "null") and value[0] not in "'\"":
+    if key in PATHS and value not in ("", "null", "true", "false") and value[0] not in "'\"":
         value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return f"++{key}={value}"
 

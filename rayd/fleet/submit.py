@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,31 +82,28 @@ def start(client: JobSubmissionClient, entrypoint: str, environment: Mapping[str
 def follow(client: JobSubmissionClient, job: str) -> Iterator[str]:
     """The job's log from its beginning, in pieces, until the job is over. A lost connection is made again."""
     shown, lost = 0, 0.0
-    loop = asyncio.new_event_loop()
-    try:
+    with asyncio.Runner() as runner:
         while True:
             skip, pieces = shown, client.tail_job_logs(job)
             try:
-                while True:
-                    piece = loop.run_until_complete(anext(pieces))
-                    lost = 0.0
-                    fresh = piece[skip:]
+                while (piece := runner.run(_next(pieces))) is not None:
+                    lost, fresh = 0.0, piece[skip:]
                     skip = max(0, skip - len(piece))
                     shown += len(fresh)
                     if fresh:
                         yield fresh
-            except StopAsyncIteration:
                 if _over(client, job):
                     return
             except (RuntimeError, ClientError, OSError) as error:
                 lost = lost or time.monotonic()
                 if time.monotonic() - lost > AGAIN:
-                    raise Failed(
-                        f"{job}: the job server has not answered for {AGAIN:g} s ({first_line(error)})"
-                    ) from error
+                    why = f"the job server has not answered for {AGAIN:g} s ({first_line(error)})"
+                    raise Failed(f"{job}: {why}; the job goes on without us") from error
             time.sleep(BETWEEN)
-    finally:
-        loop.close()
+
+
+async def _next(pieces: AsyncIterator[str]) -> str | None:
+    return await anext(pieces, None)
 
 
 def _over(client: JobSubmissionClient, job: str) -> bool:

@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from rayd.store import Store
 log = logging.getLogger(__name__)
 
 EVENTS = "events.jsonl"
+WORK = "work.json"
+"""Who is at work, how old their beats are, and process seconds by stage: for those who look at the folder alone."""
 TICK = 1.0
 """Seconds between two looks of the watchdog."""
 NOTES_EVERY = 10.0
@@ -201,7 +203,9 @@ class Watch:
         ray.get(self._monitor.look.remote(), timeout=READY)
         self._store = Store(self.out)
         self._lines = self._store.read(EVENTS).decode().splitlines() if self._store.exists(EVENTS) else []
-        self._written = self._noted = time.monotonic()
+        self._spent: dict[str, float] = self._store.facts(WORK).get("seconds", {})
+        self._beats: list[dict[str, Any]] = []
+        self._written = self._noted = self._looked = time.monotonic()
         self._oldest = Gauge("rayd_beat_age_seconds", "Age of the oldest beat of a stage", tag_keys=("stage",))
         self._hung = Counter("rayd_hung", "Processes that the watchdog has ended", tag_keys=("stage",))
         self._warnings = Counter("rayd_warnings", "Warnings of workers", tag_keys=("stage",))
@@ -215,6 +219,7 @@ class Watch:
         self._thread.join()
         with contextlib.suppress(RayError):
             self._look()
+        self._beats = []
         self._write()
         ray.kill(self._monitor)
 
@@ -249,6 +254,9 @@ class Watch:
             self._noted = time.monotonic()
             for group in {beat.group for beat, _ in looked}:
                 log.info("%s  %s", group, self.notes.get(group, ""))
+        passed, self._looked = time.monotonic() - self._looked, time.monotonic()
+        self._spent[self.stage] = self._spent.get(self.stage, 0.0) + passed * len(looked)
+        self._beats = [{**asdict(beat), "host": member.host, "pid": member.pid} for beat, member in looked]
         stale = set(hung([beat for beat, _ in looked]))
         for beat, member in looked:
             if beat in stale:
@@ -270,5 +278,7 @@ class Watch:
         self._written = time.monotonic()
         try:
             self._store.write(EVENTS, ("\n".join(self._lines) + "\n").encode() if self._lines else b"")
+            work = {"time": time.time(), "stage": self.stage, "seconds": self._spent, "beats": self._beats}
+            self._store.write_json(WORK, work)
         except Failed as error:
             log.warning("%s; the events are written later", error)

@@ -1,4 +1,4 @@
-"""`ray job submit` and `jobs.submit` as a user types them: token, upload, success, failure, stop and again, metrics, logs."""
+"""`ray job submit` and `jobs.submit` as a user types them: token, upload, exit codes, stop and again, metrics, logs."""
 
 from __future__ import annotations
 
