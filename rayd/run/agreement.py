@@ -57,6 +57,13 @@ class Agreement:
         vector = torch.zeros(count) if self.rank else torch.tensor(numbers, dtype=torch.float64)
         return self._sum(vector).tolist()
 
+    def total(self, numbers: Sequence[float]) -> list[float]:
+        """The sum of everybody's numbers, place by place, on every worker."""
+        if self.size == 1:
+            return list(numbers)
+        vector: list[float] = self.reduce(torch.tensor(numbers, dtype=torch.float64, device=self.device)).tolist()
+        return vector
+
     def share_state(self) -> None:
         """Worker 0's state, on every worker: a start computed on another kind of processor may differ in its last bits."""
         if self.size == 1:
