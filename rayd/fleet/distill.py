@@ -126,7 +126,14 @@ def _metrics(step: Step, reduce: AllReduce) -> dict[str, float]:
     return {"step": step.number, "loss": step.value, "seconds": step.seconds, "bytes_per_step": sent, **step.metrics}
 
 
-def trainer(run: Run, pulse: Pulse, group: str, report_every: int, callbacks: list[Any] | None = None) -> TorchTrainer:
+def trainer(
+    run: Run,
+    pulse: Pulse,
+    group: str,
+    report_every: int,
+    callbacks: list[Any] | None = None,
+    stage: str = "distill",
+) -> TorchTrainer:
     """The Train job of a run: workers, limits, and no checkpoints of its own."""
     scale = run.scale
     limits: dict[str, Any] = {"max_failures": scale.max_failures, "controller_failure_limit": 2}
@@ -139,7 +146,10 @@ def trainer(run: Run, pulse: Pulse, group: str, report_every: int, callbacks: li
         worker,
         train_loop_config={"run": to_dict(run), "report_every": report_every, "pulse": vars(pulse), "group": group},
         scaling_config=ScalingConfig(
-            num_workers=scale.workers, use_gpu=scale.gpus > 0, resources_per_worker=cluster.bundle(scale)
+            num_workers=scale.workers,
+            use_gpu=scale.gpus > 0,
+            resources_per_worker=cluster.bundle(scale),
+            label_selector=scale.selector(stage) or None,
         ),
         torch_config=TorchConfig(timeout_s=int(scale.timeout)),
         run_config=RunConfig(
@@ -177,7 +187,7 @@ def _train(run: Run) -> None:
         raise refuse("scale.gpus", scale.gpus, why, "NCCL refuses two workers on one GPU: set scale.workers=1")
     limit_waits(scale)
     cluster.start(scale)
-    cluster.require(cluster.bundle(scale), scale.workers, wait=scale.wait)
+    cluster.require(cluster.bundle(scale), scale.workers, wait=scale.wait, selector=scale.selector("distill"))
     began = time.monotonic()
     try:
         with Watch(scale, run.out, GROUP, shows=True) as watch:

@@ -105,8 +105,8 @@ class Dispatcher:
     ) -> None:
         self.plan, self.scale, self.progress, self.watch = plan, plan.run.scale, progress, watch
         self.todo = deque(todo)
-        self.need = cluster.bundle(self.scale)
-        options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, **cluster.options(self.need)}
+        self.need, self.labels = cluster.bundle(self.scale), self.scale.selector("experts")
+        options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, **cluster.options(self.need, self.labels)}
         self.remote: Any = ray.remote(**options)(actor_class)
         self.arguments = (to_dict(plan.run), last_epoch, watch.pulse)
         self.lost: dict[str, int] = {}
@@ -121,7 +121,7 @@ class Dispatcher:
         self.bytes = Gauge("rayd_buffer_bytes", "Bytes of all committed shards")
 
     def run(self) -> Iterator[Progress]:
-        for _ in range(pool_size(self.scale.actors, len(self.todo), self.need, cluster.nodes())):
+        for _ in range(pool_size(self.scale.actors, len(self.todo), self.need, cluster.nodes(self.labels))):
             self._start_actor()
         try:
             while self.todo or any(slot.unit is not None for slot in self.slots):
@@ -262,7 +262,7 @@ def build(plan: ExpertPlan, last_epoch: int | None = None, actor_class: type[Any
         scale = plan.run.scale
         cluster.start(scale)
         count = max(1, min(scale.actors, len(plan.units)))
-        cluster.require(cluster.bundle(scale), count, what="expert actor", wait=scale.wait)
+        cluster.require(cluster.bundle(scale), count, "expert actor", scale.wait, scale.selector("experts"))
         ((_, free),) = run_tasks(plan.run, "experts", _free, [plan.device_type])
         plan = ExpertPlan.open(plan.run, last_epoch, lambda _: free)
     yield from with_less(lambda chosen: _by_actors(chosen, last_epoch, actor_class), plan)
@@ -278,8 +278,8 @@ def _by_actors(plan: ExpertPlan, last_epoch: int | None, actor_class: type[Any])
     yield progress
     if todo:
         cluster.start(scale)
-        need = cluster.bundle(scale)
-        cluster.require(need, max(1, min(scale.actors, len(todo))), what="expert actor", wait=scale.wait)
+        count = max(1, min(scale.actors, len(todo)))
+        cluster.require(cluster.bundle(scale), count, "expert actor", scale.wait, scale.selector("experts"))
         with Watch(scale, plan.run.out, "experts") as watch:
             yield from Dispatcher(plan, last_epoch, todo, progress, watch, actor_class).run()
     finish(plan, progress)

@@ -21,9 +21,10 @@ R = TypeVar("R")
 
 
 def run_tasks(
-    run: Run, stage: str, work: Callable[..., R], units: Sequence[U], *shared: Any, fresh: bool = False
+    run: Run, stage: str, work: Callable[..., R], units: Sequence[U], *shared: Any, fresh: bool = False, place: str = ""
 ) -> Iterator[tuple[U, R]]:
-    """`work(run, *shared, unit)` of every unit. `fresh`: each in a process of its own.
+    """`work(run, *shared, unit)` of every unit. `fresh`: each in a process of its own. `place`: the stage whose nodes they
+    take, if another.
 
     A task whose process or node is lost, or which the watchdog ends, is tried again. `work` keeps its own progress, so
     only what it had not kept is done twice.
@@ -32,8 +33,10 @@ def run_tasks(
         return
     cluster.start(run.scale)
     need = cluster.bundle(run.scale)
-    cluster.require(need, 1, f"task of {stage}", run.scale.wait)
-    options = cluster.task_options(need, max_retries=run.scale.max_failures, **({"max_calls": 1} if fresh else {}))
+    labels = run.scale.selector(place or stage)
+    cluster.require(need, 1, f"task of {stage}", run.scale.wait, labels)
+    more = {"max_calls": 1} if fresh else {}
+    options = cluster.task_options(need, labels, max_retries=run.scale.max_failures, **more)
     task: Any = ray.remote(**options)(_call)
     plain = to_dict(run)
     with Watch(run.scale, run.out, stage) as watch:
