@@ -46,9 +46,6 @@ from rayd.store import configure
 
 log = logging.getLogger(__name__)
 
-DRAINS_EVERY = 5.0
-"""Seconds between two questions which nodes are told to stop."""
-
 
 class ExpertActor:
     """Reads the data once, then builds one unit after another."""
@@ -112,9 +109,6 @@ class Dispatcher:
         self.lost: dict[str, int] = {}
         self.slots: list[ActorSlot] = []
         self.started = 0
-        self.leaving: set[str] = set()
-        """Nodes that were told to stop."""
-        self.drains_at = -DRAINS_EVERY
         self.completed = Counter("rayd_experts_completed", "Experts committed to the buffer")
         self.retried = Counter("rayd_experts_retried", "Units handed to another actor because theirs was lost")
         self.rate = Gauge("rayd_expert_images_per_second", "Training images per second, all actors together")
@@ -147,9 +141,6 @@ class Dispatcher:
         """Take what came back, replace what is late, hand out units."""
         done, _ = ray.wait([slot.waits for slot in self.slots], num_returns=1, timeout=TICK)
         now = time.monotonic()
-        if now - self.drains_at > DRAINS_EVERY:
-            self.drains_at = now
-            self.leaving |= cluster.draining()
         for slot in list(self.slots):
             if slot.waits in done:
                 self._receive(slot)
@@ -203,7 +194,7 @@ class Dispatcher:
     def _hand_out(self, slot: ActorSlot) -> None:
         if not self.todo:
             return self._remove(slot)
-        if slot.node in self.leaving:
+        if slot.node in self.watch.leaving:
             log.info("%s: its node is told to stop and gets no further units", slot.name)
             self._remove(slot)
             return self._start_actor()
@@ -219,8 +210,7 @@ class Dispatcher:
         if slot.unit is None:
             return self._lose_start(slot, loss, detail)
         unit, what = slot.unit, f"{slot.unit.name} on {slot.name}"
-        self.leaving |= cluster.draining()
-        if slot.node in self.leaving and loss.takes_the_worker:
+        if loss.takes_the_worker and slot.node in self.watch.notices():
             log.warning("%s: its node was taken back; handed to another", what)
             replace = True
         else:

@@ -128,10 +128,10 @@ class Proposals(Searcher):
         cut: AshaScheduler,
         budgets: dict[int, str],
         tpe: OptunaSearcher | None,
-        pulse: Pulse,
+        watch: Watch,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
-        self.pulse = vars(pulse)
+        self.watch, self.pulse = watch, vars(watch.pulse)
         self.book, self.todo, self.cut, self.budgets, self.tpe = book, list(todo), cut, budgets, tpe
         self.live: dict[str, Trial] = {}
 
@@ -140,8 +140,8 @@ class Proposals(Searcher):
             trial: Trial | None = self.todo.pop(0)
         else:
             trial = self.tpe.ask() if self.tpe else None
-        if trial is None:
-            return Searcher.FINISHED
+        if trial is None:  # one at work may come back with a node that is taken away
+            return None if self.live else Searcher.FINISHED
         self.live[trial_id] = trial
         self.budgets[trial.number] = trial.budget
         return {
@@ -150,6 +150,10 @@ class Proposals(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         trial, result = self.live.pop(trial_id), result or {}
+        if error and self.watch.taken(f"trial {trial.number}"):
+            log.warning("trial %d: its node was taken away; it is handed out again", trial.number)
+            self.todo.append(trial)
+            return
         if "failed" in result:
             record = self.book.fail(trial, str(result["failed"]))
         elif error:
@@ -272,10 +276,10 @@ def search(book: TrialTable, trials: Mapping[int, Trial]) -> None:
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                num_samples=left,
+                num_samples=-1,  # as many as the searcher hands out
                 max_concurrent_trials=at_once,
                 scheduler=cut,
-                search_alg=Proposals(book, todo, cut, budgets, tpe, watch.pulse),
+                search_alg=Proposals(book, todo, cut, budgets, tpe, watch),
                 reuse_actors=False,
             ),
             run_config=tune.RunConfig(

@@ -40,16 +40,24 @@ def run_tasks(
     task: Any = ray.remote(**options)(_call)
     plain = to_dict(run)
     with Watch(run.scale, run.out, stage) as watch:
-        names = [f"{stage} {number}" for number in range(len(units))]
-        refs = {
-            task.remote(watch.pulse, name, work, plain, (*shared, unit)): (name, unit)
-            for name, unit in zip(names, units, strict=True)
-        }
+
+        def submit(name: str, unit: U) -> Any:
+            away = {"ray.io/node-id": f"!in({','.join(sorted(watch.leaving))})"} if watch.leaving else {}
+            placed = task.options(label_selector={**labels, **away}) if away else task
+            return placed.remote(watch.pulse, name, work, plain, (*shared, unit))
+
+        named = ((f"{stage} {number}", unit) for number, unit in enumerate(units))
+        refs = {submit(name, unit): (name, unit) for name, unit in named}
         while refs:
             done, _ = ray.wait(list(refs), num_returns=1, timeout=TICK)
             if done:
                 name, unit = refs.pop(done[0])
-                yield unit, _result(done[0], name, watch)
+                result = _result(done[0], name, watch)
+                if isinstance(result, Elsewhere):
+                    watch.notices()
+                    refs[submit(name, unit)] = (name, unit)
+                else:
+                    yield unit, result
             elif watch.quiet > run.scale.startup:
                 for ref in refs:
                     ray.cancel(ref, force=True)
@@ -59,7 +67,15 @@ def run_tasks(
                 )
 
 
-def _call(pulse: Pulse, name: str, work: Callable[..., R], plain: dict[str, Any], arguments: tuple[Any, ...]) -> R:
+class Elsewhere:
+    """The answer of a task that Ray sent to a node which was told to stop: its process was still leased."""
+
+
+def _call(
+    pulse: Pulse, name: str, work: Callable[..., R], plain: dict[str, Any], arguments: tuple[Any, ...]
+) -> R | Elsewhere:
+    if ray.get_runtime_context().get_node_id() in cluster.draining():
+        return Elsewhere()
     with beating(pulse, name):
         run = parse(Run, plain)
         use_threads(run.scale.threads)

@@ -30,7 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rayd import machine
 from rayd.config import ScaleConfig
 from rayd.errors import Failed
-from rayd.fleet.cluster import same_versions, versions
+from rayd.fleet.cluster import draining, same_versions, versions
 from rayd.fleet.policy import Beat, hung
 from rayd.store import Store
 
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 EVENTS = "events.jsonl"
 WORK = "work.json"
 """Who is at work, how old their beats are, and process seconds by stage: for those who look at the folder alone."""
+DRAINS_EVERY = 5.0
+"""Seconds between two questions which nodes are told to stop."""
 TICK = 1.0
 """Seconds between two looks of the watchdog."""
 NOTES_EVERY = 10.0
@@ -192,6 +194,10 @@ class Watch:
     """What each group did last."""
     ended: dict[str, str] = field(default_factory=dict)
     """Why the process of a group was killed."""
+    places: dict[str, str] = field(default_factory=dict)
+    """Node of each group's last process."""
+    leaving: set[str] = field(default_factory=set)
+    """Nodes that were told to stop."""
 
     def __enter__(self) -> Watch:
         name = f"rayd-monitor-{uuid.uuid4().hex[:12]}"
@@ -206,6 +212,7 @@ class Watch:
         self._spent: dict[str, float] = self._store.facts(WORK).get("seconds", {})
         self._beats: list[dict[str, Any]] = []
         self._written = self._noted = self._looked = time.monotonic()
+        self._asked = -DRAINS_EVERY
         self._oldest = Gauge("rayd_beat_age_seconds", "Age of the oldest beat of a stage", tag_keys=("stage",))
         self._hung = Counter("rayd_hung", "Processes that the watchdog has ended", tag_keys=("stage",))
         self._warnings = Counter("rayd_warnings", "Warnings of workers", tag_keys=("stage",))
@@ -231,6 +238,19 @@ class Watch:
         """Why work was lost: what the watchdog did, or what Ray said."""
         return self.ended.pop(group, otherwise)
 
+    def notices(self) -> set[str]:
+        """The nodes that were told to stop, asked of Ray now."""
+        for node in draining() - self.leaving:
+            groups = ", ".join(group for group, place in self.places.items() if place == node)
+            self.record("notice", f"a node is about to be taken away; it had {groups or 'no work'}", node=node)
+            self.leaving.add(node)
+        self._asked = time.monotonic()
+        return self.leaving
+
+    def taken(self, group: str) -> bool:
+        """Whether work was lost with a node that was taken away after a notice."""
+        return self.places.get(group) in self.notices()
+
     def _run(self) -> None:
         while not self._over.wait(TICK):
             try:
@@ -250,6 +270,9 @@ class Watch:
                 log.log(level, "%s on %s: %s", event["group"], event["host"], event["text"])
         self._oldest.set(max((beat.age for beat, _ in looked), default=0.0), tags={"stage": self.stage})
         self.notes |= {beat.group: beat.note for beat, _ in looked if beat.note}
+        self.places = self.places | {beat.group: member.node for beat, member in looked}  # others read it
+        if time.monotonic() - self._asked > DRAINS_EVERY:
+            self.notices()
         if self.shows and time.monotonic() - self._noted > NOTES_EVERY:
             self._noted = time.monotonic()
             for group in {beat.group for beat, _ in looked}:
