@@ -77,9 +77,13 @@ def worker(config: Mapping[str, Any]) -> None:
     rank, size = context.get_world_rank(), context.get_world_size()
     reduce = AllReduce()
     place = run_distill.Worker(rank, size, reduce if size > 1 else identity, get_device(), Notice())
+    waited = 0.0
     with beating(Pulse(**config["pulse"]), config["group"]):
         try:
             for step in run_distill.distill(run, place):
+                own = {"out": run.out, "rank": str(rank)}
+                _rank_seconds().set(max(0.0, step.seconds - (reduce.seconds - waited)), tags=own)
+                waited = reduce.seconds
                 if rank == 0:
                     beat(_note(run, step))
                     _measure(run, step)
@@ -107,6 +111,13 @@ def _gauges() -> tuple[tuple[str, Gauge], ...]:
         ("seconds", Gauge("rayd_distill_seconds", "Seconds of the last step", keys)),
         ("step_size", Gauge("rayd_distill_step_size", "The learned step size", keys)),
     )
+
+
+@cache
+def _rank_seconds() -> Gauge:
+    """The slowest worker waits for nobody, and all the others for it."""
+    keys = ("out", "rank")
+    return Gauge("rayd_distill_rank_seconds", "Seconds of the last step that a worker did not wait for others", keys)
 
 
 def _measure(run: Run, step: Step) -> None:

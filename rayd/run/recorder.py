@@ -87,7 +87,7 @@ class Recorder:
             if self.writes:
                 self._save(step.number, state)
         elif self.writes and not last and self.notice():
-            log.info("a machine is about to be taken away: checkpoint of step %d", step.number)
+            log.warning("a machine is about to be taken away: checkpoint of step %d", step.number)
             self._save(step.number, self.work.state())
 
     def _save(self, step: int, state: State) -> None:
