@@ -7,7 +7,6 @@ RAY_API_SERVER_ADDRESS names; Ray sends the token of RAY_AUTH_MODE=token.
 
 from __future__ import annotations
 
-import logging
 import shlex
 import sys
 from collections.abc import Sequence
@@ -44,7 +43,6 @@ def submitted(argv: Sequence[str]) -> int:
 
     words = [word for word in argv if not word.startswith("submit.")]
     own: Submission = ask("submit", tuple(word for word in argv if word.startswith("submit.")), KEYS).own.submit
-    logging.getLogger("ray").setLevel(logging.WARNING)
     if own.follow:
         from rayd.fleet.submit import connect
 

@@ -47,6 +47,7 @@ def packed(folder: Path) -> tuple[int, list[tuple[str, int]]]:
 
 def connect(address: str | None) -> JobSubmissionClient:
     """The job server at `address`; none: where RAY_API_SERVER_ADDRESS or a cluster on this machine says."""
+    logging.getLogger("ray").setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:

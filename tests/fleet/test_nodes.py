@@ -211,13 +211,13 @@ def test_a_node_that_is_told_to_stop_gets_no_further_units() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["distill", "evaluate", "search", "prepare"])
-def test_a_notice_costs_no_failure_and_little_work(all_undisturbed: Ground, name: str) -> None:
+def test_a_notice_costs_no_failure_and_little_work(name: str) -> None:
     """A node at work is told to stop and goes 15 s later. The run goes on elsewhere, though no failure is allowed."""
     stage, lasting = (
         STAGES.get(name),
         {"evaluate": ("recipe.steps=400", "recipe.seeds=8"), "search": ("search.steps=200",)},
     )
-    with Ground.made(all_undisturbed.code) as ground:
+    with Ground.made() as ground:
         nodes, out = Nodes(ground, (1, 1, 1)), ground.folder / "out"
         env = {name: one for name, one in ground.env.items() if name != "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"}
         env["RAY_ADDRESS"] = nodes.address
