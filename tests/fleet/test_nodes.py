@@ -218,9 +218,9 @@ def test_a_notice_costs_no_failure_and_little_work(name: str) -> None:
         {"evaluate": ("recipe.steps=400", "recipe.seeds=8"), "search": ("search.steps=200",)},
     )
     with Ground.made() as ground:
+        del ground.env["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"]
         nodes, out = Nodes(ground, (1, 1, 1)), ground.folder / "out"
-        env = {name: one for name, one in ground.env.items() if name != "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"}
-        env["RAY_ADDRESS"] = nodes.address
+        env = {**ground.env, "RAY_ADDRESS": nodes.address}
         for verb in stage.before if stage else ():
             code, said = ground.run(command(verb, out, ("scale=inline",)))
             assert code == 0, said[-3000:]
