@@ -4,6 +4,7 @@ prepare         shards of a dataset, by a pool of actors
 experts         units of experts, by actors
 distill         one distillation, its items shared out among workers of Ray Train
 distill_blocks  independent blocks, a task each
+controller      beats of Ray Train's controller
 doctor          what every node can do, and the workers between them
 plan            the probe of a plan, where the work will run
 search          trials under Ray Tune

@@ -11,11 +11,12 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train import CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
@@ -25,7 +26,10 @@ from rayd.config import Run, ScaleConfig
 from rayd.distill.loop import Step, identity
 from rayd.errors import Failed, Refused, refuse
 from rayd.fleet import cluster
+from rayd.fleet.controller import ControllerBeats
 from rayd.fleet.distill_blocks import block_runs, distill_blocks
+from rayd.fleet.policy import Loss, after_loss
+from rayd.fleet.tasks import first_line
 from rayd.fleet.watch import Pulse, Watch, beating
 from rayd.machine import ONE_ARENA, beat
 from rayd.readable import duration
@@ -142,14 +146,14 @@ def trainer(
     pulse: Pulse,
     group: str,
     report_every: int,
-    callbacks: list[Any] | None = None,
+    callbacks: Sequence[Any] = (),
     stage: str = "distill",
 ) -> TorchTrainer:
     """The Train job of a run: workers, limits, and no checkpoints of its own."""
     scale = run.scale
     limits: dict[str, Any] = {"max_failures": scale.max_failures, "controller_failure_limit": 2}
     settings: dict[str, Any] = {
-        "callbacks": callbacks,
+        "callbacks": [*callbacks, ControllerBeats(pulse, group)],
         "failure_config": FailureConfig(**limits),
         "worker_runtime_env": {"env_vars": ONE_ARENA | ({} if run.scale.gpus else cluster.NO_GPU)},
     }
@@ -189,6 +193,22 @@ def distill(run: Run) -> Iterator[Step]:
     yield from ()
 
 
+def _fit(run: Run, watch: Watch) -> None:
+    """Train to its end. Train restarts workers by itself, but nobody restarts its controller."""
+    limit = run.scale.max_failures
+    for attempt in range(1, limit + 2):
+        try:
+            trainer(run, watch.pulse, GROUP, max(FEW, run.method.steps // REPORTS)).fit()
+            return
+        except RayActorError as error:
+            why = watch.why(f"{GROUP} controller", first_line(error))
+            decision = after_loss("the controller of the workers", Loss.DIED, attempt, limit, why)
+            log.warning("%s", decision.reason)
+            watch.record("lost", decision.reason)
+            if not decision.again:
+                raise Failed(f"distillation: {decision.reason}; submit the same command again to go on") from error
+
+
 def _train(run: Run) -> None:
     scale, store = run.scale, Store(run.out)
     if store.exists(FAILURE):
@@ -202,7 +222,7 @@ def _train(run: Run) -> None:
     began = time.monotonic()
     try:
         with Watch(scale, run.out, GROUP, shows=True) as watch:
-            trainer(run, watch.pulse, GROUP, max(FEW, run.method.steps // REPORTS)).fit()
+            _fit(run, watch)
     except TrainingFailedError as error:
         _raise_recorded(store)
         reason = f"{scale.workers} workers failed {scale.max_failures + 1} times"

@@ -86,7 +86,7 @@ def together(config: Mapping[str, Any]) -> None:
     need, inner = cluster.bundle(run.scale), seeded(run, search)[0]
     distill.limit_waits(run.scale)
     pulse, group = Pulse(**config["pulse"]), f"trial {config['number']}"
-    trainer = distill.trainer(inner, pulse, group, search.every, [Milestones(run, search)], "search")
+    trainer = distill.trainer(inner, pulse, group, search.every, (Milestones(run, search),), "search")
     try:
         trainer.fit()
         curve = curve_of(run, search)

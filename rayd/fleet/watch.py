@@ -275,7 +275,7 @@ class Watch:
             self.notices()
         if self.shows and time.monotonic() - self._noted > NOTES_EVERY:
             self._noted = time.monotonic()
-            for group in {beat.group for beat, _ in looked}:
+            for group in {beat.group for beat, _ in looked if beat.note}:
                 log.info("%s  %s", group, self.notes.get(group, ""))
         passed, self._looked = time.monotonic() - self._looked, time.monotonic()
         self._spent[self.stage] = self._spent.get(self.stage, 0.0) + passed * len(looked)

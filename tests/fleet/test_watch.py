@@ -173,8 +173,10 @@ def test_a_task_that_always_hangs_ends_the_run_with_the_reason(ray_local: None, 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_stopped_train_worker_is_replaced(ray_local: None, tmp_path: Path) -> None:
-    """One of two workers stands still, and the other waits for it: both are ended, and the group goes on."""
+@pytest.mark.parametrize("victim", ["RayTrainWorker", "TrainController"])
+def test_a_stopped_part_of_train_is_replaced(ray_local: None, tmp_path: Path, victim: str) -> None:
+    """One of two workers stands still, and the other waits for it: both are ended, and the group goes on. Or their
+    controller does: it is ended, and another takes its place."""
     from rayd.fleet.distill import distill
     from rayd.run import distill as here
 
@@ -183,7 +185,7 @@ def test_a_stopped_train_worker_is_replaced(ray_local: None, tmp_path: Path) -> 
 
     def run(folder: str, **place: Any) -> Run:
         objective = {"items": 2, "inner_steps": 6, "batch": 10}
-        method = {"compiled": False, "steps": 60, "checkpoint": 5, "objective": objective}
+        method = {"compiled": False, "steps": 200, "checkpoint": 5, "objective": objective}
         changes = {"method": method, "buffer": experts.experts_at, "scale": place}
         return digits_run(tmp_path / folder, changes=changes)
 
@@ -193,7 +195,7 @@ def test_a_stopped_train_worker_is_replaced(ray_local: None, tmp_path: Path) -> 
     def worker() -> int:
         if not any((tmp_path / "torn" / "checkpoints").glob("step-*.json")):
             return 0
-        return next((pid for pid, name in descendants(os.getpid()) if "RayTrainWorker" in name), 0)
+        return next((pid for pid, name in descendants(os.getpid()) if victim in name), 0)
 
     stopper = Stopper(worker)
     list(distill(torn))
@@ -201,6 +203,8 @@ def test_a_stopped_train_worker_is_replaced(ray_local: None, tmp_path: Path) -> 
     until(lambda: (tmp_path / "torn" / "artifact" / "card.json").exists(), seconds=5)
     codecs = [(tmp_path / name / "artifact" / "codec.safetensors").read_bytes() for name in ("calm", "torn")]
     assert codecs[0] == codecs[1]
+    hangs = [event for event in events(tmp_path / "torn") if event["event"] == "hung"]
+    assert any(event["pid"] == stopper.pid for event in hangs)
 
 
 def test_a_notice_makes_a_checkpoint_and_changes_no_number(tmp_path: Path) -> None:
