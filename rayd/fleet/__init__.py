@@ -13,5 +13,6 @@ cluster         joining Ray; what cannot be placed is refused
 policy          placement and lost work: pure functions
 submit          a job's way to a cluster: upload, log, exit code
 submission      the keys of jobs.submit, and the runtime environment
+monitor         the actor that hears the beats of all work
 watch           the watchdog: what has not moved is warned of, then ended
 """

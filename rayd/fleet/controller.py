@@ -11,7 +11,8 @@ from typing import Any
 import ray
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
-from rayd.fleet.watch import Member, Pulse
+from rayd.fleet.monitor import Member
+from rayd.fleet.watch import Pulse
 
 
 class ControllerBeats(ControllerCallback, WorkerGroupCallback):

@@ -2,7 +2,8 @@
 
 The run's own store holds every checkpoint, so Train keeps none: after a failure its workers start the same function, which
 finds where the run stands. That also covers the loss of the driver: the same command, again. Train counts the nodes that a
-cloud takes back apart from failures, and tries again without limit.
+cloud takes back apart from failures, and tries again without limit. Its elastic sizes are left out: a group of another
+size would give the same set, but each node that joins would restart all workers at their last checkpoint.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def worker(config: Mapping[str, Any]) -> None:
     reduce = AllReduce()
     place = run_distill.Worker(rank, size, reduce if size > 1 else identity, get_device(), Notice())
     waited = 0.0
-    with beating(Pulse(**config["pulse"]), config["group"]):
+    with beating(Pulse(**config["pulse"]), config["group"], rank):
         try:
             for step in run_distill.distill(run, place):
                 own = {"out": run.out, "rank": str(rank)}

@@ -256,7 +256,7 @@ def test_sixty_four_actors_of_which_eight_die_at_their_start(tmp_path: Path, mon
     monkeypatch.setattr(fleet.cluster, "nodes", lambda selector=None: [{"CPU": 56.0}, {"CPU": 8.0}])
     recorded: list[str] = []
     watch: Any = SimpleNamespace(
-        pulse=None, notes={}, leaving=set(), notices=set, why=lambda group, otherwise: otherwise,
+        pulse=None, notes={}, leaving=set(), notices=set, forget=lambda group: None, why=lambda group, otherwise: otherwise,
         record=lambda kind, text, **more: recorded.append(text),
     )  # fmt: skip
     progress = Progress(total=200, skipped=0, planned=200)

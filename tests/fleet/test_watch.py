@@ -42,6 +42,28 @@ def test_an_actor_that_never_starts_ends_the_run_only_where_no_other_works() -> 
     assert not left_out.again and "the run goes on with 7 actors" in left_out.reason
 
 
+def test_a_process_takes_the_place_of_the_one_that_died_there() -> None:
+    """In a group that works together every number has a place; elsewhere there is one."""
+    from rayd.fleet.monitor import Member, Monitor
+
+    first, second, third = (Member("node", "id", pid, "0") for pid in (1, 2, 3))
+    monitor = Monitor()
+    monitor.begin("distill", first, 60.0, {}, 0)
+    monitor.begin("distill", second, 60.0, {}, 1)
+    assert {member.pid for _, member in monitor.look()[0]} == {1, 2}
+    monitor.begin("distill", third, 60.0, {}, 1)
+    assert {member.pid for _, member in monitor.look()[0]} == {1, 3}
+    monitor.begin("evaluate 4", first, 60.0, {})
+    monitor.begin("evaluate 4", second, 60.0, {})
+    assert [member.pid for beat, member in monitor.look()[0] if beat.group == "evaluate 4"] == [2]
+    monitor.forget("distill")
+    assert [beat.group for beat, _ in monitor.look()[0]] == ["evaluate 4"]
+    Monitor.beat(monitor, "trial 1", third, "step 9", 60.0)
+    assert [beat.note for beat, member in monitor.look()[0] if member == third] == ["step 9"], (
+        "after a start of the monitor"
+    )
+
+
 def scale(**more: Any) -> dict[str, Any]:
     return {"name": "laptop", "cpus": 1.0, **more}
 

@@ -21,7 +21,7 @@ from tests.support.grounds import Ground, Head, descendants, until
 
 RECORDED = Path(__file__).with_suffix(".json")
 EVERY = 5.0
-DROPPED = ("SessionName", "Version", "WorkerId", "NodeAddress", "instance", "Component")
+DROPPED = ("SessionName", "Version", "WorkerId", "NodeAddress", "instance", "Component", "otel_scope_name")
 """Labels that name a process or a machine."""
 TINY = (
     "data=digits", "data.limit=256", "net.depth=2", "net.width=8", "expert=quick", "expert.experts=6", "expert.epochs=150",
