@@ -51,6 +51,8 @@ def test_the_buffer_is_as_large_as_planned(tmp_path: Path, expert: dict[str, Any
     run = small(tmp_path, **expert)
     planned = plan(run, probe_seconds=0)
     assert planned.experts.slack == 0
+    opened = ExpertPlan.open(run)
+    assert planned.experts.micro == opened.run.expert.micro > 0, "what the fleet will pass at once"
     for _ in build(ExpertPlan.open(run)):
         pass
     tars = list((tmp_path / "experts").glob("*.tar"))
