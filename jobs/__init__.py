@@ -1,4 +1,4 @@
-"""One entry a verb (doctor, prepare, plan, experts, distill, evaluate, report, export; pipeline is several of them;
+"""One entry a verb (doctor, check, prepare, plan, experts, distill, evaluate, report, export; pipeline is several of them;
 search, continual, theory and bench are the studies): compose the run, call its stage, end with an exit code.
 
 compose    from a command line to a Run; the door to Hydra

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rayd.config import Run
+    from rayd.run.settings import Setting
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GROUPS = ("preset", "data", "net", "expert", "method", "recipe", "scale")
@@ -36,6 +37,8 @@ class Asked:
     words: tuple[str, ...]
     published: Published | None = None
     """The row of configs/published.csv that the run's preset compares itself with."""
+    settings: tuple[Setting, ...] = ()
+    """Keys that followed from the data."""
 
     def line(self, verb: str | None = None) -> str:
         """The command to type for another verb of the same run."""
@@ -83,6 +86,8 @@ def command(
             print(answer(verb, doc or "", keys, [word for word in words if word not in ("--help", "-h")]))
             return 0
         asked = ask(verb, tuple(word for word in words if word != "--cfg"), keys)
+        for setting in asked.settings if verb != "check" else ():
+            print(f"rayd: {setting.word}   ({setting.why})", file=sys.stderr)
         if "--cfg" in words:
             print(resolved(asked))
             return 0
@@ -113,7 +118,7 @@ def exit_code(work: Callable[[], int]) -> int:
 
 def ask(verb: str, words: tuple[str, ...], keys: str = "") -> Asked:
     """Compose, then read strictly."""
-    mapping = compose(verb, words)
+    mapping, settings = compose(verb, words)
     from rayd.config import Run
     from rayd.schema import fields_of, parse, unknown
 
@@ -126,7 +131,7 @@ def ask(verb: str, words: tuple[str, ...], keys: str = "") -> Asked:
     mine = {key: mapping.pop(key) for key in list(mapping) if key in fields_of(own)}
     row = mapping.pop("published", None)
     published = None if row is None else parse(Published, row, "published")
-    return Asked(verb, Run.from_plain(mapping), parse(own, mine), words, published)
+    return Asked(verb, Run.from_plain(mapping), parse(own, mine), words, published, settings)
 
 
 def keys_class(keys: str) -> type[Any]:
@@ -138,13 +143,15 @@ def keys_class(keys: str) -> type[Any]:
     return cls
 
 
-def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
-    """Root, groups and overrides joined into plain values."""
+def compose(verb: str, words: Sequence[str]) -> tuple[dict[str, Any], tuple[Setting, ...]]:
+    """Root, groups and overrides joined into plain values, and those of them that followed from the data."""
     from rayd.errors import refuse
 
     own = next((word.split("=", 1)[1].strip("'\"") for word in words if word.startswith("methods=")), None)
     places = [CONFIGS] + ([Path(own).resolve()] if own not in (None, "null") else [])
     overrides = [_override(word, places) for word in words]
+    if "data=folder" in words and not any(word.startswith(("preset=", "+preset=")) for word in words):
+        overrides = ["+preset=own", *overrides]
     overrides += [f"~{group}" for group in GROUPS if any(word.startswith(f"{group}={{") for word in words)]
     if len(places) > 1 and (places[1] / "method").is_dir():
         overrides.append(f"hydra.searchpath=['file://{places[1]}']")
@@ -155,11 +162,33 @@ def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
     method = mapping.get("method")
     objective = method.get("objective") if isinstance(method, dict) else None
     name = objective.get("name") if isinstance(objective, dict) else None
-    section = (mapping.get("by_objective") or {}).get(name)
-    if section:
-        mapping, _ = _joined(verb, [*_leaves("", section), *overrides], words)
+    leaves = list(_leaves("", (mapping.get("by_objective") or {}).get(name) or {}))
+    settings = _settings(mapping, words, "+preset=own" in overrides, str(name))
+    leaves += [f"++{setting.key}={json.dumps(setting.value)}" for setting in settings]
+    if leaves:
+        mapping, _ = _joined(verb, [*leaves, *overrides], words)
     mapping.pop("by_objective", None)
-    return mapping
+    return mapping, settings
+
+
+def _settings(mapping: dict[str, Any], words: Sequence[str], own: bool, objective: str) -> tuple[Setting, ...]:
+    """What follows from the data, where it is the user's own: less what the words say themselves."""
+    data = mapping.get("data")
+    if not isinstance(data, dict) or not (own or data.get("name") == "folder"):
+        return ()
+    from rayd.data.config import DataConfig
+    from rayd.data.survey import glance
+    from rayd.run.settings import of_data, of_run
+    from rayd.schema import parse
+
+    survey = glance(parse(DataConfig, data, "data"))
+    scale = mapping.get("scale")
+    gpus = scale.get("gpus", 0) if isinstance(scale, dict) else 0
+    every = of_data(survey) + (of_run(survey, gpus, objective) if own else [])
+    keys = {word.lstrip("+").partition("=")[0] for word in words}
+    budget = any(key.startswith("budget.") for key in keys)
+    said = keys | {f"{group}." for group in ("net", "expert") if group in keys} | ({"budget."} if budget else set())
+    return tuple(one for one in every if one.key not in said and f"{one.key.partition('.')[0]}." not in said)
 
 
 def _joined(verb: str, overrides: Sequence[str], words: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -68,6 +68,35 @@ def decode(payload: Payload, shape: Shape) -> Array | str:
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a picture is before anything is done to it."""
+
+    width: int
+    height: int
+    mode: str
+    """Pillow's word: L, RGB, RGBA, P, CMYK; I;16 for one channel of 16 bits."""
+    white: int = 0
+    """Of 16 bits: the largest value."""
+
+
+def facts(payload: Payload) -> Facts | str:
+    """Out of the header alone, but for pictures of 16 bits; or why this is no picture."""
+    from PIL import Image
+
+    try:
+        if isinstance(payload, np.ndarray):
+            deep = payload.dtype == np.uint16
+            mode = "I;16" if deep else "L" if len(payload) == 1 else "RGB"
+            return Facts(payload.shape[2], payload.shape[1], mode, int(payload.max(initial=0)) if deep else 0)
+        picture = Image.open(io.BytesIO(payload))
+        deep = picture.mode.startswith("I")
+        white = int(np.asarray(picture).max(initial=0)) if deep else 0
+        return Facts(*picture.size, "I;16" if deep else picture.mode, white)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        return str(error).split("<")[0].strip() or type(error).__name__
+
+
 def to_8_bits(values: Array, bits: int) -> Array:
     """The upper 8 of the bits in use; what is brighter is white."""
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
