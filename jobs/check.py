@@ -19,7 +19,11 @@ def act(asked: Asked) -> int:
     survey = study(asked.run.data)
     print(f"{survey.where}: {survey.layout}")
     for part, one in survey.parts.items():
-        each = f"{min(one.counts):,}" if min(one.counts) == max(one.counts) else f"{min(one.counts):,} to {max(one.counts):,}"
+        each = (
+            f"{min(one.counts):,}"
+            if min(one.counts) == max(one.counts)
+            else f"{min(one.counts):,} to {max(one.counts):,}"
+        )
         print(f"{part:<9}{one.listed:,} images of {len(one.counts)} classes, {each} each")
     found = remarks(survey, asked.run.data)
     print("\n".join(map(str, found)) or "nothing is wrong")

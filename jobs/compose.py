@@ -162,7 +162,8 @@ def compose(verb: str, words: Sequence[str]) -> tuple[dict[str, Any], tuple[Sett
     method = mapping.get("method")
     objective = method.get("objective") if isinstance(method, dict) else None
     name = objective.get("name") if isinstance(objective, dict) else None
-    leaves = list(_leaves("", (mapping.get("by_objective") or {}).get(name) or {}))
+    section = (mapping.get("by_objective") or {}).get(name)
+    leaves = list(_leaves("", section)) if section else []
     settings = _settings(mapping, words, "+preset=own" in overrides, str(name))
     leaves += [f"++{setting.key}={json.dumps(setting.value)}" for setting in settings]
     if leaves:

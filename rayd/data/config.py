@@ -50,7 +50,7 @@ class DataConfig:
     bits: int = 16
     """Of 16-bit images that are in use (12 for many scanners); the upper 8 of them are kept."""
     balance: bool = False
-    """Whether images of small classes count several times, in training and in scores, so that every class weighs the same."""
+    """Whether images of small classes count several times, in training and in scores, so that all classes weigh alike."""
     val: float = 0.1
     """Validation images: a share of the training set below 1, else a count."""
     split: Literal["seeded", "next"] = "seeded"

@@ -80,7 +80,9 @@ def _classes(survey: Survey, config: DataConfig) -> Iterator[Remark]:
             if config.balance
             else "data.balance=true lets small classes count several times"
         )
-        yield Remark("warning", f"imbalance {survey.imbalance:.0f}:1, {most:,} of {large}, {least:,} of {small}", handled)
+        yield Remark(
+            "warning", f"imbalance {survey.imbalance:.0f}:1, {most:,} of {large}, {least:,} of {small}", handled
+        )
     single = [name for count, name in by_size if count == 1]
     if single:
         which = _number(len(single), "class has", "classes have")
@@ -120,7 +122,11 @@ def _pictures(survey: Survey, config: DataConfig) -> Iterator[Remark]:
     n, sizes = len(survey.sides), Counter(survey.sides)
     if len(sizes) > 1 or not survey.same:
         most = _some([f"{w}x{h} ({count})" for (w, h), count in sizes.most_common()])
-        yield Remark("note", f"{_number(len(sizes), 'size', 'sizes')}: {most}", f"all become {config.size} px by data.resize={config.resize}")
+        yield Remark(
+            "note",
+            f"{_number(len(sizes), 'size', 'sizes')}: {most}",
+            f"all become {config.size} px by data.resize={config.resize}",
+        )
     small = sum(ENLARGED * min(sides) < config.size for sides in survey.sides) if config.size else 0
     if small > n / 10:
         yield Remark("warning", f"{small} of {n} pictures are smaller than data.size={config.size} and are enlarged")

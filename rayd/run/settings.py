@@ -58,7 +58,9 @@ def of_data(survey: Survey) -> list[Setting]:
     if survey.white and bits < 16:
         out.append(Setting("data.bits", bits, f"values of 16-bit pictures up to {survey.white}"))
     if survey.imbalance > UNEVEN:
-        out.append(Setting("data.balance", True, f"classes differ by {survey.imbalance:.0f}:1; accuracies weigh them alike"))
+        out.append(
+            Setting("data.balance", True, f"classes differ by {survey.imbalance:.0f}:1; accuracies weigh them alike")
+        )
     return out
 
 

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from jobs import compose
 from jobs.compose import ask, command, options
 from rayd.errors import Refused
+from tests.support.odd import plain
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_VERBS = {"__init__", "bench", "compose", "console", "help", "presets", "published"}
@@ -107,12 +108,15 @@ def test_as_a_process_too(tmp_path: Path) -> None:
 
 
 CHOICES = [(group, option) for group in compose.GROUPS for option in options(group)]
-NEEDS = {"folder", "parquet", "webdataset", "prepared"}
+NEEDS = {"parquet", "webdataset", "prepared"}
 
 
 @pytest.mark.parametrize(("group", "option"), CHOICES, ids=[f"{g}={o}" for g, o in CHOICES])
-def test_every_shipped_choice_is_a_run(group: str, option: str) -> None:
+def test_every_shipped_choice_is_a_run(group: str, option: str, tmp_path: Path) -> None:
     words = [f"{group}={option}", "out=/somewhere"] + (["data.path=/somewhere"] if option in NEEDS else [])
+    if option == "folder":  # is looked into: settings follow from it
+        plain(tmp_path, {"a": 4, "b": 4})
+        words.append(f"data.path={tmp_path}")
     asked = ask("distill", tuple(words))
     assert asked.run.method.sentence
     assert len(asked.run.fingerprint()) == 64

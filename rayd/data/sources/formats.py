@@ -87,7 +87,13 @@ def folder(files: Files, config: DataConfig) -> Source | None:
     parts = {part: _by_class(files, names, index) for part, names in chosen.items()}
     parts = {part: listing for part, listing in parts.items() if len(listing)}
     stamps = [files.stamp(name) for listing in parts.values() for name in listing.names]
-    return Source(stamps, lambda: Contents(classes, split_test(parts, config.name == "folder")), 3, files.where, layout="a folder a class")
+    return Source(
+        stamps,
+        lambda: Contents(classes, split_test(parts, config.name == "folder")),
+        3,
+        files.where,
+        layout="a folder a class",
+    )
 
 
 def _by_class(files: Files, names: list[str], index: dict[str, int]) -> Listing:

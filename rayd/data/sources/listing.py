@@ -134,7 +134,9 @@ def share_of_each(
     return order_N[chosen], order_N[~chosen]
 
 
-def with_every_class(head: torch.Tensor, rest: torch.Tensor, labels_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def with_every_class(
+    head: torch.Tensor, rest: torch.Tensor, labels_N: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A drawn split whose rest keeps an image of every class: the first one of a class that it would lose."""
     lost = sorted(set(labels_N[head].tolist()) - set(labels_N[rest].tolist()))
     back = [int((labels_N[head] == c).nonzero()[0]) for c in lost]
