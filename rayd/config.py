@@ -7,6 +7,7 @@ them and refuses sentences that mean nothing, by what the parts declare and neve
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -54,6 +55,7 @@ def words(folder: str | None = None) -> Words:
         if spec is None or spec.loader is None:
             raise refuse("methods", path, "a readable Python file")
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their annotations up there
         spec.loader.exec_module(module)
         for known, name in ((codecs, "CODECS"), (objectives, "OBJECTIVES"), (terms, "TERMS")):
             for word, cls in getattr(module, name, {}).items():

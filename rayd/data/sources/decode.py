@@ -101,7 +101,8 @@ def to_8_bits(values: Array, bits: int) -> Array:
     """The upper 8 of the bits in use; what is brighter is white."""
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
         raise ValueError("values beyond 16 bits; save it with 8 or 16 bits")
-    return np.minimum(values.astype(np.int64) >> (bits - 8), 255).astype(np.uint8)
+    eight: Array = np.minimum(values.astype(np.int64) >> (bits - 8), 255).astype(np.uint8)
+    return eight
 
 
 def _fit(picture: Any, size: int, rule: str) -> Any:

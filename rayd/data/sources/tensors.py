@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -70,7 +71,7 @@ def _tensors(files: Files, name: str) -> dict[str, Tensor]:
     """The tensors of a file by name, opened when they are asked for."""
     if name.endswith(".npz"):
         archive = np.load(files.open(name), allow_pickle=False)
-        return {f"{name}:{key}": lambda key=key: archive[key] for key in archive.files}
+        return {f"{name}:{key}": partial(archive.__getitem__, key) for key in archive.files}
     if name.endswith(".npy"):
         if isinstance(files, Folder):
             path = files.path / name
@@ -78,7 +79,7 @@ def _tensors(files: Files, name: str) -> dict[str, Tensor]:
         return {name: lambda: np.load(files.open(name), allow_pickle=False)}
     from safetensors.numpy import load
 
-    return {f"{name}:{key}": lambda array=array: array for key, array in load(files.read(name)).items()}
+    return {f"{name}:{key}": partial(np.asarray, array) for key, array in load(files.read(name)).items()}
 
 
 def _pairs(found: dict[str, Tensor]) -> dict[str, tuple[str, str]]:
