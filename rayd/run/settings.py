@@ -7,11 +7,14 @@ Rules of thumb with their numbers in one place. They hold where nobody says othe
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rayd.data.config import DataConfig
 from rayd.data.remarks import UNEVEN
-from rayd.data.survey import Survey
+from rayd.data.survey import Survey, glance
+from rayd.schema import parse
 
 SIDES = (8, 16, 32, 64, 128)
 """Sides that pictures of many sizes become."""
@@ -41,6 +44,22 @@ class Setting:
     @property
     def word(self) -> str:
         return f"{self.key}={str(self.value).lower()}"
+
+
+def follow(mapping: Mapping[str, Any], keys: Collection[str], own: bool) -> tuple[Setting, ...]:
+    """What follows from the data of a run in plain values: for images of one's own, and all of it under preset=own. `keys`
+    were said already: they stand, and so do the other keys of a group whose file was chosen."""
+    data, method, scale = (mapping.get(part) or {} for part in ("data", "method", "scale"))
+    if not isinstance(data, Mapping) or not (own or data.get("name") == "folder"):
+        return ()
+    survey = glance(parse(DataConfig, data, "data"))
+    objective = method.get("objective") if isinstance(method, Mapping) else None
+    name = objective.get("name") if isinstance(objective, Mapping) else None
+    gpus = scale.get("gpus", 0) if isinstance(scale, Mapping) else 0
+    every = of_data(survey) + (of_run(survey, gpus, str(name)) if own else [])
+    chosen = {group for group in ("net", "expert", "budget") if group in keys}
+    chosen |= {"budget"} if any(key.startswith("budget.") for key in keys) else set()
+    return tuple(one for one in every if one.key not in keys and one.key.partition(".")[0] not in chosen)
 
 
 def of_data(survey: Survey) -> list[Setting]:

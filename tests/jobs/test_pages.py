@@ -1,9 +1,9 @@
 """What README and docs/ tell people to type, typed: a page is a session in one folder, its blocks run in order.
 
-    ```bash      `python ...` is run; of other lines (pip, ray, make) each `python -m jobs.VERB` is composed
-    ```python    is run; one that begins with `# file: PATH` is written there, and so is ```yaml
-    ```          output or a sketch; each `python -m jobs.VERB` in it is composed
-    <!-- slow --> before a block: it is run by the long rounds only, and composed always
+```bash      `python ...` is run; of other lines (pip, ray, make) each `python -m jobs.VERB` is composed
+```python    is run; one that begins with `# file: PATH` is written there, and so is ```yaml
+```          output or a sketch; each `python -m jobs.VERB` in it is composed
+<!-- slow --> before a block: it is run by the long rounds only, and composed always
 """
 
 from __future__ import annotations
@@ -131,6 +131,8 @@ def test_readme_is_short_and_leads_to_every_page() -> None:
 
 
 def test_make_targets_are_there() -> None:
-    targets = {name for page in PAGES for name in re.findall(r"\bmake ([a-z]+)\b(?=[`\s]+(?:#|in|lists|$))", page.read_text())}
+    targets = {
+        name for page in PAGES for name in re.findall(r"\bmake ([a-z]+)\b(?=[`\s]+(?:#|in|lists|$))", page.read_text())
+    }
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert targets and targets <= set(re.findall(r"make ([a-z]+)", listed))
