@@ -6,6 +6,7 @@ help       --help and --cfg
 console    the line of progress
 presets    the table of presets in configs/README.md
 published  the accuracies of configs/published.csv
+zoo        the index of the finished sets in artifacts/
 """
 
 from __future__ import annotations

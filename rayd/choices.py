@@ -220,7 +220,7 @@ def absolute(mapping: dict[str, Any]) -> None:
         for parent in parents:
             holder = holder.get(parent) if isinstance(holder, dict) else None
         value = holder.get(key) if isinstance(holder, dict) else None
-        if not isinstance(value, str) or not value or "://" in value:
+        if not isinstance(value, str) or not value or "://" in value or value.startswith("zoo:"):
             continue
         expanded = os.path.expanduser(value)
         submitted = isinstance(scale, dict) and scale.get("name") == "cluster"
