@@ -7,13 +7,14 @@ them and refuses sentences that mean nothing, by what the parts declare and neve
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from rayd.data.config import DataConfig
+from rayd.data.config import DataConfig, decisive
 from rayd.distill.budget import Budget
 from rayd.distill.contract import OptimiserConfig
 from rayd.distill.guard import GuardConfig
@@ -54,6 +55,7 @@ def words(folder: str | None = None) -> Words:
         if spec is None or spec.loader is None:
             raise refuse("methods", path, "a readable Python file")
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their annotations up there
         spec.loader.exec_module(module)
         for known, name in ((codecs, "CODECS"), (objectives, "OBJECTIVES"), (terms, "TERMS")):
             for word, cls in getattr(module, name, {}).items():
@@ -298,7 +300,7 @@ class Run:
         plain = {name: part for name, part in to_dict(self).items() if name not in elsewhere}
         for part, places in {"data": ("path",), "expert": ("micro", "memory")}.items():
             plain[part] = {name: option for name, option in plain[part].items() if name not in places}
-        return {**plain, "threads": self.scale.threads}
+        return {**plain, "data": decisive(plain["data"]), "threads": self.scale.threads}
 
     def fingerprint(self) -> str:
         return fingerprint(self.identity())

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rayd.artifact import zoo
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
 from rayd.distill.budget import Stored, from_bytes, unpacked
@@ -177,7 +178,9 @@ def quantise(pixels: Tensor) -> Tensor:
 
 
 def load(source: str | Path | Store) -> Artifact:
-    """The artifact in a folder, at a URI or in a Store: checked, unpacked, nothing executed."""
+    """The artifact in a folder, at a URI, in a Store, or `zoo:NAME`: checked, unpacked, nothing executed."""
+    if isinstance(source, str) and source.startswith(zoo.PREFIX):
+        source = zoo.find(source.removeprefix(zoo.PREFIX))
     card, contents = verified(source if isinstance(source, Store) else Store(source))
     numbers = unpacked(from_bytes(contents["codec.safetensors"], "codec.safetensors"))
     if "teacher.safetensors" in contents:
