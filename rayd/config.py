@@ -224,10 +224,15 @@ class ScaleConfig:
     """Seconds without a step, a batch or a network after which work counts as hung: it is ended and tried again."""
     wait: float = 0.0
     """Seconds that nodes may take to come where an autoscaler launches them; 0 refuses at once what cannot be placed."""
+    labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Label selectors of Ray by stage (all: the other stages), as in {experts: {ray.io/market-type: spot}}."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "threads", "timeout", "startup", "beat"):
             positive(f"scale.{name}", getattr(self, name))
+        stages = ("prepare", "experts", "distill", "evaluate", "search", "all")
+        if wrong := set(self.labels) - set(stages):
+            raise refuse("scale.labels", min(wrong), " | ".join(stages))
         for name in ("actors", "cpus", "gpus", "max_failures", "wait"):
             if getattr(self, name) < 0:
                 raise refuse(f"scale.{name}", getattr(self, name), "zero or more")
@@ -239,6 +244,10 @@ class ScaleConfig:
             raise refuse("scale.gpus", self.gpus, f"1 where scale.workers={self.workers}: NCCL takes one worker a GPU")
         if self.name == "inline" and self.workers != 1:
             raise refuse("scale.workers", self.workers, "1 under scale=inline", "add scale=laptop")
+
+    def selector(self, stage: str) -> dict[str, str]:
+        """Labels that a node must have for work of a stage."""
+        return dict(self.labels.get(stage, self.labels.get("all", {})))
 
 
 @dataclass(frozen=True, kw_only=True)

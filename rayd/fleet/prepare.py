@@ -41,8 +41,8 @@ class Writer:
 def prepare(config: DataConfig, to: str, per_shard: int, scale: ScaleConfig) -> Iterator[Wrote]:
     """As rayd.data.prepare.prepare, in parallel."""
     cluster.start(scale)
-    need = cluster.bundle(scale)
-    cluster.require(need, max(1, scale.actors), "actor that prepares", scale.wait)
+    need, labels = {"CPU": float(scale.cpus)}, scale.selector("prepare")
+    cluster.require(need, max(1, scale.actors), "actor that prepares", scale.wait, labels)
     work = Preparation(config, to, per_shard, scale.threads)
     work.agree()
     pending = work.pending()
@@ -58,6 +58,7 @@ def prepare(config: DataConfig, to: str, per_shard: int, scale: ScaleConfig) -> 
                 batch_size=1,
                 compute=pool,
                 num_cpus=scale.cpus,
+                label_selector=labels or None,
             )
             try:
                 for row in shards.iter_rows():

@@ -15,6 +15,7 @@ A section without its data says which command would fill it. The folder of a lon
     page      the sections of the page
     tables    the same numbers as CSV and LaTeX
     draw      figures as SVG; the door to matplotlib
+    live      a run while it goes on, for jobs.watch
     shell     elements, tables and the frame of every page; what escapes text
     style     the style sheet
 """
