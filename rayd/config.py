@@ -293,15 +293,23 @@ class Run:
         return within(self.out, name)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result of a distillation: the run without its place, evaluation and paths."""
-        elsewhere = ("scale", "store", "out", "buffer", "methods", "recipe")
-        plain = {name: part for name, part in to_dict(self).items() if name not in elsewhere}
-        for part, places in {"data": ("path",), "expert": ("micro", "memory")}.items():
-            plain[part] = {name: option for name, option in plain[part].items() if name not in places}
-        return {**plain, "threads": self.scale.threads}
+        """What decides the result of a distillation."""
+        return config_identity(to_dict(self))
 
     def fingerprint(self) -> str:
         return fingerprint(self.identity())
+
+
+UNPLACED = ("out", "buffer", "methods", "recipe", "scale", "store")
+"""Parts of a config that decide nothing of a distillation."""
+
+
+def config_identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config, of this version or as a card records it, without its place, evaluation and paths."""
+    plain = {key: value for key, value in config.items() if key not in UNPLACED}
+    for part, places in {"data": ("path",), "expert": ("micro", "memory")}.items():
+        plain[part] = {key: value for key, value in plain[part].items() if key not in places}
+    return {**plain, "threads": config["scale"]["threads"]}
 
 
 def _raw_rate(objective: Mapping[str, Any]) -> dict[str, Any]:

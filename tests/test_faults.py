@@ -10,7 +10,7 @@ import pytest
 
 from jobs import distill, evaluate, experts, export, plan, report
 from jobs.compose import command
-from rayd.run.identity import config_identity
+from rayd.config import config_identity
 from rayd.schema import to_dict
 from rayd.store import Store, StoreConfig, configure
 from tests.support.faults import faulty

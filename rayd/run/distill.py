@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from rayd.config import Run
+from rayd.config import Run, config_identity
 from rayd.data.load import load as load_data
 from rayd.distill.loop import Reduce, Step
 from rayd.distill.loop import identity as unshared
@@ -23,7 +23,7 @@ from rayd.machine import arithmetic, device_for, device_kind, out_of_memory, rel
 from rayd.run.agreement import Agreement
 from rayd.run.assemble import assemble, own_experts
 from rayd.run.checkpoints import Checkpoints
-from rayd.run.identity import config_identity, refuse_differing, surroundings_identity, whole_identity
+from rayd.run.identity import refuse_differing, surroundings_identity, whole_identity
 from rayd.run.recorder import Recorder
 from rayd.store import Lease, Store, configure
 

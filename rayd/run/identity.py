@@ -14,9 +14,6 @@ from rayd.data.images import Splits
 from rayd.errors import Refused
 from rayd.machine import can_compile
 
-UNPLACED = ("out", "buffer", "methods", "recipe", "scale", "store")
-"""Parts of a config that decide nothing of a distillation."""
-
 
 def surroundings_identity(run: Run, splits: Splits, device: torch.device) -> dict[str, Any]:
     """The images, the code of the run's own methods, the kind of device and the arithmetic on it."""
@@ -37,14 +34,6 @@ def source_hash(folder: str | None) -> str | None:
     for path in sorted(Path(folder).glob("*.py")):
         total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
-
-
-def config_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`Run.identity` of a config as a card records it, whose words this version need not know any more."""
-    plain = {key: value for key, value in config.items() if key not in UNPLACED}
-    data = {key: value for key, value in config["data"].items() if key != "path"}
-    expert = {key: value for key, value in config["expert"].items() if key not in ("micro", "memory")}
-    return {**plain, "data": data, "expert": expert, "threads": config["scale"]["threads"]}
 
 
 def whole_identity(run: Run, splits: Splits, device: torch.device) -> dict[str, Any]:
