@@ -22,7 +22,7 @@ from rayd.evaluate.recipe import RecipeConfig
 from rayd.experts.config import ExpertConfig
 from rayd.methods import CODECS, OBJECTIVES, TERMS
 from rayd.nets.convnet import NetConfig
-from rayd.schema import DERIVED, at, fields_of, fingerprint, parse, positive, read, to_dict, value
+from rayd.schema import DERIVED, at, fields, fields_of, fingerprint, parse, positive, read, to_dict, value
 from rayd.store import StoreConfig, within
 
 __all__ = ["GuardConfig", "MethodConfig", "OptimiserConfig", "Run", "ScaleConfig", "fingerprint", "parse", "to_dict"]
@@ -300,13 +300,10 @@ class Run:
         return fingerprint(self.identity())
 
 
-UNPLACED = ("out", "buffer", "methods", "recipe", "scale", "store")
-"""Parts of a config that decide nothing of a distillation."""
-
-
 def config_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config, of this version or as a card records it, without its place, evaluation and paths."""
-    plain = {key: value for key, value in config.items() if key not in UNPLACED}
+    elsewhere = ("out", "buffer", "methods", "recipe", "scale", "store")
+    plain = {key: part for key, part in config.items() if key not in elsewhere}
     for part, places in {"data": ("path",), "expert": ("micro", "memory")}.items():
         plain[part] = {key: value for key, value in plain[part].items() if key not in places}
     return {**plain, "threads": config["scale"]["threads"]}
@@ -317,13 +314,16 @@ def _raw_rate(objective: Mapping[str, Any]) -> dict[str, Any]:
     plain = dict(objective)
     if "step_optimiser" not in plain:
         return plain
-    rate = plain.pop("lr_step", 0.01) * plain.get("step_size", 0.01) ** 2
+    lr = value(float, plain.pop("lr_step", 0.01), "method.objective.lr_step")
+    rate = lr * value(float, plain.get("step_size", 0.01), "method.objective.step_size") ** 2
     return plain | ({"lr_step": rate} if plain.pop("step_optimiser") == "sgd" else {})
 
 
 def run_of_card(config: Mapping[str, Any]) -> Run:
     """The run that an artifact's card records. Earlier ones hold `method.name`, a rate for the logarithm of the step size
     under `step_optimiser`, and experts of whole batches."""
-    method = {key: option for key, option in config["method"].items() if key != "name"}
-    method["objective"] = _raw_rate(method["objective"])
+    parts = fields(config, {"method": Mapping[str, Any], "expert": Mapping[str, Any]}, "card.config")
+    method = fields(parts["method"], {"objective": Mapping[str, Any]}, "card.config.method")
+    method = {**method, "objective": _raw_rate(method["objective"])}
+    method.pop("name", None)
     return parse(Run, {**config, "method": method, "expert": {"last_batch": "drop"} | config["expert"]})

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from rayd.artifact.load import read_card
 from rayd.config import Run, config_identity
 from rayd.data.load import load as load_data
 from rayd.distill.loop import Reduce, Step
@@ -53,7 +54,7 @@ def finished(run: Run, store: Store) -> bool:
     """
     if not store.exists("artifact/card.json"):
         return False
-    card = store.read_json("artifact/card.json")
+    card = read_card(store.sub("artifact"))
     what, do = f"out={run.out}: holds the artifact", "give another out, or remove its artifact folder"
     if card.get("fingerprint") != run.fingerprint():
         config = config_identity(card["config"]) if card.get("config") else {}

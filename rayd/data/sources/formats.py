@@ -52,7 +52,7 @@ def parquet(files: Files, config: DataConfig) -> Source | None:
 
     def contents() -> Contents:
         columns = {"data.image_column": config.image_column, "data.label_column": config.label_column}
-        rows = {part: Rows([files.open(name) for name in names]) for part, names in chosen.items()}
+        rows = {part: Rows([files.open(name) for name in names], files.where) for part, names in chosen.items()}
         for part, table in rows.items():
             for key, column in columns.items():
                 if column not in table.columns:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any, BinaryIO
 
+from rayd.errors import refuse
+from rayd.schema import from_json, value
+from rayd.store.patience import first_line
+
 
 class Rows:
     """The rows of several parquet files one after another."""
 
-    def __init__(self, files: Sequence[BinaryIO]) -> None:
+    def __init__(self, files: Sequence[BinaryIO], where: str) -> None:
         from pyarrow.parquet import ParquetFile
 
-        self.files = [ParquetFile(file) for file in files]
+        self.where = where
+        with self._readable():
+            self.files = [ParquetFile(file) for file in files]
+            size = sum(file.seek(0, os.SEEK_END) for file in files)
+            if sum(file.metadata.num_rows for file in self.files) > size:
+                raise refuse("data.path", where, "a picture of more than a byte in each row of parquet files")
         self.columns = list(self.files[0].schema_arrow.names)
         groups = [
             (i, g, file.metadata.row_group(g).num_rows)
@@ -30,7 +40,20 @@ class Rows:
 
     def column(self, name: str) -> list[Any]:
         """A whole (small) column."""
-        return [value for file in self.files for value in file.read([name]).column(0).to_pylist()]
+        with self._readable():
+            return [value for file in self.files for value in file.read([name]).column(0).to_pylist()]
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """pyarrow's errors about the contents of a file, of which some are an OSError without a number."""
+        from pyarrow import ArrowException
+
+        try:
+            yield
+        except (ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise refuse("data.path", self.where, f"parquet files ({first_line(error)})", "fetch them again") from error
 
     def read(self, name: str, start: int, stop: int, batch: int = 256) -> Iterator[Any]:
         """Rows start to stop of a (large) column."""
@@ -38,7 +61,12 @@ class Rows:
         while start < stop:
             file, group, _ = self._groups[g]
             at = self._starts[g]
-            for table in self.files[file].iter_batches(batch, row_groups=[group], columns=[name]):
+            batches = self.files[file].iter_batches(batch, row_groups=[group], columns=[name])
+            while True:
+                with self._readable():
+                    table = next(batches, None)
+                if table is None:
+                    break
                 first, last = max(start, at), min(stop, at + table.num_rows)
                 if first < last:
                     yield from table.column(0).slice(first - at, last - first).to_pylist()
@@ -50,11 +78,15 @@ class Rows:
 
     def pictures(self, column: str, start: int, stop: int) -> Iterator[bytes]:
         """The files of a column of pictures: bytes, or the Hugging Face struct that holds them."""
-        for value in self.read(column, start, stop):
-            yield (value.get("bytes") if isinstance(value, dict) else value) or b""
+        for cell in self.read(column, start, stop):
+            data = cell.get("bytes") if isinstance(cell, dict) else cell
+            yield data if isinstance(data, bytes) else b""
 
     def label_names(self, name: str) -> list[str] | None:
         """Class names as the Hugging Face metadata gives them."""
         stored = (self.files[0].schema_arrow.metadata or {}).get(b"huggingface")
-        feature = json.loads(stored).get("info", {}).get("features", {}).get(name, {}) if stored else {}
-        return feature.get("names") if isinstance(feature, dict) else None
+        try:
+            feature = from_json(stored)["info"]["features"][name] if stored else {}
+            return value(list[str] | None, feature.get("names"), f"huggingface.info.features.{name}.names")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None  # no metadata of this kind
