@@ -1,4 +1,4 @@
-"""One entry a verb (doctor, prepare, plan, experts, distill, evaluate, report, export; pipeline is several of them;
+"""One entry a verb (doctor, check, prepare, plan, experts, distill, evaluate, report, export; pipeline is several of them;
 search, continual, theory and bench are the studies): compose the run, call its stage, end with an exit code.
 
 compose    from a command line to a Run; the door to Hydra
@@ -6,6 +6,7 @@ help       --help and --cfg
 console    the line of progress
 presets    the table of presets in configs/README.md
 published  the accuracies of configs/published.csv
+zoo        the index of the finished sets in artifacts/
 """
 
 from __future__ import annotations

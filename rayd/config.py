@@ -7,13 +7,14 @@ them and refuses sentences that mean nothing, by what the parts declare and neve
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from rayd.data.config import DataConfig
+from rayd.data.config import DataConfig, decisive
 from rayd.distill.budget import Budget
 from rayd.distill.contract import OptimiserConfig
 from rayd.distill.guard import GuardConfig
@@ -54,6 +55,7 @@ def words(folder: str | None = None) -> Words:
         if spec is None or spec.loader is None:
             raise refuse("methods", path, "a readable Python file")
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their annotations up there
         spec.loader.exec_module(module)
         for known, name in ((codecs, "CODECS"), (objectives, "OBJECTIVES"), (terms, "TERMS")):
             for word, cls in getattr(module, name, {}).items():
@@ -306,7 +308,7 @@ def config_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     plain = {key: part for key, part in config.items() if key not in elsewhere}
     for part, places in {"data": ("path",), "expert": ("micro", "memory")}.items():
         plain[part] = {key: value for key, value in plain[part].items() if key not in places}
-    return {**plain, "threads": config["scale"]["threads"]}
+    return {**plain, "data": decisive(plain["data"]), "threads": config["scale"]["threads"]}
 
 
 def _raw_rate(objective: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,6 +326,5 @@ def run_of_card(config: Mapping[str, Any]) -> Run:
     under `step_optimiser`, and experts of whole batches."""
     parts = fields(config, {"method": Mapping[str, Any], "expert": Mapping[str, Any]}, "card.config")
     method = fields(parts["method"], {"objective": Mapping[str, Any]}, "card.config.method")
-    method = {**method, "objective": _raw_rate(method["objective"])}
-    method.pop("name", None)
+    method = {key: part for key, part in method.items() if key != "name"} | {"objective": _raw_rate(method["objective"])}
     return parse(Run, {**config, "method": method, "expert": {"last_batch": "drop"} | config["expert"]})

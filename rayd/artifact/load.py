@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayd.artifact import fields
+from rayd.artifact import fields, zoo
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
 from rayd.distill.budget import Budget, Stored, from_bytes, unpacked
@@ -178,7 +178,9 @@ def quantise(pixels: Tensor) -> Tensor:
 
 
 def load(source: str | Path | Store) -> Artifact:
-    """The artifact in a folder, at a URI or in a Store: checked, unpacked, nothing executed."""
+    """The artifact in a folder, at a URI, in a Store, or `zoo:NAME`: checked, unpacked, nothing executed."""
+    if isinstance(source, str) and source.startswith(zoo.PREFIX):
+        source = zoo.find(source.removeprefix(zoo.PREFIX))
     card, contents = verified(source if isinstance(source, Store) else Store(source))
     for name in NEEDED:
         if name not in contents:

@@ -136,7 +136,9 @@ def score_table(run: Run, artifact: Artifact, outcomes: Outcomes, whole: int) ->
         images, size = _images(row, artifact, whole), ledger["bytes"]
         if images is not None and row.kind not in ("distilled", "start"):
             size = images * image_bytes(artifact.spec)
-        what = {"set": str(row), "view": row.view, "budget": row.budget, "images": images, "bytes": size}
+        passes = run.recipe.full_epochs if row.kind == "full" else None
+        view = row.view + (f", {passes} epochs" if passes else "")
+        what = {"set": str(row), "view": view, "budget": row.budget, "images": images, "bytes": size}
         how = {"net": nets[task.net], "recipe": run.recipe.name, "protocol": protocol}
         seeds = {"seed_list": [score.seed for score in outcome]}
         rows.append({**what, **how, **seeds, **summary([score.accuracy for score in outcome])})

@@ -5,13 +5,51 @@ from __future__ import annotations
 import contextlib
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, BinaryIO
 
+import numpy as np
+
+from rayd.data.config import DataConfig
+from rayd.data.sources.decode import Payload
 from rayd.errors import refuse
 from rayd.schema import from_json, value
 from rayd.store.patience import first_line
+
+
+def columns_of(features: Mapping[str, Any], known: Sequence[str], config: DataConfig, where: str) -> tuple[str, str]:
+    """The columns of pictures and of labels: the config's, or where it names none the only ones of the features' kind."""
+    chosen = []
+    for key, wanted, kind in (("image", config.image_column, "Image"), ("label", config.label_column, "ClassLabel")):
+        of_kind = [name for name, one in features.items() if isinstance(one, Mapping) and one.get("_type") == kind]
+        if wanted not in known and (wanted != key or len(of_kind) != 1):
+            raise refuse(f"data.{key}_column", wanted, " | ".join(known), f"these are the columns of {where}")
+        chosen.append(wanted if wanted in known else of_kind[0])
+    return chosen[0], chosen[1]
+
+
+def names_of(features: Mapping[str, Any], label: str) -> list[str] | None:
+    """The names of the classes, where a feature gives them."""
+    feature = features.get(label)
+    names = feature.get("names") if isinstance(feature, Mapping) else None
+    return None if names is None else value(list[str], names, f"huggingface.info.features.{label}.names")
+
+
+def payload(cell: Any) -> Payload:
+    """A cell as a picture: bytes, the Hugging Face struct that holds them, or nested lists of pixels; else nothing."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes")
+    if isinstance(cell, list):
+        try:
+            array = np.asarray(cell)
+        except ValueError:  # rows of different lengths
+            return b""
+        if array.dtype.kind not in "uif" or array.ndim not in (2, 3) or array.size == 0:
+            return b""
+        array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1) if array.shape[-1] in (1, 3) else array
+        return array.astype(np.uint8)
+    return cell if isinstance(cell, bytes) else b""
 
 
 class Rows:
@@ -76,17 +114,23 @@ class Rows:
                     return
             g += 1
 
-    def pictures(self, column: str, start: int, stop: int) -> Iterator[bytes]:
-        """The files of a column of pictures: bytes, or the Hugging Face struct that holds them."""
-        for cell in self.read(column, start, stop):
-            data = cell.get("bytes") if isinstance(cell, dict) else cell
-            yield data if isinstance(data, bytes) else b""
+    def pictures(self, column: str, start: int, stop: int) -> Iterator[Payload]:
+        return map(payload, self.read(column, start, stop))
 
-    def label_names(self, name: str) -> list[str] | None:
-        """Class names as the Hugging Face metadata gives them."""
+    @property
+    def plain_columns(self) -> list[str]:
+        """The columns of texts and whole numbers."""
+        import pyarrow.types as types
+
+        schema = self.files[0].schema_arrow
+        plain = (types.is_string, types.is_large_string, types.is_integer)
+        return [field.name for field in schema if any(of_kind(field.type) for of_kind in plain)]
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """What the Hugging Face metadata says of the columns."""
         stored = (self.files[0].schema_arrow.metadata or {}).get(b"huggingface")
         try:
-            feature = from_json(stored)["info"]["features"][name] if stored else {}
-            return value(list[str] | None, feature.get("names"), f"huggingface.info.features.{name}.names")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return None  # no metadata of this kind
+            return dict(from_json(stored)["info"]["features"]) if stored else {}
+        except (ValueError, KeyError, TypeError):
+            return {}  # metadata of another kind
