@@ -1,6 +1,6 @@
 """One entry a verb: compose the run, call its stage, end with an exit code.
 
-doctor, prepare, plan, experts, distill, evaluate, report, export are stages, and pipeline is several of them; search,
+doctor, check, prepare, plan, experts, distill, evaluate, report, export are stages, and pipeline is several of them; search,
 continual, theory and bench are the studies; submit sends one to a cluster, watch looks at a run while it goes on.
 
 compose    from a command line to a Run; the door to Hydra
@@ -8,6 +8,7 @@ help       --help and --cfg
 console    the line of progress
 presets    the table of presets in configs/README.md
 published  the accuracies of configs/published.csv
+zoo        the index of the finished sets in artifacts/
 """
 
 from __future__ import annotations

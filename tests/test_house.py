@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
-    ("seeds", "stats", "readable", "machine", "schema", "store"),
+    ("schema",),
+    ("seeds", "stats", "readable", "machine", "store"),
     ("data",),
     ("nets",),
     ("experts", "evaluate"),
@@ -46,7 +47,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "torchvision": ("rayd/data/sources/bundled.py",),
     "sklearn": ("rayd/data/sources/bundled.py",),
     "PIL": ("rayd/data/sources/",),
-    "safetensors": ("rayd/distill/budget.py",),
+    "safetensors": ("rayd/distill/budget.py", "rayd/data/sources/tensors.py"),
     "matplotlib": ("rayd/report/",),
 }
 """Each outside package is imported behind its doors, and every door is used."""

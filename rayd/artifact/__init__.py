@@ -5,4 +5,5 @@ write: its files from a codec, and updates of it
 card: the card sealed over the files, and the README from it
 png: images as bytes
 export: parquet, WebDataset, image folders, tensors
+zoo: finished sets by name
 """

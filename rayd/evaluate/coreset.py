@@ -27,7 +27,7 @@ def orders(kind: str, images: Images, most: int, seed: int, features: Features |
         raise refuse("controls", kind, " | ".join(KINDS))
     out = []
     for c in range(len(images.classes)):
-        members = images.of_class(c)
+        members = images.distinct(c)
         if kind == "random":
             out.append(members[torch.randperm(len(members), generator=generator(seed, "random", c))][:most])
             continue

@@ -25,7 +25,7 @@ from ray.util.metrics import Gauge
 
 from rayd.config import Run, ScaleConfig
 from rayd.distill.loop import Step, identity
-from rayd.errors import Failed, Refused, refuse
+from rayd.errors import Failed, Refused, Transient, refuse
 from rayd.fleet import cluster
 from rayd.fleet.controller import ControllerBeats
 from rayd.fleet.distill_blocks import block_runs, distill_blocks
@@ -96,6 +96,8 @@ def worker(config: Mapping[str, Any]) -> None:
                     beat("")
                 if step.number % config["report_every"] == 0:
                     ray.train.report(_metrics(step, reduce), checkpoint_upload_mode=LATER)
+        except Transient:
+            raise
         except (Refused, Failed) as error:
             store.write_json(FAILURE, {"kind": type(error).__name__, "message": str(error)})
             raise

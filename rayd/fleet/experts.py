@@ -31,7 +31,7 @@ from ray.exceptions import (
 from ray.util.metrics import Counter, Gauge
 
 from rayd.config import Run
-from rayd.errors import Failed, Refused
+from rayd.errors import Failed, Refused, Transient
 from rayd.experts.config import ExpertUnit
 from rayd.experts.shards import differences
 from rayd.fleet import cluster
@@ -165,6 +165,8 @@ class Dispatcher:
 
     def _raised(self, slot: ActorSlot, error: RayTaskError) -> None:
         final = raised(error)
+        if isinstance(final, Transient):
+            return self._lose(slot, Loss.STORAGE, first_line(final))
         if final is not None:
             if slot.unit is not None or not any(other.pid for other in self.slots):
                 raise final from error

@@ -20,9 +20,8 @@ from rayd.run.assemble import _teacher, surroundings
 from rayd.run.checkpoints import Checkpoints
 from rayd.run.distill import Worker, distill
 from rayd.run.experts import ExpertPlan, build
-from rayd.run.identity import config_identity, refuse_differing, whole_identity
+from rayd.run.identity import refuse_differing, whole_identity
 from rayd.run.recorder import VALIDATION_IMAGES
-from rayd.schema import to_dict
 from rayd.store import Store
 from tests.support.runs import digits_run, small_run
 from tests.support.workers import Meeting
@@ -187,7 +186,6 @@ def test_the_command_line_refuses_other_images_and_edited_methods(tmp_path, caps
 
 
 def test_another_config_is_refused_by_its_keys(tmp_path):
-    assert config_identity(to_dict(run_at(tmp_path))) == run_at(tmp_path).identity()
     interrupted(run_at(tmp_path), 3)
     with pytest.raises(Refused, match=r"another run: config\.method\.steps \(6 there, 8 here\); give another out"):
         next(distill(run_at(tmp_path, steps=8)))
