@@ -118,6 +118,21 @@ class AshaScheduler(FIFOScheduler):
         return str(TrialScheduler.STOP)
 
 
+class Bound(tune.Callback):
+    """Tune waits for ever for what it cannot place."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        limit = self.watch.scale.startup
+        if self.watch.quiet > limit:
+            raise Failed(
+                f"search: no trial was placed within scale.startup={limit:g} s; trials that have ended are kept: raise "
+                "it and run the same command again"
+            )
+
+
 class Proposals(Searcher):
     """Hands out the trials that have not ended, in order, then Optuna's proposals; writes each end into the table."""
 
@@ -287,6 +302,7 @@ def search(book: TrialTable, trials: Mapping[int, Trial]) -> None:
                 storage_path=cluster.train_storage(book.base.out),
                 failure_config=tune.FailureConfig(max_failures=scale.max_failures),
                 verbose=0,
+                callbacks=[Bound(watch)],
             ),
         )
         tuner.fit()

@@ -195,6 +195,29 @@ def test_a_task_that_always_hangs_ends_the_run_with_the_reason(ray_local: None, 
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.parametrize("verb", ["prepare", "search"])
+def test_a_cluster_that_others_hold_is_waited_for_within_bounds(ray_local: None, tmp_path: Path, verb: str) -> None:
+    import ray
+
+    from tests.support.refusals import verbs
+
+    @ray.remote(num_cpus=4)
+    class Other:
+        def ready(self) -> None:
+            pass
+
+    other = Other.remote()  # type: ignore[attr-defined]
+    ray.get(other.ready.remote())
+    busy = digits_run(tmp_path, changes={"scale": scale(startup=5.0, actors=1)})
+    try:
+        with pytest.raises(Failed, match=r"scale\.startup=5 s"):
+            verbs()[verb](busy)
+    finally:
+        ray.kill(other)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["RayTrainWorker", "TrainController"])
 def test_a_stopped_part_of_train_is_replaced(ray_local: None, tmp_path: Path, victim: str) -> None:
     """One of two workers stands still, and the other waits for it: both are ended, and the group goes on. Or their

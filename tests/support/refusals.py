@@ -18,6 +18,7 @@ from rayd.data.load import load
 from rayd.errors import Refused
 from rayd.fleet import cluster
 from rayd.run.experts import ExpertPlan
+from rayd.studies.search.points import plan
 from rayd.studies.search.space import SearchConfig
 from rayd.studies.search.trials import TrialTable
 from tests.support.runs import small_run
@@ -50,7 +51,9 @@ def verbs() -> dict[str, Callable[[Run], Any]]:
     from rayd.fleet.tasks import run_tasks
 
     def searched(run: Run) -> None:
-        search(TrialTable(run, SearchConfig(space={"ipc": [1, 2]}), load(run.data).train.spec), {})
+        config = SearchConfig(space={"ipc": [1, 2]})
+        spec = load(run.data).train.spec
+        search(TrialTable(run, config, spec), {trial.number: trial for trial in plan(run, config, spec).trials})
 
     return {
         "prepare": lambda run: list(prepare(run.data, run.at("data"), 16, run.scale)),
