@@ -23,7 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 from ray.util.metrics import Gauge
 
-from rayd.config import Run, ScaleConfig
+from rayd.config import Run
 from rayd.distill.loop import Step, identity
 from rayd.errors import Failed, Refused, Transient, refuse
 from rayd.fleet import cluster
@@ -36,6 +36,7 @@ from rayd.machine import ONE_ARENA, beat
 from rayd.readable import duration
 from rayd.run import distill as run_distill
 from rayd.run.agreement import AllReduce
+from rayd.scale import ScaleConfig
 from rayd.schema import parse, to_dict
 from rayd.store import Lease, Store
 
