@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from rayd.data.config import DataConfig, decisive
+from rayd.data.config import DataConfig, deciding_keys
 from rayd.distill.budget import Budget
 from rayd.distill.contract import OptimiserConfig
 from rayd.distill.guard import GuardConfig
@@ -300,7 +300,7 @@ class Run:
         plain = {name: part for name, part in to_dict(self).items() if name not in elsewhere}
         for part, places in {"data": ("path",), "expert": ("micro", "memory")}.items():
             plain[part] = {name: option for name, option in plain[part].items() if name not in places}
-        return {**plain, "data": decisive(plain["data"]), "threads": self.scale.threads}
+        return {**plain, "data": deciding_keys(plain["data"]), "threads": self.scale.threads}
 
     def fingerprint(self) -> str:
         return fingerprint(self.identity())

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rayd.config import Run
-from rayd.data.config import decisive
+from rayd.data.config import deciding_keys
 from rayd.data.images import Splits
 from rayd.errors import Refused
 from rayd.machine import can_compile
@@ -43,7 +43,7 @@ def source_hash(folder: str | None) -> str | None:
 def config_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """`Run.identity` of a config as a card records it, whose words this version need not know any more."""
     plain = {key: value for key, value in config.items() if key not in UNPLACED}
-    data = decisive({key: value for key, value in config["data"].items() if key != "path"})
+    data = deciding_keys({key: value for key, value in config["data"].items() if key != "path"})
     expert = {key: value for key, value in config["expert"].items() if key not in ("micro", "memory")}
     return {**plain, "data": data, "expert": expert, "threads": config["scale"]["threads"]}
 
