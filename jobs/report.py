@@ -30,7 +30,7 @@ def reported(asked: Asked) -> bool:
     digests |= {"published": "\n".join(published)} if published else {}
     if digests and store.exists("report/drawn_from.json") and store.read_json("report/drawn_from.json") == digests:
         return False
-    report(asked.run.out, asked.run.buffer, published=published)
+    report(asked.run.out, asked.run.buffer, published=published, methods=asked.run.methods)
     store.write_json("report/drawn_from.json", digests)
     return True
 

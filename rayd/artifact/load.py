@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rayd import plugins
+from rayd.artifact import view
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
 from rayd.distill.budget import Stored, from_bytes, unpacked
@@ -113,6 +115,10 @@ class Artifact:
     transform: Transform
     stored: dict[str, Stored]
     contents: dict[str, bytes]
+    place: Store | None = None
+    """Where it was loaded from."""
+    own: plugins.Plugins = plugins.NONE
+    """Code of the folder that was named beside it."""
 
     @property
     def spec(self) -> Spec:
@@ -143,6 +149,12 @@ class Artifact:
 
     def __len__(self) -> int:
         return int(self.card["images"])
+
+    def __str__(self) -> str:
+        return view.text(self.card, self.contents)
+
+    def _repr_html_(self) -> str:
+        return view.html(self.card, self.contents)
 
     @torch.no_grad()
     def images(self, space: str = "pixels", index: Tensor | None = None, chunk: int = 512) -> Tensor:
@@ -176,9 +188,17 @@ def quantise(pixels: Tensor) -> Tensor:
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def load(source: str | Path | Store) -> Artifact:
-    """The artifact in a folder, at a URI or in a Store: checked, unpacked, nothing executed."""
-    card, contents = verified(source if isinstance(source, Store) else Store(source))
+def load(source: str | Path | Store, methods: str | None = None) -> Artifact:
+    """The artifact in a folder, at a URI or in a Store: checked, unpacked. `methods`: a folder with the code of a codec of
+    one's own; without it nothing is executed."""
+    store = source if isinstance(source, Store) else Store(source)
+    card, contents = verified(store)
+    own = plugins.load(methods)
+    if card["codec"].get("name") in own.codecs:
+        there, here = (card.get("identity") or {}).get("methods"), own.source
+        if there != here:
+            code = f"the code that the artifact was made with, {str(there)[:12]}; this folder's is {str(here)[:12]}"
+            raise refuse("methods", methods, code, "restore the folder as it was, or distil again")
     numbers = unpacked(from_bytes(contents["codec.safetensors"], "codec.safetensors"))
     if "teacher.safetensors" in contents:
         numbers |= unpacked(from_bytes(contents["teacher.safetensors"], "teacher.safetensors"))
@@ -188,16 +208,19 @@ def load(source: str | Path | Store) -> Artifact:
     if "transform.safetensors" in contents:
         tensors = from_bytes(contents["transform.safetensors"], "transform.safetensors")
     transform = Transform.restore(about["meta"], tensors)
-    return Artifact(card, json.loads(contents["ledger.json"]), transform, stored, contents)
+    return Artifact(card, json.loads(contents["ledger.json"]), transform, stored, contents, store, own)
 
 
 def rebuild(artifact: Artifact) -> Codec:
     """The codec that an artifact was saved from: its class by name, its resolved Config, its stored tensors."""
     plain = dict(artifact.card["codec"])
-    name = plain.pop("name", None)
-    if name not in CODECS:
-        raise refuse("card.codec.name", name, " | ".join(CODECS))
-    config = parse(CODECS[name].Config, plain, "card.codec")
+    name, codecs = plain.pop("name", None), plugins.joined("codecs", CODECS, artifact.own)
+    if name not in codecs:
+        raise refuse(
+            "card.codec.name", name, " | ".join(codecs), "a codec of one's own needs its folder: methods=FOLDER"
+        )
+    with plugins.using(artifact.own):
+        config: Any = parse(codecs[name].Config, plain, "card.codec")
     codec: Codec = config.build(artifact.spec, torch.Generator().manual_seed(0))
     with torch.no_grad():
         for key, number in codec.stored().items():

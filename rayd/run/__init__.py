@@ -14,3 +14,7 @@ scores       networks scored so far, so that an interrupted evaluation goes on
 verify       the claim of an artifact, computed again
 cost         time, memory and bytes, against the plan
 """
+
+from rayd.verb import callable_room
+
+callable_room(__name__)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from rayd.config import Run
 from rayd.data.images import Splits
 from rayd.errors import Refused
 from rayd.machine import can_compile
+from rayd.plugins import source_hash
 
 UNPLACED = ("out", "buffer", "methods", "recipe", "scale", "store")
 """Parts of a config that decide nothing of a distillation."""
@@ -27,16 +26,6 @@ def surroundings_identity(run: Run, splits: Splits, device: torch.device) -> dic
         "device": device.type,
         "arithmetic": "compiled" if compiled else "eager",
     }
-
-
-def source_hash(folder: str | None) -> str | None:
-    """sha256 of the Python files in a folder of methods."""
-    if folder is None:
-        return None
-    total = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*.py")):
-        total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()
 
 
 def config_identity(config: Mapping[str, Any]) -> dict[str, Any]:

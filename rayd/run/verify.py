@@ -55,7 +55,7 @@ def verify(
     of this machine, whatever the artifact was made on.
     """
     try:
-        artifact = load(uri)
+        artifact = load(uri, methods)
     except Refused as error:
         yield Finding("files are as they were written", False, str(error))
         return
