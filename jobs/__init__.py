@@ -10,20 +10,4 @@ published  the accuracies of configs/published.csv
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rayd.config import Run
-
-INLINE = {
-    "experts": "rayd.run.experts",
-    "distill": "rayd.run.distill",
-    "plan": "rayd.studies.plan",
-    "prepare": "rayd.data.prepare",
-}
-
-
-def stage(verb: str, run: Run) -> Any:
-    """The module that does a verb: in this process under scale=inline, else on Ray, under the same names."""
-    return import_module(INLINE[verb] if run.scale.name == "inline" else f"rayd.fleet.{verb}")
+from rayd.api.work import stage as stage

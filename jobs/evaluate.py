@@ -36,21 +36,9 @@ def act(asked: Asked) -> int:
 
 def scored(asked: Asked, at: str, controls: bool | Sequence[str] = True) -> bool:
     """Score the artifact; false where its card holds this recipe's table already."""
-    from rayd.run.cost import keep
-    from rayd.run.evaluate import is_scored, rows_asked, score
-    from rayd.store import Store
+    from rayd.api.work import scored
 
-    run, store, rows = asked.run, Store(at), rows_asked(controls, asked.run.own.controls)
-    if is_scored(run, at, rows):
-        return False
-    if run.scale.name == "inline":
-        score(run, at, rows)
-    else:
-        from rayd.fleet.tasks import run_tasks
-
-        score(run, at, rows, run_tasks)
-    keep(run, store)
-    return True
+    return scored(asked.run, at, controls)
 
 
 def verified(asked: Asked) -> int:

@@ -1,6 +1,6 @@
 """rayd: an image dataset turned into a tiny synthetic one that trains networks almost as well, on Ray or a laptop.
 
-In Python: `run`, `experts`, `distill`, `evaluate`, `controls`, `plan`, `load`, `export`, `verify`, and `Images` of one's own.
+In Python: `run`, `experts`, `distill`, `evaluate`, `controls`, `plan`, `load`, `export`, `verify`; own data is `Images`.
 
 Rooms, in the order in which they may import each other:
 

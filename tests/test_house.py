@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
-    ("seeds", "stats", "readable", "machine", "schema", "store"),
+    ("seeds", "stats", "readable", "machine", "schema", "store", "choices", "extras", "plugins", "verb"),
     ("data",),
     ("nets",),
     ("experts", "evaluate"),
@@ -27,6 +27,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("studies",),
     ("fleet",),
+    ("api",),
     ("jobs",),
 )
 """In the order of the flow: a room imports itself and what stands before it, not its neighbours on the same floor."""
@@ -48,6 +49,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "PIL": ("rayd/data/sources/",),
     "safetensors": ("rayd/distill/budget.py",),
     "matplotlib": ("rayd/report/",),
+    "yaml": ("rayd/choices.py",),
+    "tqdm": ("rayd/api/work.py",),
 }
 """Each outside package is imported behind its doors, and every door is used."""
 
@@ -156,7 +159,7 @@ def trespasses(path: Path) -> list[str]:
 def test_every_part_has_a_room() -> None:
     parts = {room_of(module_of(path)) for path in sources()} - {""}
     assert parts == {room for floor in ROOMS for room in floor}
-    assert len(parts - {"jobs"}) <= 20 and len(ROOMS) <= 13
+    assert len(parts - {"jobs"}) <= 25 and len(ROOMS) <= 14
 
 
 def test_imports_follow_the_flow() -> None:
