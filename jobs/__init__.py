@@ -1,5 +1,5 @@
 """One entry a verb (doctor, prepare, plan, experts, distill, evaluate, report, export; pipeline is several of them;
-search, continual, theory and bench are the studies): compose the run, call its stage, end with an exit code.
+search, continual, theory and bench are the studies; new writes a method to begin with): compose the run, call its stage, end with an exit code.
 
 compose    from a command line to a Run; the door to Hydra
 help       --help and --cfg
@@ -11,3 +11,14 @@ published  the accuracies of configs/published.csv
 from __future__ import annotations
 
 from rayd.api.work import stage as stage
+
+VERBS = (
+    "doctor", "prepare", "plan", "experts", "distill", "evaluate", "report", "export", "pipeline", "search", "continual",
+    "theory", "bench", "new",
+)  # fmt: skip
+"""What `rayd VERB` runs."""
+
+
+def program(verb: str) -> str:
+    """The command of a verb, as it is typed here: in a wheel this package is `rayd.jobs`."""
+    return f"python -m jobs.{verb}" if __name__ == "jobs" else f"rayd {verb}"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs import program
 from rayd.choices import CONFIGS, GROUPS, PATHS, absolute, check_choice, check_family, options, places
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Asked:
     def line(self, verb: str | None = None) -> str:
         """The command to type for another verb of the same run."""
         keep = (word for word in self.words if "=" in word and not word.startswith(self._own_keys()))
-        return " ".join([f"python -m jobs.{verb or self.verb}", *map(shlex.quote, keep)])
+        return " ".join([program(verb or self.verb), *map(shlex.quote, keep)])
 
     def _own_keys(self) -> tuple[str, ...]:
         return tuple(f"{one.name}{end}" for one in dataclasses.fields(self.own) for end in "=.")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rayd.choices import Changes, absolute, changed, changes_of, choice, compose, options
+from rayd.choices import Changes, absolute, changes_of, choice, compose, options
 from rayd.errors import refuse
 from rayd.extras import require
 
@@ -91,6 +91,21 @@ def contender(
     return Contender.of(images, labels, splits, config, network, space, gpus, own.controls)
 
 
+def _recorded(plain: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
+    """The data that a card records, with changes; another choice brings its own keys."""
+    data = dict(plain)
+    for key, value in changes:
+        if key == "~data":
+            data = {}
+        elif key != "data":
+            data[key.removeprefix("data.")] = value
+        elif isinstance(value, Mapping):
+            data |= value
+        elif value != data["name"]:
+            data = choice("data", value)
+    return data
+
+
 def _part(cls: type[T], group: str, value: str | Mapping[str, Any] | None, folder: str | None) -> T:
     """A recipe or a network: a choice of configs, or keys; the defaults where nothing is said."""
     from rayd.schema import parse
@@ -149,10 +164,7 @@ def run_of(
     changes = _data(data, out)
     if not changes and config["data"]["name"] == "prepared" and Store(out).exists("data/manifest.json"):
         changes = [("data.path", within(out, "data"))]
-    plain = changed({**config, "out": out, "methods": folder}, changes)
-    if isinstance(plain["data"], str):
-        plain["data"] = choice("data", plain["data"])
-    run = run_of_card(plain)
+    run = run_of_card({**config, "out": out, "methods": folder, "data": _recorded(config["data"], changes)})
     with plugins.using(run.own):
         if recipe is not None:
             run = replace(run, recipe=_part(RecipeConfig, "recipe", recipe, folder))

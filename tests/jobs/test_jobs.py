@@ -19,7 +19,7 @@ from jobs.compose import ask, command, options
 from rayd.errors import Refused
 
 ROOT = Path(__file__).resolve().parents[2]
-NO_VERBS = {"__init__", "bench", "compose", "console", "help", "presets", "published"}
+NO_VERBS = {"__init__", "bench", "compose", "console", "help", "new", "presets", "published"}
 VERBS = sorted({path.stem for path in (ROOT / "jobs").glob("*.py")} - NO_VERBS)
 
 
