@@ -1,5 +1,6 @@
 """One entry a verb (doctor, prepare, plan, experts, distill, evaluate, report, export; pipeline is several of them;
-search, continual, theory and bench are the studies; new writes a method to begin with): compose the run, call its stage, end with an exit code.
+search, continual, theory and bench are the studies; new writes a method to begin with): compose the run, call its stage,
+end with an exit code.
 
 compose    from a command line to a Run; the door to Hydra
 help       --help and --cfg

@@ -79,8 +79,9 @@ def contender(
     from rayd.nets.convnet import NetConfig
     from rayd.run.contender import Contender
 
-    splits = _splits(data, images)
     own = plugins.load(None if methods is None else str(methods))
+    with plugins.using(own):
+        splits = _splits(data, images, methods)
     base = run_of(images, None, methods) if isinstance(images, Artifact) and images.card["config"] else None
     with plugins.using(own):
         config = (
@@ -113,7 +114,7 @@ def _part(cls: type[T], group: str, value: str | Mapping[str, Any] | None, folde
     return parse(cls, choice(group, value, folder) if isinstance(value, str) else value or {}, group)
 
 
-def _splits(data: Any, images: Any) -> Splits:
+def _splits(data: Any, images: Any, methods: str | Path | None) -> Splits:
     """Training and test images to score a set with; an artifact's own where none are named."""
     from rayd.artifact.load import Artifact
     from rayd.data.config import DataConfig
@@ -127,7 +128,7 @@ def _splits(data: Any, images: Any) -> Splits:
     if isinstance(data, tuple | list):
         return splits_of(*data)
     if data is None and isinstance(images, Artifact):
-        return load(run_of(images, None, None).data)
+        return load(run_of(images, None, methods).data)
     if data is None:
         raise refuse("data", None, "the dataset whose test images decide", "give data=...")
     if isinstance(data, Mapping):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from rayd import plugins
 from rayd.artifact.load import Artifact, load, quantise
 from rayd.artifact.png import unpng
 from rayd.artifact.write import preview_grid
@@ -117,7 +118,9 @@ def _data(artifact: Artifact, splits: Splits) -> Iterator[Finding]:
 def _scores(artifact: Artifact, splits: Splits, run: Run) -> Iterator[Finding]:
     """The set's own rows, with networks of the same seeds."""
     table = json.loads(artifact.contents["controls.json"])
-    scorer = Scorer(replace(run, recipe=parse(RecipeConfig, table["recipe"])), artifact, splits)
+    with plugins.using(run.own):
+        recipe = parse(RecipeConfig, table["recipe"])
+    scorer = Scorer(replace(run, recipe=recipe), artifact, splits)
     for row in table["rows"]:
         name = RowName.parse(row["set"])
         if row["net"] != table["nets"][0] or not name.is_distilled:
