@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import program
 from rayd.choices import CONFIGS, GROUPS, PATHS, absolute, check_choice, check_family, options, places
+from rayd.extras import require
 
 if TYPE_CHECKING:
     from rayd.config import Run
@@ -81,6 +82,7 @@ def command(
 
             print(answer(verb, doc or "", keys, [word for word in words if word not in ("--help", "-h")]))
             return 0
+        require("jobs", program(verb))
         asked = ask(verb, tuple(word for word in words if word != "--cfg"), keys)
         if "--cfg" in words:
             print(resolved(asked))

@@ -20,9 +20,11 @@ def reported(asked: Asked) -> bool:
     import hashlib
 
     from jobs.published import rows
+    from rayd.extras import require
     from rayd.report import report
     from rayd.store import Store
 
+    require("report", "report")
     store = Store(asked.run.out)
     data = store.read_json("artifact/card.json")["data"].get("name", "") if store.exists("artifact/card.json") else ""
     published = tuple(map(str, rows(asked.published, data)))

@@ -42,7 +42,7 @@ class Words:
 
 def words(own: plugins.Plugins = plugins.NONE) -> Words:
     """Our dicts, joined by those of a folder of one's own."""
-    ours = {"codecs": CODECS, "objectives": OBJECTIVES, "terms": TERMS}
+    ours: dict[str, Mapping[str, Any]] = {"codecs": CODECS, "objectives": OBJECTIVES, "terms": TERMS}
     return Words(**{kind: plugins.joined(kind, names, own) for kind, names in ours.items()})
 
 

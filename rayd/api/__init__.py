@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from rayd.api.arguments import configured, run_of
 from rayd.api.arguments import contender as contender_of
-from rayd.api.work import Phase, Work, distilled, scored, stage, trained
+from rayd.api.work import Phase, distilled, scored, stage, trained
+from rayd.api.work import Work as Work
 from rayd.errors import refuse
 
 if TYPE_CHECKING:

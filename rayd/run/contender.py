@@ -69,7 +69,7 @@ class Contender:
             return cls(source, splits, transform, recipe, net, device, images.step_size, teacher, own)
         transform = Transform.fit(splits.train, "normalise").to(device)
         if isinstance(images, Images):
-            images, labels = images.pixels_NCHW[torch.arange(len(images))], images.labels_N
+            labels, images = images.labels_N, images.pixels_NCHW[torch.arange(len(images))]
         network_NCHW, targets_NK = _network(images, space, transform), _targets(labels, len(images), spec.classes)
         if tuple(network_NCHW.shape[1:]) != spec.shape:
             raise refuse("images", list(network_NCHW.shape[1:]), f"images of {list(spec.shape)}, as the data are")
