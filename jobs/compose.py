@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs import program
-from rayd.choices import CONFIGS, GROUPS, PATHS, absolute, check_choice, check_family, options, places
+from rayd.choices import CONFIGS, GROUPS, PATHS, absolute, check_choice, check_family, follows, options, places
 from rayd.extras import require
 
 if TYPE_CHECKING:
     from rayd.config import Run
+    from rayd.run.settings import Setting
 
 __all__ = ["CONFIGS", "GROUPS", "Asked", "ask", "command", "compose", "options"]
 
@@ -36,6 +37,8 @@ class Asked:
     words: tuple[str, ...]
     published: Published | None = None
     """The row of configs/published.csv that the run's preset compares itself with."""
+    settings: tuple[Setting, ...] = ()
+    """Keys that followed from the data."""
 
     def line(self, verb: str | None = None) -> str:
         """The command to type for another verb of the same run."""
@@ -84,6 +87,8 @@ def command(
             return 0
         require("jobs", program(verb))
         asked = ask(verb, tuple(word for word in words if word != "--cfg"), keys)
+        for setting in asked.settings if verb != "check" else ():
+            print(f"rayd: {setting.word}   ({setting.why})", file=sys.stderr)
         if "--cfg" in words:
             print(resolved(asked))
             return 0
@@ -114,7 +119,7 @@ def exit_code(work: Callable[[], int]) -> int:
 
 def ask(verb: str, words: tuple[str, ...], keys: str = "") -> Asked:
     """Compose, then read strictly."""
-    mapping = compose(verb, words)
+    mapping, settings = compose(verb, words)
     from rayd.config import Run
     from rayd.schema import fields_of, parse, unknown
 
@@ -127,7 +132,7 @@ def ask(verb: str, words: tuple[str, ...], keys: str = "") -> Asked:
     mine = {key: mapping.pop(key) for key in list(mapping) if key in fields_of(own)}
     row = mapping.pop("published", None)
     published = None if row is None else parse(Published, row, "published")
-    return Asked(verb, Run.from_plain(mapping), parse(own, mine), words, published)
+    return Asked(verb, Run.from_plain(mapping), parse(own, mine), words, published, settings)
 
 
 def keys_class(keys: str) -> type[Any]:
@@ -139,13 +144,15 @@ def keys_class(keys: str) -> type[Any]:
     return cls
 
 
-def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
-    """Root, groups and overrides joined into plain values."""
+def compose(verb: str, words: Sequence[str]) -> tuple[dict[str, Any], tuple[Setting, ...]]:
+    """Root, groups and overrides joined into plain values, and those of them that followed from the data."""
     from rayd.errors import refuse
 
     own = next((word.split("=", 1)[1].strip("'\"") for word in words if word.startswith("methods=")), None)
     where = places(own)
     overrides = [_override(word, where) for word in words]
+    if follows([word.lstrip("+") for word in words]):
+        overrides = ["+preset=own", *overrides]
     overrides += [f"~{group}" for group in GROUPS if any(word.startswith(f"{group}={{") for word in words)]
     if any((place / group).is_dir() for place in where[1:] for group in GROUPS):
         overrides.append(f"hydra.searchpath=['file://{where[1]}']")
@@ -157,10 +164,15 @@ def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
     objective = method.get("objective") if isinstance(method, dict) else None
     name = objective.get("name") if isinstance(objective, dict) else None
     section = (mapping.get("by_objective") or {}).get(name)
-    if section:
-        mapping, _ = _joined(verb, [*_leaves("", section), *overrides], words)
+    leaves = list(_leaves("", section)) if section else []
+    from rayd.run.settings import follow
+
+    settings = follow(mapping, {word.lstrip("+").partition("=")[0] for word in words}, "+preset=own" in overrides)
+    leaves += [f"++{setting.key}={json.dumps(setting.value)}" for setting in settings]
+    if leaves:
+        mapping, _ = _joined(verb, [*leaves, *overrides], words)
     mapping.pop("by_objective", None)
-    return mapping
+    return mapping, settings
 
 
 def _joined(verb: str, overrides: Sequence[str], words: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -218,7 +230,7 @@ def _override(word: str, where: Sequence[Path]) -> str:
     if key in GROUPS and not value.startswith(("{", "[")):
         check_choice(key, value, where)
         return f"+{key}={value}" if key == "preset" else f"{key}={value}"
-    if key in PATHS and value not in ("", "null") and value[0] not in "'\"":
+    if key in PATHS and value not in ("", "null", "true", "false") and value[0] not in "'\"":
         value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return f"++{key}={value}"
 

@@ -61,10 +61,11 @@ def verified(asked: Asked) -> int:
 
 def table(at: str) -> str:
     """The scores and the verdict, as text."""
+    from rayd.artifact import fields
     from rayd.evaluate.table import Table
     from rayd.store import Store
 
-    return str(Table(Store(at).read_json("controls.json")))
+    return str(Table(fields.table(Store(at).read("controls.json"))))
 
 
 if __name__ == "__main__":

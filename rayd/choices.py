@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from functools import cache
@@ -64,6 +64,11 @@ def check_family(preset: str, method: str, of_preset: str) -> None:
         raise refuse("method", method, allowed, "drop one of the two words, or take preset=cpu")
 
 
+def follows(words: Sequence[str]) -> bool:
+    """Whether the run's settings follow from the data: data of one's own, and no preset that says otherwise."""
+    return "data=folder" in words and not any(word.startswith("preset=") for word in words)
+
+
 # ---- words and changes ---------------------------------------------------------------------------------------------
 
 
@@ -85,11 +90,17 @@ def changes_of(words: str | Sequence[str]) -> Changes:
     return changes
 
 
-def compose(changes: Changes, folder: str | None = None) -> dict[str, Any]:
+Follow = Callable[[Mapping[str, Any], Collection[str], bool], Sequence[Any]]
+"""Settings (key, value) that follow from the data of a run, less the keys that were said; whether all or those of data."""
+
+
+def compose(changes: Changes, folder: str | None = None, follow: Follow | None = None) -> dict[str, Any]:
     """`run.yaml`, the choices, a preset and the changes joined into plain values. A text chooses a file of a group, a
-    mapping changes keys, and `~GROUP` leaves the file out."""
+    mapping changes keys, and `~GROUP` leaves the file out. `follow`: what follows from the data."""
     where = places(folder)
     chosen = {key: value for key, value in changes if key in GROUPS and isinstance(value, str)}
+    if follow and follows([f"{group}={name}" for group, name in chosen.items()]):
+        chosen["preset"] = "own"
     for group, name in chosen.items():
         check_choice(group, name, where)
     bare = {key[1:] for key, _ in changes if key.startswith("~")}
@@ -100,8 +111,11 @@ def compose(changes: Changes, folder: str | None = None) -> dict[str, Any]:
     whole = changed(tree, rest)
     objective = (whole.get("method") or {}).get("objective") or {}
     section = (tree.get("by_objective") or {}).get(objective.get("name"))
-    if section:
-        whole = changed(merged(tree, section), rest)
+    tree = merged(tree, section or {})
+    whole = changed(tree, rest)
+    if follow:
+        settings = follow(whole, {key for key, _ in changes}, chosen.get("preset") == "own")
+        whole = changed(tree, [*((setting.key, setting.value) for setting in settings), *rest])
     whole.pop("by_objective", None)
     return {key: _resolved(value, whole) for key, value in whole.items()}
 
@@ -214,7 +228,7 @@ def absolute(mapping: dict[str, Any]) -> None:
         for parent in parents:
             holder = holder.get(parent) if isinstance(holder, dict) else None
         value = holder.get(key) if isinstance(holder, dict) else None
-        if not isinstance(value, str) or not value or "://" in value:
+        if not isinstance(value, str) or not value or "://" in value or value.startswith("zoo:"):
             continue
         expanded = os.path.expanduser(value)
         submitted = isinstance(scale, dict) and scale.get("name") == "cluster"

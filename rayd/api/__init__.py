@@ -178,7 +178,8 @@ def controls(
     newest = load(images.place, config.methods)
     images.card.update(newest.card)
     images.contents.update(newest.contents)
-    return Table(images.place.read_json("controls.json"))
+    object.__setattr__(images, "table", newest.table)
+    return Table(newest.table or {})
 
 
 def load(source: str | Path | Store, methods: str | Path | None = None) -> Artifact:

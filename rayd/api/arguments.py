@@ -26,12 +26,13 @@ def configured(
     """The Run that the arguments describe."""
     require("jobs", "rayd.run")
     from rayd.config import Run
+    from rayd.run.settings import follow
 
     asked = changes_of(words)
     folder = str(methods) if methods is not None else next((value for key, value in asked if key == "methods"), None)
     asked += [*_data(data, str(out)), *((key.replace("__", "."), value) for key, value in changes.items())]
     asked += [("out", str(out)), *([("methods", folder)] if folder is not None else [])]
-    plain = compose(asked, folder)
+    plain = compose(asked, folder, follow)
     plain.pop("published", None)
     absolute(plain)
     return Run.from_plain(plain)

@@ -6,4 +6,5 @@ card: the card sealed over the files, and the README from it
 png: images as bytes
 view: as text, and as HTML for a notebook
 export: parquet, WebDataset, image folders, tensors
+zoo: finished sets by name
 """

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 from rayd.artifact.png import data_uri
@@ -28,21 +26,12 @@ def facts(card: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in rows if value]
 
 
-def table(contents: Mapping[str, bytes]) -> Table | None:
-    """The score table, if there is one."""
-    return Table(json.loads(contents["controls.json"])) if "controls.json" in contents else None
-
-
-def text(card: Mapping[str, Any], contents: Mapping[str, bytes]) -> str:
+def text(card: Mapping[str, Any], table: Mapping[str, Any] | None) -> str:
     lines = [f"{name:<14}{value}" for name, value in facts(card)]
-    scores = table(contents)
-    return "\n".join([*lines, "", str(scores) if scores else "not scored yet: rayd.controls(artifact)"])
+    return "\n".join([*lines, "", str(Table(table)) if table else "not scored yet: rayd.controls(artifact)"])
 
 
-def html(card: Mapping[str, Any], contents: Mapping[str, bytes]) -> str:
-    scores = table(contents)
-    drawn = (
-        f'<img src="{data_uri(contents["preview.png"])}" alt="images of each class" style="image-rendering:pixelated">'
-    )
-    scored = scores._repr_html_() if scores else f"<p>{escape('not scored yet: rayd.controls(artifact)')}</p>"
+def html(card: Mapping[str, Any], table: Mapping[str, Any] | None, preview: bytes) -> str:
+    drawn = f'<img src="{data_uri(preview)}" alt="images of each class" style="image-rendering:pixelated">'
+    scored = Table(table)._repr_html_() if table else "<p>not scored yet: rayd.controls(artifact)</p>"
     return f"<div>{html_table(('card', ''), facts(card))}{drawn}{scored}</div>"

@@ -2,6 +2,8 @@
 
 config.py      DataConfig: which dataset, where it is, how it is split
 load.py        load(config): its training, validation and test images, decoded into the cache folder
+survey.py      what a dataset is made of, before it is decoded
+remarks.py     what is wrong with it
 images.py      Images and Pixels: labelled rows of mapped files; Spec, Splits, statistics
 builder.py     the cache folder: one process builds an entry, the others wait
 stream.py      blocks of a planned order, read ahead from disk

@@ -33,6 +33,8 @@ Name = Literal[
     "generated",
 ]
 NAMES: tuple[str, ...] = get_args(Name)
+NEUTRAL: dict[str, Any] = {"bits": 16, "balance": False}
+"""Values at which a key decides nothing: left out of a run's identity, so that older runs keep theirs."""
 NEED_PATH = ("folder", "parquet", "webdataset", "prepared")
 
 
@@ -50,6 +52,10 @@ class DataConfig:
     """null: the dataset's own (grey for digits and MNIST, else RGB)."""
     resize: Literal["squash", "crop", "pad"] = "squash"
     """What happens to the aspect ratio: the whole image squashed, its middle cut out, or borders added."""
+    bits: int = 16
+    """Of 16-bit images that are in use (12 for many scanners); the upper 8 of them are kept."""
+    balance: bool = False
+    """Whether images of small classes count several times, in training and in scores, so that all classes weigh alike."""
     val: float = 0.1
     """Validation images: a share of the training set below 1, else a count."""
     split: Literal["seeded", "next"] = "seeded"
@@ -65,7 +71,8 @@ class DataConfig:
     """Largest share of files that are no readable images; more is refused."""
     image_column: str = "image"
     label_column: str = "label"
-    """parquet: the columns, read as the Hugging Face layout has them."""
+    """Columns of parquet, of saved datasets and of tables of labels; where they have another name, the only ones of the
+    kind."""
     count: int = 512
     classes: int = 10
     """generated: training images (half as many test images) and classes."""
@@ -88,9 +95,16 @@ class DataConfig:
             value = getattr(self, key)
             if value is not None and value < least:
                 raise refuse(f"data.{key}", value, f"a whole number of at least {least}")
+        if not 8 <= self.bits <= 16:
+            raise refuse("data.bits", self.bits, "8 to 16")
         if not 0 <= self.max_bad <= 1:
             raise refuse("data.max_bad", self.max_bad, "a share from 0 to 1")
         if (self.mean is None) != (self.std is None):
             raise refuse("data.mean", self.mean, "given together with data.std, or not at all")
         if self.std is not None and min(self.std) <= 0:
             raise refuse("data.std", self.std, "numbers above 0")
+
+
+def decisive(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of data as plain values, without the keys that decide nothing."""
+    return {key: value for key, value in plain.items() if NEUTRAL.get(key, ...) != value}

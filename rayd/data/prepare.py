@@ -88,7 +88,7 @@ class Preparation:
         self.config, self.per_shard, self.threads, self.store = config, per_shard, threads, Store(to)
         self.source = source or formats.find(config)
         self.contents = self.source.contents()
-        self.shape = Shape(self._size(), config.channels or self.source.channels, config.resize)
+        self.shape = Shape(self._size(), config.channels or self.source.channels, config.resize, config.bits)
 
     def _size(self) -> int:
         if self.config.size is not None:
@@ -120,6 +120,7 @@ class Preparation:
             "columns": columns,
             "per_shard": self.per_shard,
             "kind": PREPARED,
+            **({"bits": self.shape.bits} if self.shape.bits != 16 else {}),
         }
         differing = self.store.claim(PLAN, plan)
         if differing:

@@ -32,7 +32,7 @@ def orders(
         raise refuse("controls", kind, " | ".join(("random", *picks)))
     out = []
     for c in range(len(images.classes)):
-        members = images.of_class(c)
+        members = images.distinct(c)
         if kind == "random":
             out.append(members[torch.randperm(len(members), generator=generator(seed, "random", c))][:most])
             continue

@@ -22,16 +22,26 @@ from rayd.fleet import cluster
 from rayd.fleet.tasks import raised
 from rayd.fleet.watch import Pulse, Watch, beating
 from rayd.schema import parse, to_dict
+from rayd.store import StoreConfig, configure
+from rayd.store.patience import current
 
 
 class Writer:
     """An actor of the pool."""
 
     def __init__(
-        self, data: dict[str, Any], folder: str | None, to: str, per_shard: int, threads: int, pulse: Pulse
+        self,
+        data: dict[str, Any],
+        folder: str | None,
+        to: str,
+        per_shard: int,
+        threads: int,
+        store: dict[str, Any],
+        pulse: Pulse,
     ) -> None:
         """`folder`: of a format of one's own."""
         self.pulse, self.name = pulse, f"prepare {os.getpid()}"
+        configure(parse(StoreConfig, store, "store"))
         with beating(pulse, self.name), plugins.using(plugins.load(folder)):
             self.work = Preparation(parse(DataConfig, data, "data"), to, per_shard, threads)
 
@@ -45,8 +55,8 @@ class Writer:
 def prepare(config: DataConfig, to: str, per_shard: int, scale: ScaleConfig) -> Iterator[Wrote]:
     """As rayd.data.prepare.prepare, in parallel."""
     cluster.start(scale)
-    need = cluster.bundle(scale)
-    cluster.require(need, max(1, scale.actors), "actor that prepares", scale.wait)
+    need, labels = {"CPU": float(scale.cpus)}, scale.selector("prepare")
+    cluster.require(need, max(1, scale.actors), "actor that prepares", scale.wait, labels)
     work = Preparation(config, to, per_shard, scale.threads)
     work.agree()
     pending = work.pending()
@@ -55,7 +65,7 @@ def prepare(config: DataConfig, to: str, per_shard: int, scale: ScaleConfig) -> 
         size = min(scale.actors, len(rows)) or None
         pool = ActorPoolStrategy(size=size) if size else ActorPoolStrategy(min_size=1, max_size=len(rows))
         folder = config.own.folder if config.own else None
-        shared = {"data": to_dict(config), "folder": folder, "to": work.store.uri}
+        shared = {"data": to_dict(config), "folder": folder, "to": work.store.uri, "store": to_dict(current())}
         shared |= {"per_shard": per_shard, "threads": scale.threads}
         with Watch(scale, work.store.uri, "prepare") as watch:
             shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -64,6 +74,7 @@ def prepare(config: DataConfig, to: str, per_shard: int, scale: ScaleConfig) -> 
                 batch_size=1,
                 compute=pool,
                 num_cpus=scale.cpus,
+                label_selector=labels or None,
             )
             try:
                 for row in shards.iter_rows():

@@ -1,5 +1,6 @@
 """The stages of a Run, one file a verb, and what they share.
 
+settings     size, network, window and budget that follow from the data
 experts      networks trained into the buffer
 progress     how far they are, in numbers and as a line
 distill      from data and experts to an artifact, with resume

@@ -13,9 +13,6 @@ from rayd.errors import Refused
 from rayd.machine import can_compile
 from rayd.plugins import source_hash
 
-UNPLACED = ("out", "buffer", "methods", "recipe", "scale", "store")
-"""Parts of a config that decide nothing of a distillation."""
-
 
 def surroundings_identity(run: Run, splits: Splits, device: torch.device) -> dict[str, Any]:
     """The images, the code of the run's own methods, the kind of device and the arithmetic on it."""
@@ -26,14 +23,6 @@ def surroundings_identity(run: Run, splits: Splits, device: torch.device) -> dic
         "device": device.type,
         "arithmetic": "compiled" if compiled else "eager",
     }
-
-
-def config_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`Run.identity` of a config as a card records it, whose words this version need not know any more."""
-    plain = {key: value for key, value in config.items() if key not in UNPLACED}
-    data = {key: value for key, value in config["data"].items() if key != "path"}
-    expert = {key: value for key, value in config["expert"].items() if key not in ("micro", "memory")}
-    return {**plain, "data": data, "expert": expert, "threads": config["scale"]["threads"]}
 
 
 def whole_identity(run: Run, splits: Splits, device: torch.device) -> dict[str, Any]:
