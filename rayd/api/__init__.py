@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayd.api.arguments import configured, run_of
+from rayd.api.arguments import configured, has_data, run_of
 from rayd.api.arguments import contender as contender_of
 from rayd.api.work import Phase, distilled, scored, stage, trained
 from rayd.api.work import Work as Work
-from rayd.errors import refuse
+from rayd.errors import Refused, refuse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +49,7 @@ def run(
     >>> import rayd
     >>> artifact = rayd.run("smoke", out="runs/smoke", method={"steps": 2}).result()
     >>> artifact.images().shape, artifact.labels[:3].tolist()
-    (torch.Size([80, 1, 8, 8]), [0, 1, 2])
+    (torch.Size([22, 1, 8, 8]), [0, 1, 2])
     """
     config = configured(words, out, data, methods, changes)
     phases: list[Phase[Any]] = []
@@ -234,10 +234,14 @@ def verify(
     from rayd.run.verify import verify
 
     folder = None if methods is None else str(methods)
-    at = artifact.place if isinstance(artifact, Artifact) and artifact.place is not None else artifact
-    if isinstance(at, Artifact):
+    at = artifact.place if isinstance(artifact, Artifact) else artifact
+    if at is None:
         raise refuse("artifact", "in memory", "one that lies in a folder")
-    config = None if data is None else run_of(load(at, folder), data, folder)
+    try:
+        loaded = artifact if isinstance(artifact, Artifact) else load(at, folder)
+    except Refused:
+        return list(verify(at, None, scores, folder, gpus))
+    config = run_of(loaded, data, folder) if data is not None or has_data(loaded) else None
     return list(verify(at, config, scores, folder, gpus))
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rayd.config import Run
     from rayd.data.images import Splits
     from rayd.run.contender import Contender
+    from rayd.store import Store
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ def configured(
     words: str | Sequence[str], out: str | Path, data: Any, methods: str | Path | None, changes: Mapping[str, Any]
 ) -> Run:
     """The Run that the arguments describe."""
-    require("jobs", "rayd.run")
+    require("jobs", "rayd.run", without=("hydra",))
     from rayd.config import Run
     from rayd.run.settings import follow
 
@@ -93,6 +94,21 @@ def contender(
     return Contender.of(images, labels, splits, config, network, space, gpus, own.controls)
 
 
+def folder_of(place: Store) -> str:
+    """The folder of the run that left an artifact there."""
+    return place.uri.rstrip("/").removesuffix("/artifact")
+
+
+def has_data(artifact: Artifact) -> bool:
+    """Whether the images of the run lie beside its artifact, where `data=` of images in memory put them."""
+    from rayd.store import Store
+
+    config, place = artifact.card["config"], artifact.place
+    if place is None or not config or config["data"]["name"] != "prepared":
+        return False
+    return Store(folder_of(place)).exists("data/manifest.json")
+
+
 def _recorded(plain: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
     """The data that a card records, with changes; another choice brings its own keys."""
     data = dict(plain)
@@ -154,17 +170,17 @@ def run_of(
     from rayd.config import run_of_card
     from rayd.evaluate.recipe import RecipeConfig
     from rayd.nets.convnet import NetConfig
-    from rayd.store import Store, within
+    from rayd.store import within
 
     config, place = artifact.card["config"], artifact.place
     if not config or place is None:
         raise refuse(
             "artifact", "without a config", "one that a run left", "evaluate(images, labels, data=...) scores it"
         )
-    out = place.uri.rstrip("/").removesuffix("/artifact")
+    out = folder_of(place)
     folder = str(methods) if methods is not None else artifact.own.folder
     changes = _data(data, out)
-    if not changes and config["data"]["name"] == "prepared" and Store(out).exists("data/manifest.json"):
+    if not changes and has_data(artifact):
         changes = [("data.path", within(out, "data"))]
     run = run_of_card({**config, "out": out, "methods": folder, "data": _recorded(config["data"], changes)})
     with plugins.using(run.own):

@@ -47,7 +47,7 @@ class Work(Generic[S, R]):
     """A stage under way: iterate over it for its steps, or ask for its `result()`, which takes the steps that are left.
 
     >>> import rayd
-    >>> work = rayd.run("smoke", out="runs/smoke", method={"steps": 2})
+    >>> work = rayd.run("smoke", out="runs/work", method={"steps": 2})
     >>> [step.number for step in work], work.result().classes[:2]
     ([1, 2], ('0', '1'))
     """
