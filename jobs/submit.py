@@ -59,7 +59,7 @@ def submitted(argv: Sequence[str]) -> int:
 def sent(own: Submission, entrypoint: str) -> int:
     """Measure, upload, submit, follow."""
     from rayd.fleet.submit import connect, packed, start
-    from rayd.readable import size_text
+    from rayd.numbers import size_text
 
     if own.env != "image":
         size, files = packed(ROOT)

@@ -2,6 +2,7 @@
 
 load: the folder, read and checked
 write: its files from a codec, and updates of it
+fields: what its JSON files hold
 card: the card sealed over the files, and the README from it
 png: images as bytes
 view: as text, and as HTML for a notebook

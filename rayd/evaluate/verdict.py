@@ -18,7 +18,7 @@ from typing import Any
 
 from rayd.errors import refuse
 from rayd.evaluate.row import RowName
-from rayd.stats import difference
+from rayd.numbers import difference
 
 
 def concluded(rows: Sequence[Mapping[str, Any]], net: str) -> dict[str, Any]:

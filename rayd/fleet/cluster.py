@@ -16,11 +16,11 @@ from ray._private.label_utils import validate_label_selector
 from ray._private.utils import read_ray_address
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from rayd.config.scale import ScaleConfig
 from rayd.errors import Refused, refuse
 from rayd.fleet.policy import Resources, capacity, matches, shortfall
-from rayd.scale import ScaleConfig
+from rayd.machine import __version__
 from rayd.store import Store
-from rayd.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def draining() -> set[str]:
 
 def versions() -> dict[str, str]:
     """What must be equal everywhere for the same bytes. Builds of torch for CPU and CUDA share their Python code."""
-    return {"rayd": VERSION, "torch": torch.__version__.partition("+")[0], "python": platform.python_version()}
+    return {"rayd": __version__, "torch": torch.__version__.partition("+")[0], "python": platform.python_version()}
 
 
 def same_versions(theirs: Mapping[str, str], ours: Mapping[str, str], where: str) -> None:

@@ -24,6 +24,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 from ray.util.metrics import Gauge
 
 from rayd.config import Run
+from rayd.config.scale import ScaleConfig
 from rayd.distill.loop import Step, identity
 from rayd.errors import Failed, Refused, Transient, refuse
 from rayd.fleet import cluster
@@ -33,10 +34,9 @@ from rayd.fleet.policy import Loss, after_loss
 from rayd.fleet.tasks import first_line
 from rayd.fleet.watch import Pulse, Watch, beating
 from rayd.machine import ONE_ARENA, beat
-from rayd.readable import duration
+from rayd.numbers import duration
 from rayd.run import distill as run_distill
 from rayd.run.agreement import AllReduce
-from rayd.scale import ScaleConfig
 from rayd.schema import parse, to_dict
 from rayd.store import Lease, Store
 

@@ -26,11 +26,11 @@ from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayd import machine
+from rayd.config.scale import ScaleConfig
 from rayd.errors import Failed
 from rayd.fleet.cluster import draining, same_versions, versions
 from rayd.fleet.monitor import Member, Monitor, birth
 from rayd.fleet.policy import Beat, hung
-from rayd.scale import ScaleConfig
 from rayd.store import Store
 
 log = logging.getLogger(__name__)

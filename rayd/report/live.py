@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from rayd.artifact.png import data_uri
-from rayd.readable import duration, percent, size_text
+from rayd.numbers import duration, percent, size_text
 from rayd.report.shell import Html, page, table, tag
 from rayd.store import Store
 

@@ -22,10 +22,10 @@ from rayd.data.load import load as load_data
 from rayd.evaluate.row import RowName, image_bytes
 from rayd.evaluate.score import Score, check
 from rayd.evaluate.verdict import concluded
+from rayd.numbers import summary
 from rayd.run.rows import CONTROLS, Outcome, RowTask, Scorer, attempt, row_tasks, score_task
 from rayd.run.scores import KEPT, KeptScores
 from rayd.schema import fingerprint, to_dict
-from rayd.stats import summary
 from rayd.store import Store
 
 log = logging.getLogger(__name__)

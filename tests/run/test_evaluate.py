@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import rayd
-from rayd import stats
+from rayd import numbers
 from rayd.artifact.load import self_hash
 from rayd.errors import Refused
 from rayd.evaluate import coreset, verdict
@@ -79,7 +79,7 @@ def test_verdicts():
     assert verdict.verdict([own, row("random@floats", 0.3), row("random@jpeg", 0.6)])["bytes"] == "no"
     assert verdict.verdict([own, row("random@floats", 0.3, n=1)])["floats"] == "undecided", "one network proves nothing"
     assert verdict.verdict([own, row("full", 0.9)])["overall"] == "not asked"
-    gap, wide = stats.difference(row("a", 0.5, 0.02, 5), row("b", 0.4, 0.02, 5))
+    gap, wide = numbers.difference(row("a", 0.5, 0.02, 5), row("b", 0.4, 0.02, 5))
     assert gap == pytest.approx(0.1) and wide == pytest.approx(2.306 * math.sqrt(2 * 0.02**2 / 5), rel=1e-3)
 
 

@@ -2,6 +2,8 @@
 
 Each part's options live in the part's own class (`DataConfig`, `NetConfig`, a codec's `Config` ...). This module joins
 them and refuses sentences that mean nothing, by what the parts declare and never by their names.
+
+scale: where the work runs, and the bound of every wait there
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from rayd import plugins
+from rayd.choices import plugins
+from rayd.config.scale import ScaleConfig
 from rayd.data.config import DataConfig, deciding_keys
 from rayd.distill.budget import Budget
 from rayd.distill.contract import OptimiserConfig
@@ -21,7 +24,6 @@ from rayd.evaluate.recipe import RecipeConfig
 from rayd.experts.config import ExpertConfig
 from rayd.methods import CODECS, OBJECTIVES, TERMS
 from rayd.nets.convnet import NetConfig
-from rayd.scale import ScaleConfig
 from rayd.schema import DERIVED, at, fields, fields_of, fingerprint, parse, positive, read, to_dict, value
 from rayd.store import StoreConfig, within
 

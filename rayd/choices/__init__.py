@@ -2,6 +2,9 @@
 
 The files are read as Hydra reads them on the command line: the defaults list of `run.yaml`, `override /GROUP: NAME` in a
 preset, pieces named by path, and whatever stands in a file over what its defaults say.
+
+plugins    code of a folder of one's own: codecs, objectives, networks and other choices that are not files of configs/
+verb       a room that can be called
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any
 
 from rayd.errors import Refused, refuse
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
 """In the package of a wheel, beside it in a checkout."""
 GROUPS = ("preset", "data", "net", "expert", "method", "recipe", "scale")
