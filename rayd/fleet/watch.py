@@ -165,6 +165,10 @@ class Watch:
         self._write()
         ray.kill(self._monitor)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles whatever it calls in the driver, and never reads it back."""
+        return {}
+
     def record(self, kind: str, text: str, **more: Any) -> None:
         """An event of the driver's own."""
         self._lines.append(json.dumps({"time": time.time(), "event": kind, "stage": self.stage, "text": text, **more}))
