@@ -14,6 +14,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import GetTimeoutError, RayError
 
+from rayd import plugins
 from rayd.data.config import DataConfig
 from rayd.data.prepare import ImageShard, Preparation, Wrote
 from rayd.errors import Failed
@@ -30,11 +31,19 @@ class Writer:
     """An actor of the pool."""
 
     def __init__(
-        self, data: dict[str, Any], to: str, per_shard: int, threads: int, store: dict[str, Any], pulse: Pulse
+        self,
+        data: dict[str, Any],
+        folder: str | None,
+        to: str,
+        per_shard: int,
+        threads: int,
+        store: dict[str, Any],
+        pulse: Pulse,
     ) -> None:
+        """`folder`: of a format of one's own."""
         self.pulse, self.name = pulse, f"prepare {os.getpid()}"
         configure(parse(StoreConfig, store, "store"))
-        with beating(pulse, self.name):
+        with beating(pulse, self.name), plugins.using(plugins.load(folder)):
             self.work = Preparation(parse(DataConfig, data, "data"), to, per_shard, threads)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
@@ -56,8 +65,9 @@ def prepare(config: DataConfig, to: str, per_shard: int, scale: ScaleConfig) -> 
         rows = [{name: getattr(unit, name) for name in ImageShard.__dataclass_fields__} for unit in pending]
         size = min(scale.actors, len(rows)) or None
         pool = ActorPoolStrategy(size=size) if size else ActorPoolStrategy(min_size=1, max_size=len(rows))
-        shared = {"data": to_dict(config), "to": work.store.uri, "per_shard": per_shard, "threads": scale.threads}
-        shared["store"] = to_dict(current())
+        folder = config.own.folder if config.own else None
+        shared = {"data": to_dict(config), "folder": folder, "to": work.store.uri, "store": to_dict(current())}
+        shared |= {"per_shard": per_shard, "threads": scale.threads}
         DataContext.get_current().wait_for_min_actors_s = round(scale.startup)
         with Watch(scale, work.store.uri, "prepare") as watch:
             shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
