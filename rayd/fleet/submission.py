@@ -14,8 +14,10 @@ from rayd.version import VERSION
 
 IN_IMAGE = "/srv/rayd"
 """Where the image of infra/Dockerfile has the code."""
-OF_THE_CLUSTER = ("torch", "ray")
-"""Packages that every node has before a job comes."""
+OF_THE_CLUSTER = ("torch", "ray", "rayd")
+"""What every node has before a job comes, and the code itself."""
+JOBS = "jobs"
+"""The extra that every job needs."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,13 @@ class Keys:
 def requirements(extras: Sequence[str], root: Path | None) -> list[str]:
     """The dependencies of pyproject.toml and of its extras, but for what a cluster has, at the tested versions."""
     if root is None:
-        return [f"rayd[{','.join(extras)}]=={VERSION}"]
+        return [f"rayd[{','.join((JOBS, *extras))}]=={VERSION}"]
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
     for extra in extras:
         if extra not in optional:
             raise refuse("submit.extras", extra, " | ".join(optional))
-    wanted = [*project["dependencies"], *(one for extra in extras for one in optional[extra])]
+    wanted = [*project["dependencies"], *(one for extra in (JOBS, *extras) for one in optional[extra])]
     pins = [line.split("==") for line in (root / "constraints.txt").read_text().splitlines() if "==" in line]
     tested = {name: version for name, version in pins}
     names = {re.split(r"[\[<>=~! ]", one)[0]: one for one in wanted}
