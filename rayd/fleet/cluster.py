@@ -25,7 +25,7 @@ from rayd.version import VERSION
 
 log = logging.getLogger(__name__)
 
-PLACED_SECONDS = 8.0
+PLACED_SECONDS = 7.0
 """How long nodes may take to show up before a placement is called impossible."""
 CONNECT_SECONDS = 5.0
 OBJECT_STORE = 150 * 2**20

@@ -251,7 +251,7 @@ def test_a_cluster_that_others_hold_is_waited_for_within_bounds(ray_local: None,
     busy = digits_run(tmp_path, changes={"scale": scale(startup=5.0, actors=1)})
     try:
         with pytest.raises(Failed, match=r"scale\.startup=5 s"):
-            verbs()[verb](busy)
+            list(verbs()[verb](busy))
     finally:
         ray.kill(other)
 
