@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
-from rayd.fleet.monitor import Member
+from rayd.fleet.monitor import CONTROLLER, Member
 from rayd.fleet.watch import Pulse
 
 
@@ -19,7 +19,7 @@ class ControllerBeats(ControllerCallback, WorkerGroupCallback):
     """It beats with every poll of its workers, and may take as long as any start-up to place them."""
 
     def __init__(self, pulse: Pulse, group: str) -> None:
-        self.pulse, self.group = pulse, f"{group} controller"
+        self.pulse, self.group = pulse, f"{group}{CONTROLLER}"
         self.sent = 0.0
 
     def after_controller_start(self, train_run_context: Any) -> None:
