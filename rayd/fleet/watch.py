@@ -146,6 +146,8 @@ class Watch:
         self._lines = self._store.read(EVENTS).decode().splitlines() if self._store.exists(EVENTS) else []
         self._spent: dict[str, float] = self._store.facts(WORK).get("seconds", {})
         self._beats: list[dict[str, Any]] = []
+        own = Member.here()
+        self.record("stage", "", host=own.host, pid=own.pid, node=own.node, group="driver")
         self._written = self._noted = self._looked = time.monotonic()
         self._asked = -DRAINS_EVERY
         self._oldest = Gauge("rayd_beat_age_seconds", "Age of the oldest beat of a stage", tag_keys=("stage",))

@@ -24,6 +24,8 @@ from rayd.store import Store
 STALE = 90.0
 """Seconds after which a driver that writes every fifteen is taken to be gone."""
 EVENTS, STARTS = 12, 4
+BEGIN = ("start", "stage")
+"""Events of work that begins: of a process, of a driver."""
 POINTS = 300
 WIDTH, HEIGHT = 640, 170
 
@@ -96,8 +98,8 @@ def look(store: Store, buffer: Store, now: float) -> Live:
         beats=sorted(beats, key=lambda beat: -beat.age),
         written=since,
         spent=_spent(store, steps) | work.get("seconds", {}),
-        events=[event for event in events[::-1] if event["event"] != "start"][:EVENTS],
-        starts=[event for event in events[::-1] if event["event"] == "start"][:STARTS],
+        events=[event for event in events[::-1] if event["event"] not in BEGIN][:EVENTS],
+        starts=[event for event in events[::-1] if event["event"] in BEGIN][:STARTS],
         counts={kind: kinds.count(kind) for kind in sorted(set(kinds))},
         preview=store.read("preview.png") if store.exists("preview.png") else b"",
     )
