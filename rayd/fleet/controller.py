@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.controller.state import RunningState
 
 from rayd.fleet.monitor import CONTROLLER, Member
 from rayd.fleet.watch import Pulse
@@ -28,7 +29,7 @@ class ControllerBeats(ControllerCallback, WorkerGroupCallback):
         self.monitor.begin.remote(self.group, self.member, self.pulse.startup, {})
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        self._beat(self.pulse.startup)
+        self._beat(self.pulse.beat if isinstance(current_state, RunningState) else self.pulse.startup)
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         if time.monotonic() - self.sent > 1.0:

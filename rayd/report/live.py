@@ -176,7 +176,7 @@ def lines(live: Live, rate: float = 0.0) -> list[str]:
     text += [f"events    {', '.join(f'{count} {kind}' for kind, count in live.counts.items()) or 'none'}"]
     if silence(live):
         text += ["", silence(live)]
-    text += ["", *(f"{beat.age:5.0f} s  {beat.group:<14}{beat.where:<22}{beat.note}" for beat in live.beats)]
+    text += ["", *(f"{beat.age:5.0f} s  {beat.group:<20}{beat.where:<22}{beat.note}" for beat in live.beats)]
     text += [
         "",
         *(f"{_when(event)}  {event['event']:<9}{_who(event)}  {event.get('text', '')}" for event in live.events),
@@ -232,7 +232,12 @@ def html(live: Live, rate: float, every: float) -> str:
         sections.append(
             _section(
                 "Images of the last checkpoint",
-                tag("img", src=data_uri(live.preview), alt="images so far", style="width:min(100%,420px)"),
+                tag(
+                    "img",
+                    src=data_uri(live.preview),
+                    alt="images so far",
+                    style="height:360px;max-width:100%;object-fit:contain;object-position:left",
+                ),
             )
         )
     empty = tag("p", "Nobody: no stage runs on Ray now.", class_="empty")
