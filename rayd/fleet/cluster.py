@@ -14,6 +14,7 @@ import ray
 import torch
 from ray._private.label_utils import validate_label_selector
 from ray._private.utils import read_ray_address
+from ray.exceptions import AuthenticationError
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from rayd.config.scale import ScaleConfig
@@ -24,7 +25,7 @@ from rayd.store import Store
 
 log = logging.getLogger(__name__)
 
-PLACED_SECONDS = 8.0
+PLACED_SECONDS = 7.0
 """How long nodes may take to show up before a placement is called impossible."""
 CONNECT_SECONDS = 5.0
 OBJECT_STORE = 150 * 2**20
@@ -55,6 +56,9 @@ def start(scale: ScaleConfig) -> None:
         ray.init(address=address, **quiet)
     except ConnectionError as error:
         raise refusal from error
+    except AuthenticationError as error:
+        do = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token to the cluster's own"
+        raise Refused(f"scale=cluster: the cluster at {address} does not take this token; {do}") from error
 
 
 def listens(address: str) -> bool:

@@ -30,6 +30,7 @@ from rayd.errors import Failed, Refused, Transient, refuse
 from rayd.fleet import cluster
 from rayd.fleet.controller import ControllerBeats
 from rayd.fleet.distill_blocks import block_runs, distill_blocks
+from rayd.fleet.monitor import CONTROLLER
 from rayd.fleet.policy import Loss, after_loss
 from rayd.fleet.tasks import first_line
 from rayd.fleet.watch import Pulse, Watch, beating
@@ -205,7 +206,7 @@ def _fit(run: Run, watch: Watch) -> None:
             trainer(run, watch.pulse, GROUP, max(FEW, run.method.steps // REPORTS)).fit()
             return
         except RayActorError as error:
-            why = watch.why(f"{GROUP} controller", first_line(error))
+            why = watch.why(f"{GROUP}{CONTROLLER}", first_line(error))
             decision = after_loss("the controller of the workers", Loss.DIED, attempt, limit, why)
             log.warning("%s", decision.reason)
             watch.record("lost", decision.reason)
