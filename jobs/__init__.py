@@ -1,5 +1,7 @@
-"""One entry a verb (doctor, check, prepare, plan, experts, distill, evaluate, report, export; pipeline is several of them;
-search, continual, theory and bench are the studies): compose the run, call its stage, end with an exit code.
+"""One entry a verb: compose the run, call its stage, end with an exit code.
+
+doctor, check, prepare, plan, experts, distill, evaluate, report, export are stages, and pipeline is several of them; search,
+continual, theory and bench are the studies; submit sends one to a cluster, watch looks at a run while it goes on.
 
 compose    from a command line to a Run; the door to Hydra
 help       --help and --cfg

@@ -227,7 +227,7 @@ def _override(word: str, where: Sequence[Path]) -> str:
     if key in GROUPS and not value.startswith(("{", "[")):
         check_choice(key, value, where)
         return f"+{key}={value}" if key == "preset" else f"{key}={value}"
-    if key in PATHS and value not in ("", "null") and value[0] not in "'\"":
+    if key in PATHS and value not in ("", "null", "true", "false") and value[0] not in "'\"":
         value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return f"++{key}={value}"
 

@@ -74,9 +74,10 @@ def verified(asked: Asked) -> int:
 
 def table(at: str) -> str:
     """The scores and the verdict, as text."""
+    from rayd.artifact import fields
     from rayd.store import Store
 
-    scores = Store(at).read_json("controls.json")
+    scores = fields.table(Store(at).read("controls.json"))
     lines = [f"{'set':<21}{'net':<16}{'test accuracy':>16}{'n':>4}{'95 %':>8}"]
     lines += [_row(row) for row in sorted(scores["rows"], key=lambda row: (row["net"], -row["mean"]))]
     lines += [f"{name:<21}left out: {why.split('. ')[0]}" for name, why in scores["skipped"].items()]

@@ -23,7 +23,7 @@ from rayd.evaluate.recipe import RecipeConfig
 from rayd.experts.config import ExpertConfig
 from rayd.methods import CODECS, OBJECTIVES, TERMS
 from rayd.nets.convnet import NetConfig
-from rayd.schema import DERIVED, at, fields_of, fingerprint, parse, positive, read, to_dict, value
+from rayd.schema import DERIVED, at, fields, fields_of, fingerprint, parse, positive, read, to_dict, value
 from rayd.store import StoreConfig, within
 
 __all__ = ["GuardConfig", "MethodConfig", "OptimiserConfig", "Run", "ScaleConfig", "fingerprint", "parse", "to_dict"]
@@ -224,10 +224,15 @@ class ScaleConfig:
     """Seconds without a step, a batch or a network after which work counts as hung: it is ended and tried again."""
     wait: float = 0.0
     """Seconds that nodes may take to come where an autoscaler launches them; 0 refuses at once what cannot be placed."""
+    labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Label selectors of Ray by stage (all: the other stages), as in {experts: {ray.io/market-type: spot}}."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "threads", "timeout", "startup", "beat"):
             positive(f"scale.{name}", getattr(self, name))
+        stages = ("prepare", "experts", "distill", "evaluate", "search", "all")
+        if wrong := set(self.labels) - set(stages):
+            raise refuse("scale.labels", min(wrong), " | ".join(stages))
         for name in ("actors", "cpus", "gpus", "max_failures", "wait"):
             if getattr(self, name) < 0:
                 raise refuse(f"scale.{name}", getattr(self, name), "zero or more")
@@ -239,6 +244,10 @@ class ScaleConfig:
             raise refuse("scale.gpus", self.gpus, f"1 where scale.workers={self.workers}: NCCL takes one worker a GPU")
         if self.name == "inline" and self.workers != 1:
             raise refuse("scale.workers", self.workers, "1 under scale=inline", "add scale=laptop")
+
+    def selector(self, stage: str) -> dict[str, str]:
+        """Labels that a node must have for work of a stage."""
+        return dict(self.labels.get(stage, self.labels.get("all", {})))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,15 +304,20 @@ class Run:
         return within(self.out, name)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result of a distillation: the run without its place, evaluation and paths."""
-        elsewhere = ("scale", "store", "out", "buffer", "methods", "recipe")
-        plain = {name: part for name, part in to_dict(self).items() if name not in elsewhere}
-        for part, places in {"data": ("path",), "expert": ("micro", "memory")}.items():
-            plain[part] = {name: option for name, option in plain[part].items() if name not in places}
-        return {**plain, "data": deciding_keys(plain["data"]), "threads": self.scale.threads}
+        """What decides the result of a distillation."""
+        return config_identity(to_dict(self))
 
     def fingerprint(self) -> str:
         return fingerprint(self.identity())
+
+
+def config_identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config, of this version or as a card records it, without its place, evaluation and paths."""
+    elsewhere = ("out", "buffer", "methods", "recipe", "scale", "store")
+    plain = {key: part for key, part in config.items() if key not in elsewhere}
+    for part, places in {"data": ("path",), "expert": ("micro", "memory")}.items():
+        plain[part] = {key: value for key, value in plain[part].items() if key not in places}
+    return {**plain, "data": deciding_keys(plain["data"]), "threads": config["scale"]["threads"]}
 
 
 def _raw_rate(objective: Mapping[str, Any]) -> dict[str, Any]:
@@ -311,13 +325,15 @@ def _raw_rate(objective: Mapping[str, Any]) -> dict[str, Any]:
     plain = dict(objective)
     if "step_optimiser" not in plain:
         return plain
-    rate = plain.pop("lr_step", 0.01) * plain.get("step_size", 0.01) ** 2
+    lr = value(float, plain.pop("lr_step", 0.01), "method.objective.lr_step")
+    rate = lr * value(float, plain.get("step_size", 0.01), "method.objective.step_size") ** 2
     return plain | ({"lr_step": rate} if plain.pop("step_optimiser") == "sgd" else {})
 
 
 def run_of_card(config: Mapping[str, Any]) -> Run:
     """The run that an artifact's card records. Earlier ones hold `method.name`, a rate for the logarithm of the step size
     under `step_optimiser`, and experts of whole batches."""
-    method = {key: option for key, option in config["method"].items() if key != "name"}
-    method["objective"] = _raw_rate(method["objective"])
+    parts = fields(config, {"method": Mapping[str, Any], "expert": Mapping[str, Any]}, "card.config")
+    method = fields(parts["method"], {"objective": Mapping[str, Any]}, "card.config.method")
+    method = {key: part for key, part in method.items() if key != "name"} | {"objective": _raw_rate(method["objective"])}
     return parse(Run, {**config, "method": method, "expert": {"last_batch": "drop"} | config["expert"]})

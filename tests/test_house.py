@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
-    ("seeds", "stats", "readable", "machine", "schema", "store"),
+    ("schema",),
+    ("seeds", "stats", "readable", "machine", "store"),
     ("data",),
     ("nets",),
     ("experts", "evaluate"),

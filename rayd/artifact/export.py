@@ -115,7 +115,7 @@ def _folder(artifact: Artifact, images: list[bytes]) -> dict[str, bytes]:
 
 
 def _plain(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name[:50])
 
 
 def _tensors(artifact: Artifact, view: str) -> dict[str, bytes]:
@@ -176,14 +176,14 @@ def _about(artifact: Artifact, size: int) -> str:
 def _use(artifact: Artifact, format: str) -> str:
     """Ten lines that train one network by the `plain` recipe without us."""
     config, kind = artifact.card["config"], artifact.transform.kind
-    net = parse(NetConfig, config["net"], "card.config.net") if config else None
+    net = parse(NetConfig, config["net"], "card.config.net") if "net" in config else None
     if format != "parquet" or kind == "zca" or net is None or (net.name, net.norm) != ("convnet", "instance"):
         whitened = "Networks see whitened images: the artifact's transform.safetensors has the matrix.\n"
         return whitened if kind == "zca" else ""
     mean, std = ([round(float(v), 6) for v in t] for t in (artifact.transform.mean_C, artifact.transform.std_C))
     channels, side, _ = artifact.spec.shape
     deepest = (32 if side == 28 else side).bit_length() - 1
-    depth, width = net.depth or max(min(2, deepest), deepest - 2), net.width or 128
+    depth, width = min(net.depth or max(min(2, deepest), deepest - 2), deepest), net.width or 128
     pads = [3 if side == 28 and i == 0 else 1 for i in range(depth)]
     ends = [channels] + [width] * depth
     layers = ", ".join(f"Conv2d({ends[i]}, {width}, 3, padding={pads[i]}), GroupNorm({width}, {width}), ReLU(), AvgPool2d(2)"

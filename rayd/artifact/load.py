@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayd.artifact import zoo
+from rayd.artifact import fields, zoo
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
-from rayd.distill.budget import Stored, from_bytes, unpacked
+from rayd.distill.budget import Budget, Stored, from_bytes, unpacked
 from rayd.distill.contract import Codec
 from rayd.errors import Failed, Refused, refuse
 from rayd.methods import CODECS
@@ -38,6 +38,7 @@ from rayd.store import Store
 
 FORMAT = 1
 KIND = "rayd artifact"
+NEEDED = ("codec.safetensors", "transform.json", "ledger.json")
 READS = 5
 """How often an artifact is read again because its card was replaced in between."""
 
@@ -67,17 +68,14 @@ def read_card(store: Store) -> dict[str, Any]:
     """The card, if it is one of ours, of a format we know, and as it was written."""
     if not store.exists("card.json"):
         raise Refused("artifact: no card.json here; allowed is the folder a distillation left (out/artifact)")
-    try:
-        card = json.loads(store.read("card.json"))
-    except ValueError as error:
-        raise Refused(f"card.json: not JSON ({error}); fetch the artifact again") from error
+    card = fields.plain(store.read("card.json"), "card.json")
     if not isinstance(card, dict) or card.get("kind") != KIND:
         raise Refused(f"card.json: kind={card.get('kind') if isinstance(card, dict) else '?'}: allowed is {KIND!r}")
     if not isinstance(card.get("format"), int) or card["format"] > FORMAT:
         raise Refused(f"card.json: format={card.get('format')}: allowed is up to {FORMAT}; update rayd to read it")
     if card.get("sha256") != self_hash(card):
         raise Refused("card.json: was changed after it was written (its sha256 differs); fetch the artifact again")
-    return card
+    return fields.card(card)
 
 
 def verified(store: Store) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -114,6 +112,8 @@ class Artifact:
     transform: Transform
     stored: dict[str, Stored]
     contents: dict[str, bytes]
+    table: dict[str, Any] | None = None
+    """The scores, once there are any."""
 
     @property
     def spec(self) -> Spec:
@@ -182,16 +182,26 @@ def load(source: str | Path | Store) -> Artifact:
     if isinstance(source, str) and source.startswith(zoo.PREFIX):
         source = zoo.find(source.removeprefix(zoo.PREFIX))
     card, contents = verified(source if isinstance(source, Store) else Store(source))
-    numbers = unpacked(from_bytes(contents["codec.safetensors"], "codec.safetensors"))
-    if "teacher.safetensors" in contents:
-        numbers |= unpacked(from_bytes(contents["teacher.safetensors"], "teacher.safetensors"))
+    for name in NEEDED:
+        if name not in contents:
+            raise Refused(f"card.json: files: lists no {name}; fetch the artifact again")
+    numbers: dict[str, Tensor] = {}
+    for name in ("codec.safetensors", "teacher.safetensors"):
+        if name in contents:
+            numbers |= unpacked(from_bytes(contents[name], name))
+    if set(numbers) != set(card["roles"]):
+        raise refuse("card.json: roles", sorted(card["roles"]), f"a role for each of the stored {sorted(numbers)}")
     stored = {name: Stored(numbers[name], role, card["storage"][name]) for name, role in card["roles"].items()}
-    about = json.loads(contents["transform.json"])
-    tensors = {name: torch.tensor(values) for name, values in about["tensors"].items()}
+    for name, number in stored.items():
+        if number.role == "step" and number.tensor.numel() != 1:
+            raise refuse(name, tuple(number.tensor.shape), "one number, the learned step size")
+    meta, values = fields.transform(contents["transform.json"])
+    tensors = {name: torch.tensor(numbers, dtype=torch.float64).float() for name, numbers in values.items()}
     if "transform.safetensors" in contents:
         tensors = from_bytes(contents["transform.safetensors"], "transform.safetensors")
-    transform = Transform.restore(about["meta"], tensors)
-    return Artifact(card, json.loads(contents["ledger.json"]), transform, stored, contents)
+    transform = Transform.restore(meta, tensors, Spec(tuple(card["shape"]), len(card["classes"])))
+    table = fields.table(contents["controls.json"]) if "controls.json" in contents else None
+    return Artifact(card, fields.ledger(contents["ledger.json"]), transform, stored, contents, table)
 
 
 def rebuild(artifact: Artifact) -> Codec:
@@ -201,6 +211,16 @@ def rebuild(artifact: Artifact) -> Codec:
     if name not in CODECS:
         raise refuse("card.codec.name", name, " | ".join(CODECS))
     config = parse(CODECS[name].Config, plain, "card.codec")
+    config.need(config.resolved())
+    config.fit(Budget(floats=2**62), artifact.spec)
+    shapes = {key: shape for key, (shape, _) in config.all_shapes(artifact.spec).items()}
+    there = {key: tuple(number.tensor.shape) for key, number in artifact.stored.items()}
+    wrong = [key for key, shape in shapes.items() if there.get(key) != shape]
+    if wrong:
+        have = there.get(wrong[0], "nothing")
+        raise refuse(f"codec.safetensors: {wrong[0]}", have, f"{shapes[wrong[0]]}, as card.codec describes it")
+    if config.decoded(artifact.spec) != len(artifact):
+        raise refuse("card.json: images", len(artifact), f"the {config.decoded(artifact.spec)} that card.codec describes")
     codec: Codec = config.build(artifact.spec, torch.Generator().manual_seed(0))
     with torch.no_grad():
         for key, number in codec.stored().items():

@@ -10,5 +10,7 @@ search          trials under Ray Tune
 tasks           independent units of a run as Ray tasks: blocks, scores
 cluster         joining Ray; what cannot be placed is refused
 policy          placement and lost work: pure functions
+submit          a job's way to a cluster: upload, log, exit code
+submission      the keys of jobs.submit, and the runtime environment
 watch           the watchdog: what has not moved is warned of, then ended
 """

@@ -23,7 +23,7 @@ from ray.util.metrics import Gauge
 
 from rayd.config import Run, ScaleConfig
 from rayd.distill.loop import Step, identity
-from rayd.errors import Failed, Refused, refuse
+from rayd.errors import Failed, Refused, Transient, refuse
 from rayd.fleet import cluster
 from rayd.fleet.distill_blocks import block_runs, distill_blocks
 from rayd.fleet.watch import Pulse, Watch, beating
@@ -77,9 +77,13 @@ def worker(config: Mapping[str, Any]) -> None:
     rank, size = context.get_world_rank(), context.get_world_size()
     reduce = AllReduce()
     place = run_distill.Worker(rank, size, reduce if size > 1 else identity, get_device(), Notice())
+    waited = 0.0
     with beating(Pulse(**config["pulse"]), config["group"]):
         try:
             for step in run_distill.distill(run, place):
+                own = {"out": run.out, "rank": str(rank)}
+                _rank_seconds().set(max(0.0, step.seconds - (reduce.seconds - waited)), tags=own)
+                waited = reduce.seconds
                 if rank == 0:
                     beat(_note(run, step))
                     _measure(run, step)
@@ -87,6 +91,8 @@ def worker(config: Mapping[str, Any]) -> None:
                     beat("")
                 if step.number % config["report_every"] == 0:
                     ray.train.report(_metrics(step, reduce), checkpoint_upload_mode=LATER)
+        except Transient:
+            raise
         except (Refused, Failed) as error:
             store.write_json(FAILURE, {"kind": type(error).__name__, "message": str(error)})
             raise
@@ -109,6 +115,13 @@ def _gauges() -> tuple[tuple[str, Gauge], ...]:
     )
 
 
+@cache
+def _rank_seconds() -> Gauge:
+    """The slowest worker waits for nobody, and all the others for it."""
+    keys = ("out", "rank")
+    return Gauge("rayd_distill_rank_seconds", "Seconds of the last step that a worker did not wait for others", keys)
+
+
 def _measure(run: Run, step: Step) -> None:
     numbers = {"step": step.number, "loss": step.value, "seconds": step.seconds, "step_size": 0.0, **step.metrics}
     for name, gauge in _gauges():
@@ -126,7 +139,14 @@ def _metrics(step: Step, reduce: AllReduce) -> dict[str, float]:
     return {"step": step.number, "loss": step.value, "seconds": step.seconds, "bytes_per_step": sent, **step.metrics}
 
 
-def trainer(run: Run, pulse: Pulse, group: str, report_every: int, callbacks: list[Any] | None = None) -> TorchTrainer:
+def trainer(
+    run: Run,
+    pulse: Pulse,
+    group: str,
+    report_every: int,
+    callbacks: list[Any] | None = None,
+    stage: str = "distill",
+) -> TorchTrainer:
     """The Train job of a run: workers, limits, and no checkpoints of its own."""
     scale = run.scale
     limits: dict[str, Any] = {"max_failures": scale.max_failures, "controller_failure_limit": 2}
@@ -139,7 +159,10 @@ def trainer(run: Run, pulse: Pulse, group: str, report_every: int, callbacks: li
         worker,
         train_loop_config={"run": to_dict(run), "report_every": report_every, "pulse": vars(pulse), "group": group},
         scaling_config=ScalingConfig(
-            num_workers=scale.workers, use_gpu=scale.gpus > 0, resources_per_worker=cluster.bundle(scale)
+            num_workers=scale.workers,
+            use_gpu=scale.gpus > 0,
+            resources_per_worker=cluster.bundle(scale),
+            label_selector=scale.selector(stage) or None,
         ),
         torch_config=TorchConfig(timeout_s=int(scale.timeout)),
         run_config=RunConfig(
@@ -177,7 +200,7 @@ def _train(run: Run) -> None:
         raise refuse("scale.gpus", scale.gpus, why, "NCCL refuses two workers on one GPU: set scale.workers=1")
     limit_waits(scale)
     cluster.start(scale)
-    cluster.require(cluster.bundle(scale), scale.workers, wait=scale.wait)
+    cluster.require(cluster.bundle(scale), scale.workers, wait=scale.wait, selector=scale.selector("distill"))
     began = time.monotonic()
     try:
         with Watch(scale, run.out, GROUP, shows=True) as watch:

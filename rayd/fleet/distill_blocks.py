@@ -54,7 +54,7 @@ def distill_blocks(run: Run, blocks: Sequence[Run]) -> None:
     if finished(run, Store(run.out)):
         return
     left = [to_dict(block) for block in blocks if not finished(block, Store(block.out))]
-    for block, steps in run_tasks(run, "block", _distill_block, left):
+    for block, steps in run_tasks(run, "block", _distill_block, left, place="distill"):
         log.info("%s done in %d steps, %d blocks in all", block["out"], steps, len(blocks))
     join(run, blocks)
 

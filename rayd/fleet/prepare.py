@@ -21,13 +21,18 @@ from rayd.fleet import cluster
 from rayd.fleet.tasks import raised
 from rayd.fleet.watch import Pulse, Watch, beating
 from rayd.schema import parse, to_dict
+from rayd.store import StoreConfig, configure
+from rayd.store.patience import current
 
 
 class Writer:
     """An actor of the pool."""
 
-    def __init__(self, data: dict[str, Any], to: str, per_shard: int, threads: int, pulse: Pulse) -> None:
+    def __init__(
+        self, data: dict[str, Any], to: str, per_shard: int, threads: int, store: dict[str, Any], pulse: Pulse
+    ) -> None:
         self.pulse, self.name = pulse, f"prepare {os.getpid()}"
+        configure(parse(StoreConfig, store, "store"))
         with beating(pulse, self.name):
             self.work = Preparation(parse(DataConfig, data, "data"), to, per_shard, threads)
 
@@ -41,8 +46,8 @@ class Writer:
 def prepare(config: DataConfig, to: str, per_shard: int, scale: ScaleConfig) -> Iterator[Wrote]:
     """As rayd.data.prepare.prepare, in parallel."""
     cluster.start(scale)
-    need = cluster.bundle(scale)
-    cluster.require(need, max(1, scale.actors), "actor that prepares", scale.wait)
+    need, labels = {"CPU": float(scale.cpus)}, scale.selector("prepare")
+    cluster.require(need, max(1, scale.actors), "actor that prepares", scale.wait, labels)
     work = Preparation(config, to, per_shard, scale.threads)
     work.agree()
     pending = work.pending()
@@ -51,6 +56,7 @@ def prepare(config: DataConfig, to: str, per_shard: int, scale: ScaleConfig) -> 
         size = min(scale.actors, len(rows)) or None
         pool = ActorPoolStrategy(size=size) if size else ActorPoolStrategy(min_size=1, max_size=len(rows))
         shared = {"data": to_dict(config), "to": work.store.uri, "per_shard": per_shard, "threads": scale.threads}
+        shared["store"] = to_dict(current())
         with Watch(scale, work.store.uri, "prepare") as watch:
             shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 Writer,
@@ -58,6 +64,7 @@ def prepare(config: DataConfig, to: str, per_shard: int, scale: ScaleConfig) -> 
                 batch_size=1,
                 compute=pool,
                 num_cpus=scale.cpus,
+                label_selector=labels or None,
             )
             try:
                 for row in shards.iter_rows():

@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rayd import machine
 from rayd.config import ScaleConfig
 from rayd.errors import Failed
-from rayd.fleet.cluster import same_versions, versions
+from rayd.fleet.cluster import draining, same_versions, versions
 from rayd.fleet.policy import Beat, hung
 from rayd.store import Store
 
 log = logging.getLogger(__name__)
 
 EVENTS = "events.jsonl"
+WORK = "work.json"
+"""Who is at work, how old their beats are, and process seconds by stage: for those who look at the folder alone."""
+DRAINS_EVERY = 5.0
+"""Seconds between two questions which nodes are told to stop."""
 TICK = 1.0
 """Seconds between two looks of the watchdog."""
 NOTES_EVERY = 10.0
@@ -190,6 +194,10 @@ class Watch:
     """What each group did last."""
     ended: dict[str, str] = field(default_factory=dict)
     """Why the process of a group was killed."""
+    places: dict[str, str] = field(default_factory=dict)
+    """Node of each group's last process."""
+    leaving: set[str] = field(default_factory=set)
+    """Nodes that were told to stop."""
 
     def __enter__(self) -> Watch:
         name = f"rayd-monitor-{uuid.uuid4().hex[:12]}"
@@ -201,7 +209,10 @@ class Watch:
         ray.get(self._monitor.look.remote(), timeout=READY)
         self._store = Store(self.out)
         self._lines = self._store.read(EVENTS).decode().splitlines() if self._store.exists(EVENTS) else []
-        self._written = self._noted = time.monotonic()
+        self._spent: dict[str, float] = self._store.facts(WORK).get("seconds", {})
+        self._beats: list[dict[str, Any]] = []
+        self._written = self._noted = self._looked = time.monotonic()
+        self._asked = -DRAINS_EVERY
         self._oldest = Gauge("rayd_beat_age_seconds", "Age of the oldest beat of a stage", tag_keys=("stage",))
         self._hung = Counter("rayd_hung", "Processes that the watchdog has ended", tag_keys=("stage",))
         self._warnings = Counter("rayd_warnings", "Warnings of workers", tag_keys=("stage",))
@@ -215,6 +226,7 @@ class Watch:
         self._thread.join()
         with contextlib.suppress(RayError):
             self._look()
+        self._beats = []
         self._write()
         ray.kill(self._monitor)
 
@@ -225,6 +237,19 @@ class Watch:
     def why(self, group: str, otherwise: str) -> str:
         """Why work was lost: what the watchdog did, or what Ray said."""
         return self.ended.pop(group, otherwise)
+
+    def notices(self) -> set[str]:
+        """The nodes that were told to stop, asked of Ray now."""
+        for node in draining() - self.leaving:
+            groups = ", ".join(group for group, place in self.places.items() if place == node)
+            self.record("notice", f"a node is about to be taken away; it had {groups or 'no work'}", node=node)
+            self.leaving.add(node)
+        self._asked = time.monotonic()
+        return self.leaving
+
+    def taken(self, group: str) -> bool:
+        """Whether work was lost with a node that was taken away after a notice."""
+        return self.places.get(group) in self.notices()
 
     def _run(self) -> None:
         while not self._over.wait(TICK):
@@ -245,10 +270,16 @@ class Watch:
                 log.log(level, "%s on %s: %s", event["group"], event["host"], event["text"])
         self._oldest.set(max((beat.age for beat, _ in looked), default=0.0), tags={"stage": self.stage})
         self.notes |= {beat.group: beat.note for beat, _ in looked if beat.note}
+        self.places = self.places | {beat.group: member.node for beat, member in looked}  # others read it
+        if time.monotonic() - self._asked > DRAINS_EVERY:
+            self.notices()
         if self.shows and time.monotonic() - self._noted > NOTES_EVERY:
             self._noted = time.monotonic()
             for group in {beat.group for beat, _ in looked}:
                 log.info("%s  %s", group, self.notes.get(group, ""))
+        passed, self._looked = time.monotonic() - self._looked, time.monotonic()
+        self._spent[self.stage] = self._spent.get(self.stage, 0.0) + passed * len(looked)
+        self._beats = [{**asdict(beat), "host": member.host, "pid": member.pid} for beat, member in looked]
         stale = set(hung([beat for beat, _ in looked]))
         for beat, member in looked:
             if beat in stale:
@@ -270,5 +301,7 @@ class Watch:
         self._written = time.monotonic()
         try:
             self._store.write(EVENTS, ("\n".join(self._lines) + "\n").encode() if self._lines else b"")
+            work = {"time": time.time(), "stage": self.stage, "seconds": self._spent, "beats": self._beats}
+            self._store.write_json(WORK, work)
         except Failed as error:
             log.warning("%s; the events are written later", error)

@@ -108,9 +108,10 @@ class Scorer:
         return [[seed] for seed in seeds]
 
     def _evaluate(self, task: RowTask, source: ImageSet, seeds: list[int]) -> list[Score]:
+        asked = self.recipe.of_full if task.row.kind == "full" else self.recipe
         recipe = {
-            "": self.recipe, "hard": replace(self.recipe, labels="hard"),
-            "bare": replace(self.recipe, augment=None, cutmix=0.0, mixup=0.0),
+            "": asked, "hard": replace(asked, labels="hard"),
+            "bare": replace(asked, augment=None, cutmix=0.0, mixup=0.0),
         }[task.row.way]  # fmt: skip
         return evaluate(
             recipe, self.nets[task.net], source, self._test, None, seeds,

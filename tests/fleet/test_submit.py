@@ -1,14 +1,17 @@
-"""`ray job submit` as a user types it: token, upload, success, failure, stop and again, metrics, logs."""
+"""`ray job submit` and `jobs.submit` as a user types them: token, upload, exit codes, stop and again, metrics, logs."""
 
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
 import time
 import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +50,47 @@ def test_the_upload_is_small(tmp_path: Path) -> None:
     assert made.stat().st_size < 2 * 2**20, largest
 
 
+def test_the_upload_is_measured_as_ray_packs_it(tmp_path: Path) -> None:
+    from rayd.fleet.submit import packed
+
+    (tmp_path / ".rayignore").write_text("data/\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "huge.bin").write_bytes(bytes(10**6))
+    (tmp_path / "large.py").write_text("x" * 5000)
+    (tmp_path / "small.py").write_text("x")
+    size, files = packed(tmp_path)
+    assert files[0] == ("large.py", 5000) and 5000 < size < 10**4
+    assert {name for name, _ in files} == {"large.py", "small.py", ".rayignore"}
+
+
+def test_runtime_environments_are_rays() -> None:
+    """Ray's own validation takes each; what a cluster has is not installed again, the rest at the tested versions."""
+    from ray.runtime_env import RuntimeEnv
+
+    from rayd.errors import Refused
+    from rayd.fleet.submission import Submission
+
+    def made(**keys: Any) -> dict[str, Any]:
+        return dict(RuntimeEnv(**Submission(vars={"RAYD_DATA": "/mnt/data"}, **keys).environment(ROOT)))
+
+    assert made() == {"working_dir": str(ROOT), "env_vars": {"RAYD_DATA": "/mnt/data"}}
+    for env in ("uv", "pip"):
+        packages = made(env=env, extras=("report", "search"))[env]["packages"]
+        names = {one.split("==")[0] for one in packages}
+        assert {"hydra-core", "webdataset", "matplotlib", "optuna"} <= names and not names & {"ray", "torch"}
+        assert all("==" in one for one in packages), packages
+    image = Submission(env="image", image="registry.example.com/rayd:0.1.0-cuda")
+    assert dict(RuntimeEnv(**image.environment(ROOT))) == {"image_uri": "registry.example.com/rayd:0.1.0-cuda"}
+    assert "WORKDIR /srv/rayd" in (ROOT / "infra" / "Dockerfile").read_text()
+    assert image.command("python -m jobs.plan").startswith("cd /srv/rayd && ")
+    with pytest.raises(Refused, match=r"submit\.image=None"):
+        Submission(env="image")
+
+
+def submit(head: Head, *words: str) -> tuple[int, str]:
+    return head.ground.run(["python", "-m", "jobs.submit", *words], {"RAY_API_SERVER_ADDRESS": head.url})
+
+
 def test_without_the_token_nothing_runs(head: Head) -> None:
     for path in ("/api/jobs/", "/api/version", "/nodes?view=summary"):
         with pytest.raises(urllib.error.HTTPError, match="401"):
@@ -83,6 +127,58 @@ def test_failure_is_failure_and_says_why(head: Head) -> None:
     code, said = head.submit(job("experts", out, "scale.cpus=99"))
     assert code != 0
     assert "one expert actor needs CPU 99" in said
+
+
+def test_a_submission_ends_with_the_jobs_own_code(head: Head) -> None:
+    """0 and 2: done, and refused by the cluster; and what is refused here is not uploaded."""
+    out = head.ground.folder / "runs" / "coded"
+    code, said = submit(head, "experts", *TINY, f"out={out}", "submit.cpus=0.5")
+    assert code == 0, said[-3000:]
+    assert "upload of" in said and "the largest:" in said and "4 experts made" in said and "succeeded" in said
+    code, said = submit(head, "experts", *TINY, f"out={out}-2", "scale.cpus=99", "submit.cpus=0.5")
+    assert code == 2 and "needs CPU 99" in said and "failed with exit code 2" in said, said[-3000:]
+    code, said = submit(head, "experts", *TINY, f"out={out}-3", "scale=laptop")
+    assert code == 2 and "cluster for a job that is submitted" in said and "upload" not in said
+
+
+@pytest.mark.slow
+def test_a_submission_of_a_job_that_fails_ends_with_one(head: Head) -> None:
+    out = head.ground.folder / "runs" / "damaged"
+    code, said = submit(head, "experts", *TINY, f"out={out}", "submit.cpus=0.5")
+    assert code == 0, said[-3000:]
+    shard = next((out / "experts").glob("*.tar"))
+    shard.write_bytes(shard.read_bytes()[:-4000])
+    code, said = submit(head, "experts", *TINY, f"out={out}", "verify=true", "submit.cpus=0.5")
+    assert code == 1 and "failed with exit code 1" in said and "Traceback" not in said, said[-3000:]
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_the_job_running(head: Head) -> None:
+    """It says how to follow and how to stop; the job, followed again and stopped meanwhile, ends with 1."""
+    out = head.ground.folder / "runs" / "long"
+    words = ["experts", *TINY, f"out={out}", "expert.epochs=2000", "expert.keep=all", "submit.id=long", "submit.cpus=0.5"]
+    env = {**head.ground.env, "RAY_API_SERVER_ADDRESS": head.url}
+    log = head.ground.folder / "submit.log"
+    with open(log, "w") as file:
+        child = head.ground.start(
+            ["python", "-m", "jobs.submit", *words], env=env, stdout=file, stderr=subprocess.STDOUT
+        )
+    until(lambda: "experts  shards" in log.read_text() or child.poll() is not None)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(60) == 130, log.read_text()[-3000:]
+    said = log.read_text()
+    assert "long goes on" in said and "submit.follow=long" in said and "ray job stop long" in said
+    assert "Traceback" not in said
+    status = ["ray", "job", "status", "--address", head.url, "long"]
+    assert "RUNNING" in head.ground.run(status)[1]
+    with open(log, "w") as file:
+        child = head.ground.start(
+            ["python", "-m", "jobs.submit", "submit.follow=long"], env=env, stdout=file, stderr=subprocess.STDOUT
+        )
+    until(lambda: "experts  shards" in log.read_text() or child.poll() is not None)
+    assert child.poll() is None, log.read_text()[-3000:]
+    head.ground.run(["ray", "job", "stop", "--address", head.url, "long"])
+    assert child.wait(120) == 1 and "long was stopped" in log.read_text(), log.read_text()[-3000:]
 
 
 @pytest.mark.slow

@@ -158,6 +158,8 @@ def test_a_hung_task_is_tried_again_and_its_warning_is_heard(
     with caplog.at_level(logging.WARNING):
         assert dict(run_tasks(run, "test", work, [0, 1, 2], str(tmp_path))) == {0: 0, 1: 10, 2: 20}
     assert "about to hang" in caplog.text and "is hung: no beat for" in caplog.text
+    left = json.loads((tmp_path / "work.json").read_text())
+    assert left["seconds"]["test"] > 3 and left["beats"] == [], "who worked how long, and nobody works any more"
 
 
 @pytest.mark.ray

@@ -42,6 +42,12 @@ def test_a_root_is_a_verbs() -> None:
         assert isinstance(asked.own, compose.keys_class(keys(verb)))
 
 
+def test_a_yes_is_no_path() -> None:
+    """`verify` is a switch of one verb and a path of another."""
+    assert ask("experts", ("verify=true", "out=/somewhere"), keys("experts")).own.verify is True
+    assert ask("evaluate", ("verify=x/artifact",), keys("evaluate")).own.verify == str(Path("x/artifact").resolve())
+
+
 @pytest.mark.parametrize("verb", [*VERBS, "bench"])
 def test_help_is_instant(verb: str) -> None:
     code = (

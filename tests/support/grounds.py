@@ -151,16 +151,24 @@ class Nodes:
     """A cluster of raylets, of which one can be killed."""
 
     def __init__(self, ground: Ground, cpus: tuple[int, ...]) -> None:
+        self.ground = ground
         words = [sys.executable, str(Path(__file__).with_name("nodes.py")), str(ground.folder), *map(str, cpus)]
         with open(ground.folder / "nodes.log", "w") as log:
             self.child = ground.start(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
-        self.address = self._hear()
+        self.address, *self.ids = self._hear()
 
     def kill(self, number: int) -> None:
         self._tell(f"kill {number}")
 
     def add(self, cpus: int) -> None:
         self._tell(f"add {cpus}")
+
+    def notice(self, number: int, seconds: int) -> None:
+        """What a cloud's watcher passes on: that node stops in so many seconds."""
+        words = ["ray", "drain-node", "--address", self.address, "--node-id", self.ids[number]]
+        words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice"]
+        code, text = self.ground.run([*words, "--deadline-remaining-seconds", str(seconds)])
+        assert code == 0, text
 
     def _tell(self, line: str) -> None:
         pipe: IO[str] | None = self.child.stdin
@@ -169,11 +177,11 @@ class Nodes:
         pipe.flush()
         self._hear()
 
-    def _hear(self) -> str:
+    def _hear(self) -> list[str]:
         assert self.child.stdout is not None
         for line in self.child.stdout:
             if line.startswith("RAYD "):
-                return line.split()[1]
+                return line.split()[1:]
         raise AssertionError("the cluster ended")
 
 

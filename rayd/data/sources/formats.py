@@ -52,7 +52,7 @@ def parquet(files: Files, config: DataConfig) -> Source | None:
     chosen = {part: names for part, names in chosen.items() if names}
 
     def contents() -> Contents:
-        rows = {part: Rows([files.open(name) for name in names]) for part, names in chosen.items()}
+        rows = {part: Rows([files.open(name) for name in names], files.where) for part, names in chosen.items()}
         features, known = rows["train"].features, rows["train"].columns
         image, label = columns_of(features, known, config, chosen["train"][0])
         labels = {part: table.column(label) for part, table in rows.items()}

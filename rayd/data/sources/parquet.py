@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -13,6 +14,8 @@ import numpy as np
 from rayd.data.config import DataConfig
 from rayd.data.sources.decode import Payload
 from rayd.errors import refuse
+from rayd.schema import from_json, value
+from rayd.store.patience import first_line
 
 
 def columns_of(features: Mapping[str, Any], known: Sequence[str], config: DataConfig, where: str) -> tuple[str, str]:
@@ -29,27 +32,38 @@ def columns_of(features: Mapping[str, Any], known: Sequence[str], config: DataCo
 def names_of(features: Mapping[str, Any], label: str) -> list[str] | None:
     """The names of the classes, where a feature gives them."""
     feature = features.get(label)
-    return feature.get("names") if isinstance(feature, Mapping) else None
+    names = feature.get("names") if isinstance(feature, Mapping) else None
+    return None if names is None else value(list[str], names, f"huggingface.info.features.{label}.names")
 
 
-def payload(value: Any) -> Payload:
-    """A cell as a picture: bytes, the Hugging Face struct that holds them, or nested lists of pixels."""
-    if isinstance(value, dict):
-        value = value.get("bytes")
-    if isinstance(value, list):
-        array = np.asarray(value)
+def payload(cell: Any) -> Payload:
+    """A cell as a picture: bytes, the Hugging Face struct that holds them, or nested lists of pixels; else nothing."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes")
+    if isinstance(cell, list):
+        try:
+            array = np.asarray(cell)
+        except ValueError:  # rows of different lengths
+            return b""
+        if array.dtype.kind not in "uif" or array.ndim not in (2, 3) or array.size == 0:
+            return b""
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1) if array.shape[-1] in (1, 3) else array
         return array.astype(np.uint8)
-    return value or b""
+    return cell if isinstance(cell, bytes) else b""
 
 
 class Rows:
     """The rows of several parquet files one after another."""
 
-    def __init__(self, files: Sequence[BinaryIO]) -> None:
+    def __init__(self, files: Sequence[BinaryIO], where: str) -> None:
         from pyarrow.parquet import ParquetFile
 
-        self.files = [ParquetFile(file) for file in files]
+        self.where = where
+        with self._readable():
+            self.files = [ParquetFile(file) for file in files]
+            size = sum(file.seek(0, os.SEEK_END) for file in files)
+            if sum(file.metadata.num_rows for file in self.files) > size:
+                raise refuse("data.path", where, "a picture of more than a byte in each row of parquet files")
         self.columns = list(self.files[0].schema_arrow.names)
         groups = [
             (i, g, file.metadata.row_group(g).num_rows)
@@ -64,7 +78,20 @@ class Rows:
 
     def column(self, name: str) -> list[Any]:
         """A whole (small) column."""
-        return [value for file in self.files for value in file.read([name]).column(0).to_pylist()]
+        with self._readable():
+            return [value for file in self.files for value in file.read([name]).column(0).to_pylist()]
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """pyarrow's errors about the contents of a file, of which some are an OSError without a number."""
+        from pyarrow import ArrowException
+
+        try:
+            yield
+        except (ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise refuse("data.path", self.where, f"parquet files ({first_line(error)})", "fetch them again") from error
 
     def read(self, name: str, start: int, stop: int, batch: int = 256) -> Iterator[Any]:
         """Rows start to stop of a (large) column."""
@@ -72,7 +99,12 @@ class Rows:
         while start < stop:
             file, group, _ = self._groups[g]
             at = self._starts[g]
-            for table in self.files[file].iter_batches(batch, row_groups=[group], columns=[name]):
+            batches = self.files[file].iter_batches(batch, row_groups=[group], columns=[name])
+            while True:
+                with self._readable():
+                    table = next(batches, None)
+                if table is None:
+                    break
                 first, last = max(start, at), min(stop, at + table.num_rows)
                 if first < last:
                     yield from table.column(0).slice(first - at, last - first).to_pylist()
@@ -98,5 +130,7 @@ class Rows:
     def features(self) -> dict[str, Any]:
         """What the Hugging Face metadata says of the columns."""
         stored = (self.files[0].schema_arrow.metadata or {}).get(b"huggingface")
-        features = json.loads(stored).get("info", {}).get("features", {}) if stored else {}
-        return features if isinstance(features, dict) else {}
+        try:
+            return dict(from_json(stored)["info"]["features"]) if stored else {}
+        except (ValueError, KeyError, TypeError):
+            return {}  # metadata of another kind
