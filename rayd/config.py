@@ -335,5 +335,7 @@ def run_of_card(config: Mapping[str, Any]) -> Run:
     under `step_optimiser`, and experts of whole batches."""
     parts = fields(config, {"method": Mapping[str, Any], "expert": Mapping[str, Any]}, "card.config")
     method = fields(parts["method"], {"objective": Mapping[str, Any]}, "card.config.method")
-    method = {key: part for key, part in method.items() if key != "name"} | {"objective": _raw_rate(method["objective"])}
+    method = {key: part for key, part in method.items() if key != "name"} | {
+        "objective": _raw_rate(method["objective"])
+    }
     return parse(Run, {**config, "method": method, "expert": {"last_batch": "drop"} | config["expert"]})

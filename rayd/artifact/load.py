@@ -220,7 +220,9 @@ def rebuild(artifact: Artifact) -> Codec:
         have = there.get(wrong[0], "nothing")
         raise refuse(f"codec.safetensors: {wrong[0]}", have, f"{shapes[wrong[0]]}, as card.codec describes it")
     if config.decoded(artifact.spec) != len(artifact):
-        raise refuse("card.json: images", len(artifact), f"the {config.decoded(artifact.spec)} that card.codec describes")
+        raise refuse(
+            "card.json: images", len(artifact), f"the {config.decoded(artifact.spec)} that card.codec describes"
+        )
     codec: Codec = config.build(artifact.spec, torch.Generator().manual_seed(0))
     with torch.no_grad():
         for key, number in codec.stored().items():

@@ -18,6 +18,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from rayd.artifact import fields
 from rayd.data.builder import build, cache_folder
 from rayd.errors import Failed, Refused, refuse
 from rayd.schema import parse
@@ -61,11 +62,10 @@ def base_of() -> str:
 def entries(base: str | None = None) -> dict[str, Entry]:
     """The sets of a base by name."""
     base = base or base_of()
-    try:
-        listed = json.loads(_reader(base)(INDEX, LARGEST_INDEX))
-    except ValueError as error:
-        raise Refused(f"{base}/{INDEX}: not JSON ({error})") from error
-    found = [parse(Entry, one, f"{INDEX}[{i}]") for i, one in enumerate(listed if isinstance(listed, list) else [])]
+    listed = fields.plain(_reader(base)(INDEX, LARGEST_INDEX), INDEX)
+    if not isinstance(listed, list):
+        raise refuse(f"{base}/{INDEX}", type(listed).__name__, "a list of sets")
+    found = [parse(Entry, one, f"{INDEX}[{i}]") for i, one in enumerate(listed)]
     return {entry.name: entry for entry in found}
 
 
@@ -109,7 +109,7 @@ def _fetch(entry: Entry, read: Read, draft: Path) -> None:
     draft.mkdir()
     (draft / "card.json").write_bytes(card)
     left = entry.bytes - len(card)
-    for name, sha256 in json.loads(card)["files"].items():
+    for name, sha256 in fields.card(fields.plain(card, "card.json"))["files"].items():
         if Path(name).name != name or name.startswith("."):
             raise refuse("card.json: files", name, "plain file names")
         data = read(name, left)

@@ -70,7 +70,9 @@ def verify(
         return
     if run is None and source.data.path is not None:
         # What a stranger's card names is not opened.
-        yield Finding("data are those of the card", False, f"they lay in a folder, {source.data.path}: give data.path=...")
+        yield Finding(
+            "data are those of the card", False, f"they lay in a folder, {source.data.path}: give data.path=..."
+        )
         return
     try:
         splits = load_data(source.data)

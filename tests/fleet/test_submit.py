@@ -156,7 +156,15 @@ def test_a_submission_of_a_job_that_fails_ends_with_one(head: Head) -> None:
 def test_ctrl_c_leaves_the_job_running(head: Head) -> None:
     """It says how to follow and how to stop; the job, followed again and stopped meanwhile, ends with 1."""
     out = head.ground.folder / "runs" / "long"
-    words = ["experts", *TINY, f"out={out}", "expert.epochs=2000", "expert.keep=all", "submit.id=long", "submit.cpus=0.5"]
+    words = [
+        "experts",
+        *TINY,
+        f"out={out}",
+        "expert.epochs=2000",
+        "expert.keep=all",
+        "submit.id=long",
+        "submit.cpus=0.5",
+    ]
     env = {**head.ground.env, "RAY_API_SERVER_ADDRESS": head.url}
     log = head.ground.folder / "submit.log"
     with open(log, "w") as file:
