@@ -43,16 +43,18 @@ def load(config: DataConfig) -> Splits:
     A process opens a dataset once. Its files are looked at each time: other names, sizes or times are another dataset.
     """
     source = formats.find(config)
-    key = fingerprint(config), fingerprint(source.identity), source.where, cache_folder()
+    code = config.own.source if config.own else ""
+    key = fingerprint(config), code, fingerprint(source.identity), source.where, cache_folder()
     if key not in _opened:
-        _opened[key] = _split(config, _parts(config, source))
+        _opened[key] = split(config, _parts(config, source))
     _opened.move_to_end(key)
     while len(_opened) > MOST_OPEN:
         _opened.popitem(last=False)
     return _opened[key]
 
 
-def _split(config: DataConfig, parts: dict[str, Images]) -> Splits:
+def split(config: DataConfig, parts: dict[str, Images]) -> Splits:
+    """Validation images carved out of the training part, and the config's statistics where it gives some."""
     train, val = _carve(config, parts["train"])
     empty = [name for name, count in train.manifest["counts"].items() if not count]
     if empty and config.limit is None and config.name in NEED_PATH:
@@ -102,6 +104,7 @@ def _parts(config: DataConfig, source: Source) -> dict[str, Images]:
     else:
         columns = [config.image_column, config.label_column]
         named = [VERSION, config.name, shape.size, shape.channels, shape.resize, shape.bits, columns, source.identity]
+        named += [config.own.source] if config.own else []
         key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:24]
         home = cache_folder() / f"data-{config.name}-{key}"
         build(home, _whole, lambda draft: _fill(draft, source, shape))

@@ -67,7 +67,7 @@ def join(run: Run, blocks: Sequence[Run]) -> None:
     assert isinstance(codec, Pixel)
     items = assembled.objective.plan(0)
     for block, item in zip(blocks, items, strict=True):
-        theirs = load(block.at("artifact")).codec
+        theirs = load(block.at("artifact"), block.methods).codec
         assert isinstance(theirs, Pixel)
         index = assembled.objective.index(codec, item)
         codec.pixels[index] = theirs.pixels[index].to(codec.pixels)

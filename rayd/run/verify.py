@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from rayd import plugins
 from rayd.artifact.load import Artifact, load, quantise
 from rayd.artifact.png import unpng
 from rayd.artifact.write import preview_grid
@@ -55,7 +56,7 @@ def verify(
     of this machine, whatever the artifact was made on.
     """
     try:
-        artifact = load(uri)
+        artifact = load(uri, methods)
     except Refused as error:
         yield Finding("files are as they were written", False, str(error))
         return
@@ -128,7 +129,9 @@ def _scores(artifact: Artifact, splits: Splits, run: Run) -> Iterator[Finding]:
     table = artifact.table
     if table is None:
         return
-    scorer = Scorer(replace(run, recipe=parse(RecipeConfig, table["recipe"])), artifact, splits)
+    with plugins.using(run.own):
+        recipe = parse(RecipeConfig, table["recipe"])
+    scorer = Scorer(replace(run, recipe=recipe), artifact, splits)
     for row in table["rows"]:
         name = RowName.parse(row["set"])
         if row["net"] != table["nets"][0] or not name.is_distilled:

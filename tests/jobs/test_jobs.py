@@ -20,7 +20,7 @@ from rayd.errors import Refused
 from tests.support.odd import plain
 
 ROOT = Path(__file__).resolve().parents[2]
-NO_VERBS = {"__init__", "bench", "compose", "console", "help", "presets", "published", "zoo"}
+NO_VERBS = {"__init__", "bench", "compose", "console", "help", "new", "presets", "published", "zoo"}
 VERBS = sorted({path.stem for path in (ROOT / "jobs").glob("*.py")} - NO_VERBS)
 
 

@@ -186,7 +186,7 @@ def find(config: DataConfig) -> Source:
     else:
         folders = map(place, where)
     for files in folders:
-        for read in FORMATS[config.name] if files else ():
+        for read in ((config.own.thing,) if config.own else FORMATS[config.name]) if files else ():
             source = read(files, config) if files else None
             if source is not None:
                 return source
