@@ -4,6 +4,7 @@ In Python: `run`, `experts`, `distill`, `evaluate`, `controls`, `plan`, `load`, 
 
 Rooms, in the order in which they may import each other:
 
+scale      where the work runs, and the bound of every wait there
 data       images: found, decoded once, split, transformed, augmented
 nets       networks as pure functions of one vector
 experts    networks trained on the real images, and the buffer of their parameters

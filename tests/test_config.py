@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from rayd import plugins
-from rayd.config import Run, ScaleConfig, fingerprint, parse, run_of_card, to_dict, words
+from rayd.config import Run, fingerprint, parse, run_of_card, to_dict, words
 from rayd.distill.budget import Budget
 from rayd.errors import Refused
 from rayd.methods import CODECS, OBJECTIVES, TERMS
+from rayd.scale import ScaleConfig
 
 PLAIN: dict[str, Any] = {
     "data": {"name": "digits"},

@@ -18,7 +18,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
     ("schema", "choices", "extras", "plugins", "verb"),
     ("seeds", "stats", "readable", "machine", "store"),
-    ("data",),
+    ("data", "scale"),
     ("nets",),
     ("experts", "evaluate"),
     ("distill",),

@@ -16,9 +16,9 @@ from ray._private.label_utils import validate_label_selector
 from ray._private.utils import read_ray_address
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from rayd.config import ScaleConfig
 from rayd.errors import Refused, refuse
 from rayd.fleet.policy import Resources, capacity, matches, shortfall
+from rayd.scale import ScaleConfig
 from rayd.store import Store
 from rayd.version import VERSION
 

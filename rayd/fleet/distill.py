@@ -2,7 +2,8 @@
 
 The run's own store holds every checkpoint, so Train keeps none: after a failure its workers start the same function, which
 finds where the run stands. That also covers the loss of the driver: the same command, again. Train counts the nodes that a
-cloud takes back apart from failures, and tries again without limit.
+cloud takes back apart from failures, and tries again without limit. Its elastic sizes are left out: a group of another
+size would give the same set, but each node that joins would restart all workers at their last checkpoint.
 """
 
 from __future__ import annotations
@@ -11,26 +12,31 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train import CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 from ray.util.metrics import Gauge
 
-from rayd.config import Run, ScaleConfig
+from rayd.config import Run
 from rayd.distill.loop import Step, identity
 from rayd.errors import Failed, Refused, Transient, refuse
 from rayd.fleet import cluster
+from rayd.fleet.controller import ControllerBeats
 from rayd.fleet.distill_blocks import block_runs, distill_blocks
+from rayd.fleet.policy import Loss, after_loss
+from rayd.fleet.tasks import first_line
 from rayd.fleet.watch import Pulse, Watch, beating
 from rayd.machine import ONE_ARENA, beat
 from rayd.readable import duration
 from rayd.run import distill as run_distill
 from rayd.run.agreement import AllReduce
+from rayd.scale import ScaleConfig
 from rayd.schema import parse, to_dict
 from rayd.store import Lease, Store
 
@@ -78,7 +84,7 @@ def worker(config: Mapping[str, Any]) -> None:
     reduce = AllReduce()
     place = run_distill.Worker(rank, size, reduce if size > 1 else identity, get_device(), Notice())
     waited = 0.0
-    with beating(Pulse(**config["pulse"]), config["group"]):
+    with beating(Pulse(**config["pulse"]), config["group"], rank):
         try:
             for step in run_distill.distill(run, place):
                 own = {"out": run.out, "rank": str(rank)}
@@ -144,14 +150,14 @@ def trainer(
     pulse: Pulse,
     group: str,
     report_every: int,
-    callbacks: list[Any] | None = None,
+    callbacks: Sequence[Any] = (),
     stage: str = "distill",
 ) -> TorchTrainer:
     """The Train job of a run: workers, limits, and no checkpoints of its own."""
     scale = run.scale
     limits: dict[str, Any] = {"max_failures": scale.max_failures, "controller_failure_limit": 2}
     settings: dict[str, Any] = {
-        "callbacks": callbacks,
+        "callbacks": [*callbacks, ControllerBeats(pulse, group)],
         "failure_config": FailureConfig(**limits),
         "worker_runtime_env": {"env_vars": ONE_ARENA | ({} if run.scale.gpus else cluster.NO_GPU)},
     }
@@ -191,6 +197,22 @@ def distill(run: Run) -> Iterator[Step]:
     yield from ()
 
 
+def _fit(run: Run, watch: Watch) -> None:
+    """Train to its end. Train restarts workers by itself, but nobody restarts its controller."""
+    limit = run.scale.max_failures
+    for attempt in range(1, limit + 2):
+        try:
+            trainer(run, watch.pulse, GROUP, max(FEW, run.method.steps // REPORTS)).fit()
+            return
+        except RayActorError as error:
+            why = watch.why(f"{GROUP} controller", first_line(error))
+            decision = after_loss("the controller of the workers", Loss.DIED, attempt, limit, why)
+            log.warning("%s", decision.reason)
+            watch.record("lost", decision.reason)
+            if not decision.again:
+                raise Failed(f"distillation: {decision.reason}; submit the same command again to go on") from error
+
+
 def _train(run: Run) -> None:
     scale, store = run.scale, Store(run.out)
     if store.exists(FAILURE):
@@ -204,7 +226,7 @@ def _train(run: Run) -> None:
     began = time.monotonic()
     try:
         with Watch(scale, run.out, GROUP, shows=True) as watch:
-            trainer(run, watch.pulse, GROUP, max(FEW, run.method.steps // REPORTS)).fit()
+            _fit(run, watch)
     except TrainingFailedError as error:
         _raise_recorded(store)
         reason = f"{scale.workers} workers failed {scale.max_failures + 1} times"

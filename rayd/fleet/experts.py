@@ -206,6 +206,7 @@ class Dispatcher:
     def _remove(self, slot: ActorSlot) -> None:
         self.slots.remove(slot)
         ray.kill(slot.actor)
+        self.watch.forget(slot.name)
 
     def _lose(self, slot: ActorSlot, loss: Loss, detail: str) -> None:
         """A unit that did not come back."""

@@ -11,16 +11,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray.data
-from ray.data import ActorPoolStrategy
-from ray.exceptions import RayError
+from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import GetTimeoutError, RayError
 
 from rayd import plugins
-from rayd.config import ScaleConfig
 from rayd.data.config import DataConfig
 from rayd.data.prepare import ImageShard, Preparation, Wrote
+from rayd.errors import Failed
 from rayd.fleet import cluster
-from rayd.fleet.tasks import raised
+from rayd.fleet.tasks import first_line, raised
 from rayd.fleet.watch import Pulse, Watch, beating
+from rayd.scale import ScaleConfig
 from rayd.schema import parse, to_dict
 from rayd.store import StoreConfig, configure
 from rayd.store.patience import current
@@ -67,6 +68,7 @@ def prepare(config: DataConfig, to: str, per_shard: int, scale: ScaleConfig) -> 
         folder = config.own.folder if config.own else None
         shared = {"data": to_dict(config), "folder": folder, "to": work.store.uri, "store": to_dict(current())}
         shared |= {"per_shard": per_shard, "threads": scale.threads}
+        DataContext.get_current().wait_for_min_actors_s = round(scale.startup)
         with Watch(scale, work.store.uri, "prepare") as watch:
             shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 Writer,
@@ -79,6 +81,12 @@ def prepare(config: DataConfig, to: str, per_shard: int, scale: ScaleConfig) -> 
             try:
                 for row in shards.iter_rows():
                     yield Wrote(**row)
+            except GetTimeoutError as error:
+                raise Failed(
+                    f"prepare: {pool.min_size} actors did not start within scale.startup={scale.startup:g} s; raise it, "
+                    "or set scale.actors, and run the same command again"
+                ) from error
             except (RayError, SystemError) as error:
-                raise raised(error) or error from error
+                why = f"prepare: {first_line(error)}; the shards that are written stay: run the same command again"
+                raise raised(error) or Failed(why) from error
     work.finish()

@@ -86,7 +86,7 @@ def together(config: Mapping[str, Any]) -> None:
     need, inner = cluster.bundle(run.scale), seeded(run, search)[0]
     distill.limit_waits(run.scale)
     pulse, group = Pulse(**config["pulse"]), f"trial {config['number']}"
-    trainer = distill.trainer(inner, pulse, group, search.every, [Milestones(run, search)], "search")
+    trainer = distill.trainer(inner, pulse, group, search.every, (Milestones(run, search),), "search")
     try:
         trainer.fit()
         curve = curve_of(run, search)
@@ -116,6 +116,21 @@ class AshaScheduler(FIFOScheduler):
             return str(TrialScheduler.CONTINUE)
         self.stopped.add(number)
         return str(TrialScheduler.STOP)
+
+
+class Bound(tune.Callback):
+    """Tune waits for ever for what it cannot place."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        limit = self.watch.scale.startup
+        if self.watch.quiet > limit:
+            raise Failed(
+                f"search: no trial was placed within scale.startup={limit:g} s; trials that have ended are kept: raise "
+                "it and run the same command again"
+            )
 
 
 class Proposals(Searcher):
@@ -287,6 +302,7 @@ def search(book: TrialTable, trials: Mapping[int, Trial]) -> None:
                 storage_path=cluster.train_storage(book.base.out),
                 failure_config=tune.FailureConfig(max_failures=scale.max_failures),
                 verbose=0,
+                callbacks=[Bound(watch)],
             ),
         )
         tuner.fit()

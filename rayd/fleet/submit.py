@@ -17,6 +17,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from rayd.errors import Failed, Refused, refuse
+from rayd.fleet.tasks import first_line
 from rayd.readable import size_text
 
 AGAIN = 60.0
@@ -63,11 +64,6 @@ def _no_token(error: AuthenticationError) -> Refused:
         f"the job server refuses this token ({first_line(error)}); set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH or "
         "~/.ray/auth_token to the cluster's own"
     )
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip()[:200] if lines else type(error).__name__
 
 
 def start(client: JobSubmissionClient, entrypoint: str, environment: Mapping[str, Any], **more: Any) -> str:

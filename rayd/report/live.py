@@ -228,7 +228,10 @@ def html(live: Live, rate: float, every: float) -> str:
         sections.append(_section("Loss", curve([line["loss"] for line in live.steps], int(live.steps[-1]["step"]))))
     if live.preview:
         sections.append(
-            _section("Images of the last checkpoint", tag("img", src=data_uri(live.preview), alt="images so far"))
+            _section(
+                "Images of the last checkpoint",
+                tag("img", src=data_uri(live.preview), alt="images so far", style="width:min(100%,420px)"),
+            )
         )
     empty = tag("p", "Nobody: no stage runs on Ray now.", class_="empty")
     sections.append(
@@ -256,7 +259,8 @@ def curve(values: Sequence[float], last: int) -> Html:
     across = WIDTH / max(1, len(means) - 1)
     path = " ".join(f"{at * across:.1f},{10 + (high - mean) * scale:.1f}" for at, mean in enumerate(means))
     line = tag("polyline", points=path, fill="none", stroke="#2b5fd9", **{"stroke-width": "2"})
-    about = f"step {last}: {values[-1]:.4g}; lowest mean of {size} steps {low:.4g}, highest {high:.4g}"
+    means_of = f", each point the mean of {size} steps" if size > 1 else ""
+    about = f"step {last}: {values[-1]:.4g}; from {low:.4g} to {high:.4g}{means_of}"
     return tag(
         "figure", tag("svg", line, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img"), tag("figcaption", about), class_="wide"
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from typing import Any
 
 import pytest
 
 from rayd.errors import Refused
+from tests.support.grounds import ROOT, Ground, Nodes
 
 pytestmark = pytest.mark.ray
 
@@ -67,7 +70,7 @@ def test_labels_are_matched_as_ray_matches_them(ray_local: None) -> None:
 
 
 def test_each_stage_has_its_own_nodes() -> None:
-    from rayd.config import ScaleConfig
+    from rayd.scale import ScaleConfig
     from rayd.schema import parse
 
     labels = {"experts": {"ray.io/market-type": "spot"}, "all": {"ray.io/market-type": "on-demand"}}
@@ -76,6 +79,22 @@ def test_each_stage_has_its_own_nodes() -> None:
     assert ScaleConfig().selector("experts") == {}
     with pytest.raises(Refused, match=r"scale\.labels=expert: allowed is prepare \| experts"):
         parse(ScaleConfig, {"labels": {"expert": {}}})
+
+
+@pytest.mark.slow
+def test_seven_kinds_of_the_impossible_are_refused_by_every_verb() -> None:
+    """Asked all at once of three nodes with one core each."""
+    with Ground.made() as ground:
+        nodes = Nodes(ground, (1, 1, 1))
+        env = {"RAY_ADDRESS": nodes.address, "PYTHONPATH": str(ROOT)}
+        code, said = ground.run([sys.executable, "-m", "tests.support.refusals", str(ground.folder / "out")], env)
+        lines = [line for line in said.splitlines() if line.startswith("ANSWERS ")]
+        assert code == 0 and lines, said[-3000:]
+    answers: dict[str, tuple[float, str]] = json.loads(lines[0].removeprefix("ANSWERS "))
+    assert len(answers) == 7 * 7 - 3 - 2
+    for asked, (seconds, text) in answers.items():
+        assert text.startswith("scale: one ") and "the " in text and "nodes" in text, f"{asked}: {text}"
+        assert seconds < 10, f"{asked}: {seconds:.1f} s"
 
 
 def standing() -> set[str]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import shlex
 import signal
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -14,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.support.grounds import ROOT, Ground, Head, until
+from tests.support.grounds import PATIENCE, ROOT, Ground, Head, descendants, until
 from tests.support.hashes import hashes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
@@ -156,7 +161,15 @@ def test_a_submission_of_a_job_that_fails_ends_with_one(head: Head) -> None:
 def test_ctrl_c_leaves_the_job_running(head: Head) -> None:
     """It says how to follow and how to stop; the job, followed again and stopped meanwhile, ends with 1."""
     out = head.ground.folder / "runs" / "long"
-    words = ["experts", *TINY, f"out={out}", "expert.epochs=2000", "expert.keep=all", "submit.id=long", "submit.cpus=0.5"]
+    words = [
+        "experts",
+        *TINY,
+        f"out={out}",
+        "expert.epochs=2000",
+        "expert.keep=all",
+        "submit.id=long",
+        "submit.cpus=0.5",
+    ]
     env = {**head.ground.env, "RAY_API_SERVER_ADDRESS": head.url}
     log = head.ground.folder / "submit.log"
     with open(log, "w") as file:
@@ -198,6 +211,90 @@ def test_a_stopped_job_continues(head: Head) -> None:
     told = head.ground.run(job("plan", out, "probe=0", "method.steps=300", "method.checkpoint=10"))[1]
     actual = re.findall(r"actual +(\S+ \S+): planned (\S+), is (\S+)", told)
     assert len(actual) == 3 and all(planned == found for _, planned, found in actual), told
+
+
+@pytest.mark.slow
+def test_the_rayjobs_command_waits_for_nodes_that_come_late() -> None:
+    """The entry point as the manifest has it, tiny by words after it; the driver where the driver's resource is, and the
+    actors on a node that joins 60 s after the command."""
+    spec = yaml.safe_load((ROOT / "infra" / "kuberay" / "job.yaml").read_text())["spec"]
+    with Ground.made() as ground:
+        head = Head(ground, cpus=1, more=(f"--resources={spec['entrypointResources']}",))
+        until(head.ready, every=1.0)
+        out = ground.folder / "runs" / "rayjob"
+        smaller = [word for word in TINY if not word.startswith("scale")]
+        smaller += [
+            "method.steps=20",
+            "recipe=quick",
+            "recipe.steps=20",
+            "recipe.seeds=2",
+            f"out={out}",
+            "data.path=null",
+        ]
+        smaller += ["scale.cpus=0.25", "scale.gpus=0", "scale.threads=1", "preset=smoke", "expert.epochs=6"]
+        smaller += ["expert.experts=8"]  # eight actors, of which the driver's node could hold four
+        changed = {word.split("=")[0] for word in smaller}
+        words = [one for one in shlex.split(spec["entrypoint"]) if one.split("=")[0] not in changed] + smaller
+        assert {"scale=cluster", "scale.wait=900", "scale.actors=8"} <= set(words)
+        more = ("--entrypoint-num-cpus", str(spec["entrypointNumCpus"]))
+        more += ("--entrypoint-resources", spec["entrypointResources"])
+        command = ["ray", "job", "submit", "--address", head.url, "--working-dir", ".", *more, "--", *words]
+        log = ground.folder / "job.log"
+        with open(log, "w") as file:
+            job = ground.start(command, stdout=file, stderr=subprocess.STDOUT)
+        until(lambda: "waiting up to 900 s for nodes" in log.read_text() or job.poll() is not None)
+        time.sleep(60)
+        assert job.poll() is None and not list((out / "experts").glob("*.tar")), log.read_text()[-3000:]
+        head.join(cpus=2)
+        assert job.wait(PATIENCE) == 0, log.read_text()[-3000:]
+        assert (out / "report" / "index.html").exists()
+
+
+ASK = (
+    "from ray._raylet import GcsClient\n"
+    "from ray.autoscaler.v2.sdk import get_cluster_resource_state\n"
+    "state = get_cluster_resource_state(GcsClient(address={address!r}))\n"
+    "names = ('pending_gang_resource_requests', 'pending_resource_requests', 'cluster_resource_constraints')\n"
+    "print('STANDING', sum(len(getattr(state, name)) for name in names))\n"
+)
+
+
+def standing(head: Head) -> int:
+    """Requests that an autoscaler would see, asked of Ray itself."""
+    code, said = head.ground.run([sys.executable, "-c", ASK.format(address=head.address)])
+    found = re.search(r"STANDING (\d+)", said)
+    assert code == 0 and found is not None, said
+    return int(found[1])
+
+
+@pytest.mark.slow
+def test_no_request_to_an_autoscaler_outlives_its_asker(head: Head) -> None:
+    """Asked for nodes that never come: by a driver that is killed, by a job that is stopped, by one that gives up."""
+    assert standing(head) == 0
+
+    def asks(name: str) -> Path:
+        out = head.ground.folder / "runs" / name
+        words = job("experts", out, "scale.cpus=64", "scale.wait=600")
+        code, said = head.submit(words, more=("--no-wait", "--submission-id", name))
+        assert code == 0, said
+        until(lambda: standing(head) > 0, every=1.0)
+        return out
+
+    asks("killed")
+    drivers = [
+        pid for pid, name in descendants(head.child.pid) if "-m jobs.experts" in name and "scale.wait=600" in name
+    ]
+    assert drivers
+    for pid in drivers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    until(lambda: standing(head) == 0, seconds=60, every=1.0)
+    asks("halted")
+    head.ground.run(["ray", "job", "stop", "--address", head.url, "halted"])
+    until(lambda: standing(head) == 0, seconds=60, every=1.0)
+    code, said = head.submit(job("experts", head.ground.folder / "runs" / "given", "scale.cpus=64", "scale.wait=9"))
+    assert code != 0 and "none came within scale.wait=9 s" in said
+    assert standing(head) == 0
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.grounds import Ground
+from tests.support.grounds import Ground, Nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -56,6 +56,33 @@ def test_the_verbs_on_a_laptop(out: Path) -> None:
     assert (out / "artifact" / "controls.json").exists() and (out / "data" / "manifest.json").exists()
     stages = set(re.findall(r'"stage": "([a-z ]+)', (out / "events.jsonl").read_text()))
     assert {"experts", "distill", "evaluate", "probe of distill"} <= stages
+
+
+@pytest.mark.slow
+def test_the_other_verbs_on_a_laptop(ground: Ground, out: Path) -> None:
+    code, text = ground.run(command("search", out, "scale=laptop", *EVERY["search"]))
+    assert code == 0 and "Traceback" not in text and (out / "search" / "outcome.json").exists(), text[-3000:]
+    code, text = ground.run(command("pipeline", ground.folder / "whole", "scale=laptop"))
+    assert code == 0 and "Traceback" not in text, text[-3000:]
+    assert (ground.folder / "whole" / "report" / "index.html").exists()
+
+
+@pytest.mark.slow
+def test_every_verb_on_three_nodes_with_a_token() -> None:
+    """As a user types them on a cluster, one after another; and with another token, none of them."""
+    with Ground.made() as ground:
+        nodes, out = Nodes(ground, (1, 1, 1)), ground.folder / "run"
+        there = ("scale=cluster", "scale.cpus=1", "scale.gpus=0", "scale.threads=1")
+        other = ground.folder / "other"
+        other.write_text("0" * 64)
+        env = {"RAY_ADDRESS": nodes.address}
+        code, text = ground.run(command("experts", out, *there), {**env, "RAY_AUTH_TOKEN_PATH": str(other)})
+        assert code == 2 and "token" in text and "Traceback" not in text, text[-3000:]
+        for verb, more in EVERY.items():
+            place = ground.folder / "whole" if verb == "pipeline" else out
+            code, text = ground.run(command(verb, place, *there, *more), env)
+            assert code == 0 and "Traceback" not in text, f"{verb}:\n{text[-3000:]}"
+        assert (ground.folder / "whole" / "report" / "index.html").exists()
 
 
 @pytest.mark.slow

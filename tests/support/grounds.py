@@ -188,20 +188,29 @@ class Nodes:
 class Head:
     """A head node with a job server, started as a user would; token authentication is the ground's."""
 
-    def __init__(self, ground: Ground, cpus: int = 2) -> None:
+    def __init__(self, ground: Ground, cpus: int = 2, more: tuple[str, ...] = ()) -> None:
+        """`more`: further words of `ray start`."""
         self.ground = ground
         self.port, gcs, agent, metrics = (free_port() for _ in range(4))
+        self.address = f"127.0.0.1:{gcs}"
         self.url = f"http://127.0.0.1:{self.port}"
         self.metrics = f"http://127.0.0.1:{metrics}/metrics"
         words = [
             "ray", "start", "--head", "--block", f"--port={gcs}", f"--num-cpus={cpus}", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.port}", f"--dashboard-agent-listen-port={agent}",
             f"--metrics-export-port={metrics}", f"--temp-dir={ground.folder / 'ray'}", "--disable-usage-stats",
-            f"--object-store-memory={100 * 2**20}",
+            f"--object-store-memory={100 * 2**20}", *more,
         ]  # fmt: skip
         self.log = ground.folder / "head.log"
         with open(self.log, "a") as log:
             self.child = ground.start(words, stdout=log, stderr=subprocess.STDOUT, cwd=ground.folder)
+
+    def join(self, cpus: int) -> None:
+        """A worker node, which comes when it comes."""
+        words = ["ray", "start", "--block", f"--address={self.address}", f"--num-cpus={cpus}", "--disable-usage-stats"]
+        words += [f"--object-store-memory={100 * 2**20}"]
+        with open(self.log, "a") as log:
+            self.ground.start(words, stdout=log, stderr=subprocess.STDOUT, cwd=self.ground.folder)
 
     def submit(
         self, words: list[str], env: Mapping[str, str] | None = None, more: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """A cluster of several raylets on this machine, held by this process and commanded over its standard input.
 
-    python nodes.py FOLDER CPUS...      one raylet each, the first is the head; the first line out has its address and all ids
+    python nodes.py FOLDER CPUS...      one raylet each, the first is the head; the first line out: address, all nodes' ids
     kill N | add CPUS | quit            answered with a line each
 
 Every raylet is a child of this process, with its own folder; they end with it, and nothing else here is touched.
