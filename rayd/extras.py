@@ -11,7 +11,6 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "jobs": ("hydra", "pyarrow", "tqdm", "webdataset", "yaml"),
     "fleet": ("ray",),
     "report": ("matplotlib",),
-    "vision": ("torchvision", "sklearn"),
 }
 """Packages by their import names."""
 

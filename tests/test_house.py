@@ -160,7 +160,7 @@ def trespasses(path: Path) -> list[str]:
 def test_every_part_has_a_room() -> None:
     parts = {room_of(module_of(path)) for path in sources()} - {""}
     assert parts == {room for floor in ROOMS for room in floor}
-    assert len(parts - {"jobs"}) <= 25 and len(ROOMS) <= 15
+    assert len(parts - {"jobs"}) <= 26 and len(ROOMS) <= 15
 
 
 def test_imports_follow_the_flow() -> None:
