@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from rayd import plugins
-from rayd.data.config import DataConfig, decisive
+from rayd.data.config import DataConfig, deciding_keys
 from rayd.distill.budget import Budget
 from rayd.distill.contract import OptimiserConfig
 from rayd.distill.guard import GuardConfig
@@ -247,7 +247,7 @@ def config_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     plain = {key: part for key, part in config.items() if key not in elsewhere}
     for part, places in {"data": ("path",), "expert": ("micro", "memory")}.items():
         plain[part] = {key: value for key, value in plain[part].items() if key not in places}
-    return {**plain, "data": decisive(plain["data"]), "threads": config["scale"]["threads"]}
+    return {**plain, "data": deciding_keys(plain["data"]), "threads": config["scale"]["threads"]}
 
 
 def _raw_rate(objective: Mapping[str, Any]) -> dict[str, Any]:

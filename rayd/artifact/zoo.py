@@ -20,7 +20,7 @@ from typing import Any
 
 from rayd.data.builder import build, cache_folder
 from rayd.errors import Failed, Refused, refuse
-from rayd.schema import parse
+from rayd.schema import from_json, parse
 from rayd.store import Store, within
 
 PREFIX = "zoo:"
@@ -62,7 +62,7 @@ def entries(base: str | None = None) -> dict[str, Entry]:
     """The sets of a base by name."""
     base = base or base_of()
     try:
-        listed = json.loads(_reader(base)(INDEX, LARGEST_INDEX))
+        listed = from_json(_reader(base)(INDEX, LARGEST_INDEX))
     except ValueError as error:
         raise Refused(f"{base}/{INDEX}: not JSON ({error})") from error
     found = [parse(Entry, one, f"{INDEX}[{i}]") for i, one in enumerate(listed if isinstance(listed, list) else [])]

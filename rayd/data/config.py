@@ -105,6 +105,6 @@ class DataConfig:
             raise refuse("data.std", self.std, "numbers above 0")
 
 
-def decisive(plain: Mapping[str, Any]) -> dict[str, Any]:
+def deciding_keys(plain: Mapping[str, Any]) -> dict[str, Any]:
     """A config of data as plain values, without the keys that decide nothing."""
     return {key: value for key, value in plain.items() if NEUTRAL.get(key, ...) != value}

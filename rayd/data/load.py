@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rayd.data.builder import build, cache_folder
 from rayd.data.config import NEED_PATH, DataConfig
-from rayd.data.images import Images, Pixels, Splits, counts, even, seeded_order
+from rayd.data.images import Images, Pixels, Splits, balance_rows, counts, seeded_order
 from rayd.data.sources import formats
 from rayd.data.sources.decode import Array, Shape, decode, in_threads
 from rayd.data.sources.listing import Contents, Listing, Source, share_of_each, with_every_class
@@ -70,7 +70,7 @@ def split(config: DataConfig, parts: dict[str, Images]) -> Splits:
         statistics = None
     splits = [train, val, parts["test"]]
     if config.balance:
-        splits = [part.select(even(part.labels_N, config.seed)) for part in splits]
+        splits = [part.select(balance_rows(part.labels_N, config.seed)) for part in splits]
     return Splits(*(replace(part, manifest=part.manifest | {"given": statistics}) for part in splits))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from rayd.errors import Failed, Transient
 from rayd.schema import fields, from_json
 from rayd.store import Store
-from rayd.store.arrays import npz
+from rayd.store.arrays import npz, npz_names
 
 FOLDER = "unfinished"
 EVERY = 5.0
@@ -100,13 +100,13 @@ class Unfinished:
 
     def _block(self, name: str) -> Block | None:
         try:
-            arrays = npz(self.store.read(name))
-            facts = fields(from_json(str(arrays["facts"])), FACTS)
-            thetas_SKP = torch.from_numpy(arrays["thetas"])
-            velocity_KP = torch.from_numpy(arrays["velocity"]) if "velocity" in arrays else None
+            file = io.BytesIO(self.store.read(name))
+            facts = fields(from_json(str(npz(file, "facts"))), FACTS)
+            thetas_SKP = torch.from_numpy(npz(file, "thetas"))
+            velocity_KP = torch.from_numpy(npz(file, "velocity")) if "velocity" in npz_names(file) else None
         except Transient:
             raise
-        except (Failed, ValueError, KeyError, TypeError):
+        except (Failed, ValueError, TypeError):
             return None
         if facts["plan"] != self.plan or not facts["epochs"] or len(facts["epochs"]) != len(thetas_SKP):
             return None

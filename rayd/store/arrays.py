@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import math
 import os
 import re
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
 LONGEST = 4096
 """Bytes of a header."""
+SWELLS = 200
+"""An array that takes more than so many times the bytes of its file is a bomb, not pictures."""
 HEADER = re.compile(
     rb"\x93NUMPY(?:\x01\x00..|\x02\x00....)\{'descr': '([<>|=]?[fiubU]\d{1,9})', 'fortran_order': (True|False), "
     rb"'shape': \(((?:\d{1,18}, ?)*\d{0,18})\), \} *\n",
@@ -54,13 +58,28 @@ def _header(data: bytes, size: int) -> tuple[np.dtype[Any], bool, tuple[int, ...
     return dtype, found[2] == b"True", shape, found.end()
 
 
-def npz(data: bytes) -> dict[str, Array]:
-    """The arrays in a .npz file, none of them compressed; a ValueError where it is none."""
+def npz_names(file: BinaryIO) -> list[str]:
+    """The arrays of a .npz file; a ValueError where it is none."""
+    with _archive(file) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def npz(file: BinaryIO, name: str) -> Array:
+    """One array of a .npz file; a ValueError where there is none."""
+    with _archive(file) as archive:
+        try:
+            member = archive.getinfo(f"{name}.npy")
+        except KeyError as error:
+            raise ValueError(f"holds no {name}") from error
+        if member.file_size > SWELLS * max(member.compress_size, 1):
+            raise ValueError(f"{name} swells to {member.file_size:,} bytes")
+        return npy(archive.read(member))
+
+
+@contextlib.contextmanager
+def _archive(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = archive.infolist()
-            if any(one.compress_type != zipfile.ZIP_STORED or one.file_size > len(data) for one in members):
-                raise ValueError("a compressed array, which rayd never writes")
-            return {one.filename.removesuffix(".npy"): npy(archive.read(one)) for one in members}
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OverflowError) as error:
         raise ValueError(str(error)) from error

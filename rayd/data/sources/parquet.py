@@ -52,6 +52,19 @@ def payload(cell: Any) -> Payload:
     return cell if isinstance(cell, bytes) else b""
 
 
+@contextlib.contextmanager
+def readable(where: str) -> Iterator[None]:
+    """pyarrow's errors about the contents of a file, of which some are an OSError without a number."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise refuse("data.path", where, f"whole tables ({first_line(error)})", "fetch or save them again") from error
+
+
 class Rows:
     """The rows of several parquet files one after another."""
 
@@ -59,7 +72,7 @@ class Rows:
         from pyarrow.parquet import ParquetFile
 
         self.where = where
-        with self._readable():
+        with readable(self.where):
             self.files = [ParquetFile(file) for file in files]
             size = sum(file.seek(0, os.SEEK_END) for file in files)
             if sum(file.metadata.num_rows for file in self.files) > size:
@@ -78,20 +91,8 @@ class Rows:
 
     def column(self, name: str) -> list[Any]:
         """A whole (small) column."""
-        with self._readable():
+        with readable(self.where):
             return [value for file in self.files for value in file.read([name]).column(0).to_pylist()]
-
-    @contextlib.contextmanager
-    def _readable(self) -> Iterator[None]:
-        """pyarrow's errors about the contents of a file, of which some are an OSError without a number."""
-        from pyarrow import ArrowException
-
-        try:
-            yield
-        except (ArrowException, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise refuse("data.path", self.where, f"parquet files ({first_line(error)})", "fetch them again") from error
 
     def read(self, name: str, start: int, stop: int, batch: int = 256) -> Iterator[Any]:
         """Rows start to stop of a (large) column."""
@@ -101,7 +102,7 @@ class Rows:
             at = self._starts[g]
             batches = self.files[file].iter_batches(batch, row_groups=[group], columns=[name])
             while True:
-                with self._readable():
+                with readable(self.where):
                     table = next(batches, None)
                 if table is None:
                     break

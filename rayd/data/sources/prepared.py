@@ -95,7 +95,9 @@ def _marker(files: Files, shard: str, classes: int, channels: int) -> dict[str, 
     labels, histogram = marker["labels"], marker["histogram"]
     if labels and not 0 <= min(labels) <= max(labels) < classes:
         raise refuse(f"{where}: labels", labels[:9], f"0 to {classes - 1}")
-    if labels and [len(row) for row in histogram] != [256] * channels:
+    counts = [count for row in histogram for count in row]
+    whole = len(histogram) == channels and len(counts) == 256 * channels
+    if labels and not (whole and 0 <= min(counts) <= max(counts) < 2**53):
         raise refuse(f"{where}: histogram", [len(row) for row in histogram], f"{channels} rows of 256 counts")
     return marker
 

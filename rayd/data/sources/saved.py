@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from rayd.data.config import DataConfig
 from rayd.data.sources.decode import Payload
 from rayd.data.sources.listing import Contents, Files, Listing, Numbered, Source, choose, label_index, split_test
-from rayd.data.sources.parquet import columns_of, names_of, payload
+from rayd.data.sources.parquet import columns_of, names_of, payload, readable
 from rayd.data.sources.places import Folder
 from rayd.errors import refuse
+from rayd.schema import fields, from_json, value
 
 
 def saved(files: Files, config: DataConfig) -> Source | None:
     """A dataset, or a dict of them by split."""
     names = files.names()
     if "dataset_dict.json" in names:
-        splits = [str(split) for split in json.loads(files.read("dataset_dict.json"))["splits"]]
+        splits = fields(_plain(files, "dataset_dict.json"), {"splits": list[str]}, "dataset_dict.json")["splits"]
         chosen = choose(splits, lambda split, word: split.lower() == word)
         chosen["train"] = chosen["train"] or [split for split in splits if split not in chosen["test"]][:1]
         roots = {part: f"{found[0]}/" for part, found in chosen.items() if found}
@@ -30,16 +30,17 @@ def saved(files: Files, config: DataConfig) -> Source | None:
     arrows = {part: _arrows(files, root) for part, root in roots.items()}
 
     def contents() -> Contents:
-        features = json.loads(files.read(f"{roots['train']}dataset_info.json")).get("features") or {}
+        name = f"{roots['train']}dataset_info.json"
+        features = value(Mapping[str, Any] | None, fields(_plain(files, name), {}, name).get("features"), name) or {}
         tables = {part: _table(files, names) for part, names in arrows.items()}
         image, label = columns_of(features, tables["train"].column_names, config, files.where)
         labels = {part: table.column(label).to_pylist() for part, table in tables.items()}
-        every = [value for column in labels.values() for value in column]
+        every = [one for column in labels.values() for one in column]
         classes, number = label_index(names_of(features, label), every, config)
         parts = {
             part: Listing(
                 Numbered(arrows[part][0], len(table)),
-                [number[value] for value in labels[part]],
+                [number[one] for one in labels[part]],
                 partial(_pictures, table.column(image)),
             )
             for part, table in tables.items()
@@ -51,10 +52,22 @@ def saved(files: Files, config: DataConfig) -> Source | None:
 
 
 def _arrows(files: Files, root: str) -> list[str]:
-    listed = json.loads(files.read(f"{root}state.json")).get("_data_files") or []
+    state = fields(_plain(files, f"{root}state.json"), {"_data_files": list[Mapping[str, Any]]}, f"{root}state.json")
+    listed = [
+        f"{root}{fields(one, {'filename': str}, f'{root}state.json')['filename']}" for one in state["_data_files"]
+    ]
+    if not set(listed) <= set(files.names()):
+        raise refuse(f"{root}state.json", sorted(set(listed) - set(files.names()))[0], "a file of the folder")
     if not listed:
         raise refuse("data.path", f"{files.where}/{root}", "a dataset with rows", "its state.json lists no files")
-    return [f"{root}{one['filename']}" for one in listed]
+    return listed
+
+
+def _plain(files: Files, name: str) -> Any:
+    try:
+        return from_json(files.read(name))
+    except ValueError as error:
+        raise refuse("data.path", f"{files.where}/{name}", f"readable JSON ({error})", "save it again") from error
 
 
 def _table(files: Files, names: list[str]) -> Any:
@@ -64,12 +77,14 @@ def _table(files: Files, names: list[str]) -> Any:
     tables = []
     for name in names:
         source = pa.memory_map(str(files.path / name)) if isinstance(files, Folder) else files.open(name)
-        with pa.ipc.open_stream(source) as reader:
-            tables.append(reader.read_all())
-    return pa.concat_tables(tables)
+        with readable(files.where), pa.ipc.open_stream(source) as reader:
+            table = reader.read_all()
+            table.validate(full=True)
+            tables.append(table)
+    with readable(files.where):
+        return pa.concat_tables(tables)
 
 
 def _pictures(column: Any, start: int, stop: int, block: int = 64) -> Iterator[Payload]:
     for first in range(start, stop, block):
-        for value in column.slice(first, min(block, stop - first)).to_pylist():
-            yield payload(value)
+        yield from map(payload, column.slice(first, min(block, stop - first)).to_pylist())

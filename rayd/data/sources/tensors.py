@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from rayd.data.sources.listing import (
 )
 from rayd.data.sources.places import Folder
 from rayd.errors import refuse
+from rayd.store.arrays import map_npy, npy, npz, npz_names
 
 ENDINGS = (".npz", ".npy", ".safetensors")
 IMAGES = frozenset({"images", "image", "x", "data", "pixels"})
@@ -35,6 +37,7 @@ BLOCK = 1024
 """Images looked at a time."""
 
 Tensor = Callable[[], Array]
+T = TypeVar("T")
 
 
 def tensors(files: Files, config: DataConfig) -> Source | None:
@@ -70,16 +73,30 @@ def tensors(files: Files, config: DataConfig) -> Source | None:
 def _tensors(files: Files, name: str) -> dict[str, Tensor]:
     """The tensors of a file by name, opened when they are asked for."""
     if name.endswith(".npz"):
-        archive = np.load(files.open(name), allow_pickle=False)
-        return {f"{name}:{key}": partial(archive.__getitem__, key) for key in archive.files}
+        keys = _whole(name, lambda: npz_names(files.open(name)))
+        return {f"{name}:{key}": partial(_whole, name, partial(_member, files, name, key)) for key in keys}
     if name.endswith(".npy"):
-        if isinstance(files, Folder):
-            path = files.path / name
-            return {name: lambda: np.load(path, mmap_mode="r", allow_pickle=False)}
-        return {name: lambda: np.load(files.open(name), allow_pickle=False)}
+        read = partial(map_npy, files.path / name) if isinstance(files, Folder) else lambda: npy(files.read(name))
+        return {name: partial(_whole, name, read)}
+    from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    return {f"{name}:{key}": partial(np.asarray, array) for key, array in load(files.read(name)).items()}
+    try:
+        arrays = load(files.read(name))
+    except (SafetensorError, KeyError) as error:
+        raise refuse("data.path", name, f"a whole safetensors file ({error})", "save it again") from error
+    return {f"{name}:{key}": partial(np.asarray, array) for key, array in arrays.items()}
+
+
+def _member(files: Files, name: str, key: str) -> Array:
+    return npz(files.open(name), key)
+
+
+def _whole(name: str, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except ValueError as error:
+        raise refuse("data.path", name, f"whole arrays of numbers or texts ({error})", "save it again") from error
 
 
 def _pairs(found: dict[str, Tensor]) -> dict[str, tuple[str, str]]:
@@ -117,6 +134,8 @@ def _pixels(name: str, array: Array) -> Array:
         array = array.transpose(0, 3, 1, 2)
     if array.ndim != 4 or array.shape[1] not in (1, 3):
         raise refuse(name, array.shape, "[N, H, W], [N, H, W, C] or [N, C, H, W], of 1 or 3 channels")
+    if array.size == 0 or array.dtype.kind not in "uifb":
+        raise refuse(name, f"{array.dtype} {array.shape}", "at least one image, of numbers")
     if array.dtype in (np.uint8, np.uint16):
         return array
     low, high = _range(array)
