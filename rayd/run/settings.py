@@ -53,7 +53,8 @@ def follow(mapping: Mapping[str, Any], keys: Collection[str], own: bool) -> tupl
     data, method, scale = (mapping.get(part) or {} for part in ("data", "method", "scale"))
     if not isinstance(data, Mapping) or not (own or data.get("name") == "folder"):
         return ()
-    if isinstance(scale, Mapping) and scale.get("name") == "cluster" and place(str(data.get("path"))) is None:
+    path, submitted = data.get("path"), isinstance(scale, Mapping) and scale.get("name") == "cluster"
+    if submitted and path is not None and place(str(path)) is None:
         return ()  # a command is read where it is submitted too, which need not see the data
     survey = quick_survey(parse(DataConfig, data, "data"))
     objective = method.get("objective") if isinstance(method, Mapping) else None
