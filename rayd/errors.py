@@ -37,7 +37,6 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "jobs": ("hydra", "pyarrow", "tqdm", "webdataset", "yaml"),
     "fleet": ("ray",),
     "report": ("matplotlib",),
-    "vision": ("torchvision", "sklearn"),
 }
 """What `pip install 'rayd[EXTRA]'` adds, by import names."""
 

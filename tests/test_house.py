@@ -189,7 +189,7 @@ def test_an_upward_import_is_caught_where_it_is_lazy_too(tmp_path: Path, monkeyp
         {
             "rayd/distill/loop.py": "from rayd.store import Store\ndef later():\n    from rayd import config\n",
             "rayd/evaluate/score.py": "import rayd.experts.buffer\n",
-            "rayd/config.py": "",
+            "rayd/config/__init__.py": "",
             "rayd/store.py": "",
         },
         monkeypatch,

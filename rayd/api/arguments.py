@@ -80,6 +80,8 @@ def contender(
     from rayd.nets.convnet import NetConfig
     from rayd.run.contender import Contender
 
+    if methods is None and isinstance(images, Artifact):
+        methods = images.own.folder
     own = plugins.load(None if methods is None else str(methods))
     with plugins.using(own):
         splits = _splits(data, images, methods)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rayd.errors import refuse
-from rayd.version import VERSION
 
 IN_IMAGE = "/srv/rayd"
 """Where the image of infra/Dockerfile has the code."""

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ABOUT_THE_CODE = {"design.md", "reading.md", "glossary.md"}
 PAGES = [ROOT / "README.md", *(p for p in sorted((ROOT / "docs").glob("*.md")) if p.name not in ABOUT_THE_CODE)]
 BLOCK = re.compile(r"^(<!-- slow -->\n)?```(\w*)\n(.*?)^```$", flags=re.M | re.S)
-NO_RUN = {"bench", "presets"}
+NO_RUN = {"bench", "new", "presets", "zoo"}
 """Modules of jobs/ that compose no run."""
 
 
@@ -46,7 +46,8 @@ def commands(block: Block) -> list[list[str]]:
     """The lines of a block of the shell, as words."""
     text = block.text.replace("\\\n", " ")
     shared = (re.findall(r'^W="([^"]*)"', text, flags=re.M) or [""])[-1]
-    lines = (line for line in text.replace("$W", shared).splitlines() if line.strip())
+    lines = [line for line in text.replace("$W", shared).splitlines() if line.strip()]
+    lines = lines if block.kind else [line for line in lines if "python -m" in line]
     return [shlex.split(line, comments=True) for line in lines]
 
 
@@ -55,7 +56,8 @@ def jobs_of(block: Block) -> Iterator[tuple[str, list[str]]]:
     for words in commands(block):
         for i, word in enumerate(words):
             if word.startswith("jobs.") and words[i - 1] == "-m":
-                yield word.removeprefix("jobs."), words[i + 1 :]
+                verb, rest = word.removeprefix("jobs."), words[i + 1 :]
+                yield (rest[0], rest[1:]) if verb == "submit" else (verb, rest)
 
 
 def typed(words: list[str], folder: Path) -> str:
