@@ -20,7 +20,7 @@ def reading(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Readers]:
 
 @pytest.mark.parametrize("kind", SHARES)
 def test_some_mutations(reading: Readers, kind: str) -> None:
-    wrong = reading.read(kind, 0, 3 * SHARES[kind])
+    wrong = reading.read(kind, 0, 30)
     assert not wrong, "\n".join(f"{one['seed']}: {one['told']}: {'; '.join(one['wrong'])}" for one in wrong)
 
 
