@@ -37,7 +37,8 @@ PARTS = ("data", "net", "codec", "objective")
 
 
 TABLE: dict[str, Any] = {
-    "rows": [], "skipped": {}, "robust": {}, "recipe": {"name": "short"}, "nets": ["n"], "protocol": "p", "floats": 1, "bytes": 1,
+    "rows": [], "skipped": {}, "robust": {}, "recipe": {"name": "short"}, "nets": ["n"], "protocol": "p", "floats": 1,
+    "bytes": 1,
     "verdict": {"floats": "not asked", "bytes": "not asked", "overall": "not asked", "why": []},
 }  # fmt: skip
 """A score table without a score."""
