@@ -13,10 +13,10 @@ from jobs.compose import Asked, command
 
 def act(asked: Asked) -> int:
     from rayd.data.remarks import remarks
-    from rayd.data.survey import study
+    from rayd.data.survey import full_survey
     from rayd.store import Store
 
-    survey = study(asked.run.data)
+    survey = full_survey(asked.run.data)
     print(f"{survey.where}: {survey.layout}")
     for part, one in survey.parts.items():
         each = (
@@ -37,7 +37,7 @@ def act(asked: Asked) -> int:
             "classes": list(survey.classes),
             "counts": {part: list(one.counts) for part, one in survey.parts.items()},
             "bad": {part: [list(pair) for pair in one.bad] for part, one in survey.parts.items()},
-            "twins": [[twin.first, twin.again] for twin in survey.twins],
+            "duplicates": [[duplicate.first, duplicate.again] for duplicate in survey.duplicates],
             "remarks": [[remark.state, remark.what, remark.do] for remark in found],
             "settings": [setting.word for setting in asked.settings],
         },

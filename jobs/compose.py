@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs import program
 from rayd.choices import CONFIGS, GROUPS, PATHS, absolute, check_choice, check_family, follows, options, places
+from rayd.extras import require
 
 if TYPE_CHECKING:
     from rayd.config import Run
@@ -41,7 +43,7 @@ class Asked:
     def line(self, verb: str | None = None) -> str:
         """The command to type for another verb of the same run."""
         keep = (word for word in self.words if "=" in word and not word.startswith(self._own_keys()))
-        return " ".join([f"python -m jobs.{verb or self.verb}", *map(shlex.quote, keep)])
+        return " ".join([program(verb or self.verb), *map(shlex.quote, keep)])
 
     def _own_keys(self) -> tuple[str, ...]:
         return tuple(f"{one.name}{end}" for one in dataclasses.fields(self.own) for end in "=.")
@@ -83,6 +85,7 @@ def command(
 
             print(answer(verb, doc or "", keys, [word for word in words if word not in ("--help", "-h")]))
             return 0
+        require("jobs", program(verb))
         asked = ask(verb, tuple(word for word in words if word != "--cfg"), keys)
         for setting in asked.settings if verb != "check" else ():
             print(f"rayd: {setting.word}   ({setting.why})", file=sys.stderr)
@@ -227,7 +230,7 @@ def _override(word: str, where: Sequence[Path]) -> str:
     if key in GROUPS and not value.startswith(("{", "[")):
         check_choice(key, value, where)
         return f"+{key}={value}" if key == "preset" else f"{key}={value}"
-    if key in PATHS and value not in ("", "null") and value[0] not in "'\"":
+    if key in PATHS and value not in ("", "null", "true", "false") and value[0] not in "'\"":
         value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return f"++{key}={value}"
 

@@ -108,14 +108,14 @@ def compose(changes: Changes, folder: str | None = None, follow: Follow | None =
     tree, choices = _joined(chosen, bare, where)
     if "preset" in chosen and "method" in chosen:
         check_family(chosen["preset"], chosen["method"], choices["method"])
-    whole = _changed(tree, rest)
+    whole = changed(tree, rest)
     objective = (whole.get("method") or {}).get("objective") or {}
     section = (tree.get("by_objective") or {}).get(objective.get("name"))
     tree = merged(tree, section or {})
-    whole = _changed(tree, rest)
+    whole = changed(tree, rest)
     if follow:
         settings = follow(whole, {key for key, _ in changes}, chosen.get("preset") == "own")
-        whole = _changed(tree, [*((setting.key, setting.value) for setting in settings), *rest])
+        whole = changed(tree, [*((setting.key, setting.value) for setting in settings), *rest])
     whole.pop("by_objective", None)
     return {key: _resolved(value, whole) for key, value in whole.items()}
 
@@ -135,6 +135,13 @@ def _joined(
         if group not in bare:
             tree[group] = _choice(group, name, where)
     return merged(merged(tree, body), preset), choices
+
+
+def choice(group: str, name: str, folder: str | None = None) -> dict[str, Any]:
+    """A choice of a group, as a mapping."""
+    where = places(folder)
+    check_choice(group, name, where)
+    return _choice(group, name, where)
 
 
 def _choice(group: str, name: str, where: Sequence[Path]) -> dict[str, Any]:
@@ -166,7 +173,8 @@ def _defaults(plain: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     return listed, {key: value for key, value in plain.items() if key != "defaults"}
 
 
-def _changed(tree: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
+def changed(tree: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
+    """The tree with these keys changed."""
     whole = deepcopy(dict(tree))
     for key, value in changes:
         *parents, last = key.split(".")

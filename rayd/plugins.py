@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
@@ -41,9 +41,19 @@ class Plugins:
     controls: Mapping[str, Any] = field(default_factory=dict)
     source: str | None = None
     """sha256 of the folder's code."""
+    folder: str | None = None
 
 
-KINDS = tuple(one.name for one in fields(Plugins) if one.name != "source")
+@dataclass(frozen=True)
+class Own:
+    """One thing of a folder, as a config keeps it."""
+
+    thing: Any
+    source: str
+    folder: str
+
+
+KINDS = tuple(one.name for one in fields(Plugins) if one.name not in ("source", "folder"))
 NONE = Plugins()
 _known: ContextVar[Plugins] = ContextVar("plugins", default=NONE)
 _loaded: dict[tuple[Path, str], Plugins] = {}
@@ -111,7 +121,7 @@ def _read(place: Path, paths: list[Path], source: str) -> Plugins:
                 if word in joined[kind]:
                     raise refuse(f"{path.name} {kind.upper()}", word, "a name that is not taken", "choose another name")
                 joined[kind][word] = thing
-    return Plugins(**joined, source=source)
+    return Plugins(**joined, source=source, folder=str(place))
 
 
 def _run(name: str, path: Path) -> None:
@@ -128,10 +138,23 @@ def _run(name: str, path: Path) -> None:
             del sys.modules[name]
 
 
-def joined(kind: str, ours: Mapping[str, Any], plugins: Plugins | None = None) -> dict[str, Any]:
-    """Our names and those of the folder; a name of ours is refused there."""
-    own = getattr(plugins or known(), kind)
-    taken = sorted(set(ours) & set(own))
+def joined(kind: str, ours: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:
+    """Our names and those of the folder."""
+    check_names(kind, ours, plugins)
+    return {**ours, **getattr(plugins, kind)}
+
+
+def own(kind: str, name: Any, ours: Collection[str]) -> Own | None:
+    """What the folder whose Run is being read means by a name; None where it is not one of its names."""
+    plugins = known()
+    check_names(kind, ours, plugins)
+    if not isinstance(name, str) or name not in getattr(plugins, kind):
+        return None
+    return Own(getattr(plugins, kind)[name], str(plugins.source), str(plugins.folder))
+
+
+def check_names(kind: str, ours: Collection[str], plugins: Plugins) -> None:
+    """Refuse a folder that takes a name of ours."""
+    taken = sorted(set(ours) & set(getattr(plugins, kind)))
     if taken:
         raise refuse(f"methods {kind.upper()}", taken[0], "a name that is not taken", "choose another name")
-    return {**ours, **own}

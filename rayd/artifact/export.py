@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rayd import plugins
 from rayd.artifact.card import escaped, percent, size_category, title
 from rayd.artifact.load import Artifact, load
 from rayd.artifact.png import png
@@ -32,9 +33,13 @@ FORMATS = ("parquet", "webdataset", "folder", "tensors")
 VIEWS = ("png", "exact")
 
 
-def export(uri: str, to: str, format: str = "parquet", view: str = "png") -> list[str]:
-    """Write the artifact at `uri` under `to`; the names written. A target that holds something else is refused."""
-    contents = rendered(load(uri), format, view)
+def export(
+    source: str | Artifact, to: str, format: str = "parquet", view: str = "png", methods: str | None = None
+) -> list[str]:
+    """Write an artifact, or the one at a place, under `to`; the names written. A target that holds something else is
+    refused. `methods`: the folder of a codec of one's own."""
+    artifact = source if isinstance(source, Artifact) else load(source, methods)
+    contents = rendered(artifact, format, view)
     store = Store(to)
     for name, data in contents.items():
         if name != "README.md" and store.exists(name) and store.read(name) != data:
@@ -176,7 +181,8 @@ def _about(artifact: Artifact, size: int) -> str:
 def _use(artifact: Artifact, format: str) -> str:
     """Ten lines that train one network by the `plain` recipe without us."""
     config, kind = artifact.card["config"], artifact.transform.kind
-    net = parse(NetConfig, config["net"], "card.config.net") if "net" in config else None
+    with plugins.using(artifact.own):
+        net = parse(NetConfig, config["net"], "card.config.net") if "net" in config else None
     if format != "parquet" or kind == "zca" or net is None or (net.name, net.norm) != ("convnet", "instance"):
         whitened = "Networks see whitened images: the artifact's transform.safetensors has the matrix.\n"
         return whitened if kind == "zca" else ""

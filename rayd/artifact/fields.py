@@ -120,7 +120,8 @@ def transform(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
 def _score(row: Any, where: str) -> None:
     read = fields(row, SCORE, where)
     name = RowName.parse(read["set"])
-    known = name.kind in KINDS and name.budget in ("", *BUDGETS) and name.way in ("", *WAYS)
+    coreset = bool(name.budget) and name.kind.isidentifier()  # a control of one's own too
+    known = (name.kind in KINDS or coreset) and name.budget in ("", *BUDGETS) and name.way in ("", *WAYS)
     if not known or str(name) != read["set"]:
         raise refuse(f"{where}.set", read["set"], f"{' | '.join(KINDS)} @ {' | '.join(BUDGETS)} / {' | '.join(WAYS)}")
     shares = [read[name] for name in ("mean", "std", "ci95")]

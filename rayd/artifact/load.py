@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayd.artifact import fields, zoo
+from rayd import plugins
+from rayd.artifact import fields, view, zoo
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
 from rayd.distill.budget import Budget, Stored, from_bytes, unpacked
@@ -114,6 +115,10 @@ class Artifact:
     contents: dict[str, bytes]
     table: dict[str, Any] | None = None
     """The scores, once there are any."""
+    place: Store | None = None
+    """Where it was loaded from."""
+    own: plugins.Plugins = plugins.NONE
+    """Code of the folder that was named beside it."""
 
     @property
     def spec(self) -> Spec:
@@ -144,6 +149,12 @@ class Artifact:
 
     def __len__(self) -> int:
         return int(self.card["images"])
+
+    def __str__(self) -> str:
+        return view.text(self.card, self.table)
+
+    def _repr_html_(self) -> str:
+        return view.html(self.card, self.table, self.contents["preview.png"])
 
     @torch.no_grad()
     def images(self, space: str = "pixels", index: Tensor | None = None, chunk: int = 512) -> Tensor:
@@ -177,14 +188,22 @@ def quantise(pixels: Tensor) -> Tensor:
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def load(source: str | Path | Store) -> Artifact:
-    """The artifact in a folder, at a URI, in a Store, or `zoo:NAME`: checked, unpacked, nothing executed."""
+def load(source: str | Path | Store, methods: str | None = None) -> Artifact:
+    """The artifact in a folder, at a URI, in a Store, or `zoo:NAME`: checked, unpacked. `methods`: a folder with the code
+    of a codec of one's own; without it nothing is executed."""
     if isinstance(source, str) and source.startswith(zoo.PREFIX):
         source = zoo.find(source.removeprefix(zoo.PREFIX))
-    card, contents = verified(source if isinstance(source, Store) else Store(source))
+    store = source if isinstance(source, Store) else Store(source)
+    card, contents = verified(store)
     for name in NEEDED:
         if name not in contents:
             raise Refused(f"card.json: files: lists no {name}; fetch the artifact again")
+    own = plugins.load(methods)
+    if card["codec"].get("name") in own.codecs:
+        there, here = (card.get("identity") or {}).get("methods"), own.source
+        if there != here:
+            code = f"the code that the artifact was made with, {str(there)[:12]}; this folder's is {str(here)[:12]}"
+            raise refuse("methods", methods, code, "restore the folder as it was, or distil again")
     numbers: dict[str, Tensor] = {}
     for name in ("codec.safetensors", "teacher.safetensors"):
         if name in contents:
@@ -201,16 +220,18 @@ def load(source: str | Path | Store) -> Artifact:
         tensors = from_bytes(contents["transform.safetensors"], "transform.safetensors")
     transform = Transform.restore(meta, tensors, Spec(tuple(card["shape"]), len(card["classes"])))
     table = fields.table(contents["controls.json"]) if "controls.json" in contents else None
-    return Artifact(card, fields.ledger(contents["ledger.json"]), transform, stored, contents, table)
+    return Artifact(card, fields.ledger(contents["ledger.json"]), transform, stored, contents, table, store, own)
 
 
 def rebuild(artifact: Artifact) -> Codec:
     """The codec that an artifact was saved from: its class by name, its resolved Config, its stored tensors."""
     plain = dict(artifact.card["codec"])
-    name = plain.pop("name", None)
-    if name not in CODECS:
-        raise refuse("card.codec.name", name, " | ".join(CODECS))
-    config = parse(CODECS[name].Config, plain, "card.codec")
+    name, codecs = plain.pop("name", None), plugins.joined("codecs", CODECS, artifact.own)
+    if name not in codecs:
+        do = "a codec of one's own needs its folder: methods=FOLDER"
+        raise refuse("card.codec.name", name, " | ".join(codecs), do)
+    with plugins.using(artifact.own):
+        config: Any = parse(codecs[name].Config, plain, "card.codec")
     config.need(config.resolved())
     config.fit(Budget(floats=2**62), artifact.spec)
     shapes = {key: shape for key, (shape, _) in config.all_shapes(artifact.spec).items()}
@@ -220,7 +241,9 @@ def rebuild(artifact: Artifact) -> Codec:
         have = there.get(wrong[0], "nothing")
         raise refuse(f"codec.safetensors: {wrong[0]}", have, f"{shapes[wrong[0]]}, as card.codec describes it")
     if config.decoded(artifact.spec) != len(artifact):
-        raise refuse("card.json: images", len(artifact), f"the {config.decoded(artifact.spec)} that card.codec describes")
+        raise refuse(
+            "card.json: images", len(artifact), f"the {config.decoded(artifact.spec)} that card.codec describes"
+        )
     codec: Codec = config.build(artifact.spec, torch.Generator().manual_seed(0))
     with torch.no_grad():
         for key, number in codec.stored().items():

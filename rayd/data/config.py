@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Literal, get_args
 
+from rayd import plugins
 from rayd.errors import refuse
+from rayd.schema import DERIVED, read
 
 Name = Literal[
     "digits",
@@ -29,6 +32,7 @@ Name = Literal[
     "prepared",
     "generated",
 ]
+NAMES: tuple[str, ...] = get_args(Name)
 NEUTRAL: dict[str, Any] = {"bits": 16, "balance": False}
 """Values at which a key decides nothing: left out of a run's identity, so that older runs keep theirs."""
 NEED_PATH = ("folder", "parquet", "webdataset", "prepared")
@@ -38,7 +42,8 @@ NEED_PATH = ("folder", "parquet", "webdataset", "prepared")
 class DataConfig:
     """Which dataset, where it is, and how it is split."""
 
-    name: Name = "digits"
+    name: str = "digits"
+    """A dataset, a layout, or a format of the folder `methods`."""
     path: str | None = None
     """Folder of the dataset; null: $RAYD_DATA/NAME, then data/NAME and data/ here."""
     size: int | None = None
@@ -71,16 +76,25 @@ class DataConfig:
     count: int = 512
     classes: int = 10
     """generated: training images (half as many test images) and classes."""
+    own: plugins.Own | None = field(default=None, metadata=DERIVED)
+    """A format of one's own."""
+
+    @classmethod
+    def from_plain(cls, mapping: Mapping[str, Any], where: str = "data") -> DataConfig:
+        return read(cls, mapping, where, {"own": plugins.own("formats", mapping.get("name"), NAMES)})
 
     def __post_init__(self) -> None:
+        if self.own is None and self.name not in NAMES:
+            near = get_close_matches(self.name, NAMES, n=1)
+            raise refuse("data.name", self.name, " | ".join(NAMES), f"did you mean {near[0]}?" if near else "")
         if self.path is None and self.name in NEED_PATH:
             raise refuse("data.path", None, f"the folder to read {self.name} from", "give data.path=...")
         if self.val < 0 or (self.val > 1 and self.val != int(self.val)):
             raise refuse("data.val", self.val, "a share from 0 to below 1, or a whole number of images")
-        for field, least in (("size", 4), ("limit", 1), ("count", 1), ("classes", 2)):
-            value = getattr(self, field)
+        for key, least in (("size", 4), ("limit", 1), ("count", 1), ("classes", 2)):
+            value = getattr(self, key)
             if value is not None and value < least:
-                raise refuse(f"data.{field}", value, f"a whole number of at least {least}")
+                raise refuse(f"data.{key}", value, f"a whole number of at least {least}")
         if not 8 <= self.bits <= 16:
             raise refuse("data.bits", self.bits, "8 to 16")
         if not 0 <= self.max_bad <= 1:
@@ -91,6 +105,6 @@ class DataConfig:
             raise refuse("data.std", self.std, "numbers above 0")
 
 
-def decisive(plain: Mapping[str, Any]) -> dict[str, Any]:
+def deciding_keys(plain: Mapping[str, Any]) -> dict[str, Any]:
     """A config of data as plain values, without the keys that decide nothing."""
     return {key: value for key, value in plain.items() if NEUTRAL.get(key, ...) != value}

@@ -215,7 +215,7 @@ def seeded_order(n: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=generator(seed, "split"))
 
 
-def even(labels_N: Tensor, seed: int) -> Tensor:
+def balance_rows(labels_N: Tensor, seed: int) -> Tensor:
     """All rows in order, those of small classes several times: until each class has as many as the largest, or until the
     set is LONGER times as long."""
     sizes = [size for size in torch.bincount(labels_N).tolist() if size]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rayd.data.builder import build, cache_folder
 from rayd.data.config import NEED_PATH, DataConfig
-from rayd.data.images import Images, Pixels, Splits, counts, even, seeded_order
+from rayd.data.images import Images, Pixels, Splits, balance_rows, counts, seeded_order
 from rayd.data.sources import formats
 from rayd.data.sources.decode import Array, Shape, decode, in_threads
 from rayd.data.sources.listing import Contents, Listing, Source, share_of_each, with_every_class
@@ -43,16 +43,18 @@ def load(config: DataConfig) -> Splits:
     A process opens a dataset once. Its files are looked at each time: other names, sizes or times are another dataset.
     """
     source = formats.find(config)
-    key = fingerprint(config), fingerprint(source.identity), source.where, cache_folder()
+    code = config.own.source if config.own else ""
+    key = fingerprint(config), code, fingerprint(source.identity), source.where, cache_folder()
     if key not in _opened:
-        _opened[key] = _split(config, _parts(config, source))
+        _opened[key] = split(config, _parts(config, source))
     _opened.move_to_end(key)
     while len(_opened) > MOST_OPEN:
         _opened.popitem(last=False)
     return _opened[key]
 
 
-def _split(config: DataConfig, parts: dict[str, Images]) -> Splits:
+def split(config: DataConfig, parts: dict[str, Images]) -> Splits:
+    """Validation images carved out of the training part, and the config's statistics where it gives some."""
     train, val = _carve(config, parts["train"])
     empty = [name for name, count in train.manifest["counts"].items() if not count]
     if empty and config.limit is None and config.name in NEED_PATH:
@@ -68,7 +70,7 @@ def _split(config: DataConfig, parts: dict[str, Images]) -> Splits:
         statistics = None
     splits = [train, val, parts["test"]]
     if config.balance:
-        splits = [part.select(even(part.labels_N, config.seed)) for part in splits]
+        splits = [part.select(balance_rows(part.labels_N, config.seed)) for part in splits]
     return Splits(*(replace(part, manifest=part.manifest | {"given": statistics}) for part in splits))
 
 
@@ -102,6 +104,7 @@ def _parts(config: DataConfig, source: Source) -> dict[str, Images]:
     else:
         columns = [config.image_column, config.label_column]
         named = [VERSION, config.name, shape.size, shape.channels, shape.resize, shape.bits, columns, source.identity]
+        named += [config.own.source] if config.own else []
         key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:24]
         home = cache_folder() / f"data-{config.name}-{key}"
         build(home, _whole, lambda draft: _fill(draft, source, shape))

@@ -35,7 +35,7 @@ class Remark:
 
 def remarks(survey: Survey, config: DataConfig) -> list[Remark]:
     """Refusals first, then warnings, then notes."""
-    found = [*_refused(survey, config), *_files(survey, config), *_classes(survey, config), *_twins(survey)]
+    found = [*_refused(survey, config), *_files(survey, config), *_classes(survey, config), *_duplicates(survey)]
     found += _pictures(survey, config)
     return sorted(found, key=lambda remark: ("refused", "warning", "note").index(remark.state))
 
@@ -102,10 +102,10 @@ def _classes(survey: Survey, config: DataConfig) -> Iterator[Remark]:
         yield Remark("warning", f"class names that differ in case or spaces only: {_some(double)}", "join them")
 
 
-def _twins(survey: Survey) -> Iterator[Remark]:
-    across = [f"{twin.first} = {twin.again}" for twin in survey.twins if twin.across]
-    within = [f"{twin.first} = {twin.again}" for twin in survey.twins if not twin.across]
-    apart = [f"{twin.first} = {twin.again}" for twin in survey.twins if not twin.agree]
+def _duplicates(survey: Survey) -> Iterator[Remark]:
+    across = [f"{duplicate.first} = {duplicate.again}" for duplicate in survey.duplicates if duplicate.across]
+    within = [f"{duplicate.first} = {duplicate.again}" for duplicate in survey.duplicates if not duplicate.across]
+    apart = [f"{duplicate.first} = {duplicate.again}" for duplicate in survey.duplicates if not duplicate.agree]
     if across:
         do = "remove them from one of the two: test accuracy is too high by what was memorised"
         which = _number(len(across), "test image is a training image", "test images are training images")

@@ -1,6 +1,6 @@
 """What a dataset is made of, before anything is decoded for a run: classes, counts, sizes, bad files, duplicates.
 
-`glance` reads a few hundred headers and is remembered in the cache folder; `study` reads every picture.
+`quick_survey` reads a few hundred headers and is kept in the cache folder; `full_survey` reads every picture.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from rayd.machine import beat
 from rayd.schema import fingerprint
 
 RUNS, RUN = 8, 32
-"""A glance looks at so many runs of neighbours, of so many pictures each."""
+"""A quick survey looks at so many runs of neighbours, of so many pictures each."""
 THREADS = 8
 VERSION = 1
-"""Of what a glance leaves in the cache folder."""
+"""Of what a quick survey leaves in the cache folder."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Twin:
+class Duplicate:
     """An image that is there more than once."""
 
     first: str
@@ -68,7 +68,7 @@ class Survey:
     modes: dict[str, int]
     white: int = 0
     """The largest value of pictures of 16 bits; 0: there are none."""
-    twins: tuple[Twin, ...] = ()
+    duplicates: tuple[Duplicate, ...] = ()
     whole: bool = False
     """Whether every picture was looked at."""
 
@@ -102,12 +102,12 @@ class Survey:
         return max(self.sizes, default=1) / min(self.sizes, default=1)
 
 
-def glance(config: DataConfig) -> Survey:
+def quick_survey(config: DataConfig) -> Survey:
     """A few pictures of the training part; the counts are those of the whole listing."""
     source = formats.find(config)
     columns = [config.image_column, config.label_column]
     name = fingerprint([VERSION, config.name, columns, source.where, source.identity])[:24]
-    path = cache_folder() / f"glance-{name}.json"
+    path = cache_folder() / f"survey-{name}.json"
 
     def fill(draft: Path) -> None:
         contents = source.contents()
@@ -118,7 +118,7 @@ def glance(config: DataConfig) -> Survey:
     plain = json.loads(path.read_text())
     parts = {part: Part(tuple(one["counts"]), tuple(map(tuple, one["bad"]))) for part, one in plain["parts"].items()}
     sides = tuple((width, height) for width, height in plain["sides"])
-    return Survey(**plain | {"classes": tuple(plain["classes"]), "parts": parts, "sides": sides, "twins": ()})
+    return Survey(**plain | {"classes": tuple(plain["classes"]), "parts": parts, "sides": sides, "duplicates": ()})
 
 
 def _some(listing: Listing) -> Iterator[Payload]:
@@ -131,13 +131,13 @@ def _some(listing: Listing) -> Iterator[Payload]:
         yield from listing.fetch(start, start + RUN)
 
 
-def study(config: DataConfig) -> Survey:
+def full_survey(config: DataConfig) -> Survey:
     """Every picture, decoded as the config says: what cannot be read, and what is there twice."""
     source = formats.find(config)
     contents = source.contents()
     shape = Shape(config.size, config.channels or source.channels, config.resize, config.bits)
     seen: list[Facts | str] = []
-    found = _Twins()
+    found = _Duplicates()
     bad: dict[str, list[tuple[str, str]]] = {}
     for part, listing in contents.parts.items():
         bad[part] = [(item["name"], item["why"]) for item in listing.skipped]
@@ -149,7 +149,7 @@ def study(config: DataConfig) -> Survey:
                 bad[part].append((listing.names[i], picture))
             else:
                 found.add(digest, part, listing.names[i], listing.labels[i])
-    return _survey(source, contents, seen, bad, tuple(found.twins), whole=True)
+    return _survey(source, contents, seen, bad, tuple(found.duplicates), whole=True)
 
 
 def _look(payload: Payload, shape: Shape) -> tuple[Facts | str, bytes]:
@@ -162,16 +162,16 @@ def _look(payload: Payload, shape: Shape) -> tuple[Facts | str, bytes]:
 
 
 @dataclass
-class _Twins:
+class _Duplicates:
     """The first image of every content, and the later ones of the same."""
 
     first: dict[bytes, tuple[str, str, int]] = field(default_factory=dict)
-    twins: list[Twin] = field(default_factory=list)
+    duplicates: list[Duplicate] = field(default_factory=list)
 
     def add(self, digest: bytes, part: str, name: str, label: int) -> None:
         before = self.first.setdefault(digest, (part, name, label))
         if before[:2] != (part, name):
-            self.twins.append(Twin(before[1], name, before[0] != part, before[2] == label))
+            self.duplicates.append(Duplicate(before[1], name, before[0] != part, before[2] == label))
 
 
 def _survey(
@@ -179,7 +179,7 @@ def _survey(
     contents: Contents,
     seen: Sequence[Facts | str],
     bad: dict[str, list[tuple[str, str]]] | None = None,
-    twins: tuple[Twin, ...] = (),
+    duplicates: tuple[Duplicate, ...] = (),
     whole: bool = False,
 ) -> Survey:
     pictures = [one for one in seen if isinstance(one, Facts)]
@@ -200,6 +200,6 @@ def _survey(
         tuple((one.width, one.height) for one in pictures),
         dict(Counter(one.mode for one in pictures)),
         max(one.white for one in pictures),
-        twins,
+        duplicates,
         whole,
     )

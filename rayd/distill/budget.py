@@ -80,7 +80,12 @@ def unpack(tensors: Mapping[str, Tensor]) -> Tensor:
     tensor = tensors[""]
     if SCALE in tensors:
         rows = tensors[SCALE]
-        if tensor.dtype != torch.int8 or tensor.ndim < 2 or rows.shape != tensor.shape[:1] or not rows.is_floating_point():
+        if (
+            tensor.dtype != torch.int8
+            or tensor.ndim < 2
+            or rows.shape != tensor.shape[:1]
+            or not rows.is_floating_point()
+        ):
             raise refuse("int8", tuple(tensor.shape), f"rows of int8 with a scale each, not {tuple(rows.shape)} scales")
         return (tensor.float().flatten(1) * tensors[SCALE].float()[:, None]).view(tensor.shape)
     return tensor.float() if tensor.is_floating_point() else tensor

@@ -223,7 +223,9 @@ def ledger(facts: Facts) -> Html:
 
 
 def time(facts: Facts) -> Html:
-    timing = {name: value for name, value in facts.timing.items() if isinstance(value, int | float) and 0 < value < 1e15}
+    timing = {
+        name: value for name, value in facts.timing.items() if isinstance(value, int | float) and 0 < value < 1e15
+    }
     seconds = [
         (name.removesuffix("_s"), value, duration(value), draw.BLUE)
         for name, value in timing.items()

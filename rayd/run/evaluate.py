@@ -41,7 +41,7 @@ def score(
 ) -> dict[str, Any]:
     """Score the artifact at `uri` and its controls under the run's recipe. `run_tasks`: the fleet's."""
     store, began = Store(uri), time.monotonic()
-    artifact = load(store)
+    artifact = load(store, run.methods)
     check(run.recipe, artifact.step_size, artifact.teacher)
     scorer = Scorer.of(run, uri, artifact)
     tasks = row_tasks(run, artifact, controls)
@@ -69,11 +69,12 @@ def score(
     return table
 
 
-def rows_asked(controls: bool | Sequence[str]) -> tuple[str, ...]:
-    """All of them, none, or those named; a name that is none is refused before anything is scored."""
+def rows_asked(controls: bool | Sequence[str], own: Iterable[str] = ()) -> tuple[str, ...]:
+    """All of them, none, or those named; a name that is none is refused before anything is scored. `own`: kinds of one's
+    own, of which none is asked unless it is named."""
     if isinstance(controls, bool):
         return CONTROLS if controls else ()
-    return tuple(str(RowName.control(name)) for name in controls)
+    return tuple(str(RowName.control(name, own)) for name in controls)
 
 
 def is_scored(run: Run, uri: str, controls: Sequence[str]) -> bool:

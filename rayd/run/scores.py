@@ -28,7 +28,7 @@ class KeptScores:
             "recipe": to_dict(run.recipe),
             "images": [part.manifest["content"] for part in (splits.train, splits.test)],
             "device": device_kind(run.scale.gpus),
-        }
+        } | ({"methods": run.own.source} if run.own.source else {})
         self.store, self.prefix = store, f"{KEPT}{fingerprint(decides)[:12]}-"
 
     def find(self, row: RowName, net: int, seed: int) -> Score | None:

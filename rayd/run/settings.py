@@ -13,7 +13,7 @@ from typing import Any
 
 from rayd.data.config import DataConfig
 from rayd.data.remarks import UNEVEN
-from rayd.data.survey import Survey, glance
+from rayd.data.survey import Survey, quick_survey
 from rayd.schema import parse
 
 SIDES = (8, 16, 32, 64, 128)
@@ -52,7 +52,7 @@ def follow(mapping: Mapping[str, Any], keys: Collection[str], own: bool) -> tupl
     data, method, scale = (mapping.get(part) or {} for part in ("data", "method", "scale"))
     if not isinstance(data, Mapping) or not (own or data.get("name") == "folder"):
         return ()
-    survey = glance(parse(DataConfig, data, "data"))
+    survey = quick_survey(parse(DataConfig, data, "data"))
     objective = method.get("objective") if isinstance(method, Mapping) else None
     name = objective.get("name") if isinstance(objective, Mapping) else None
     gpus = scale.get("gpus", 0) if isinstance(scale, Mapping) else 0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from rayd import plugins
 from rayd.artifact.load import Artifact, load, quantise
 from rayd.artifact.png import unpng
 from rayd.artifact.write import preview_grid
@@ -55,7 +56,7 @@ def verify(
     of this machine, whatever the artifact was made on.
     """
     try:
-        artifact = load(uri)
+        artifact = load(uri, methods)
     except Refused as error:
         yield Finding("files are as they were written", False, str(error))
         return
@@ -70,7 +71,9 @@ def verify(
         return
     if run is None and source.data.path is not None:
         # What a stranger's card names is not opened.
-        yield Finding("data are those of the card", False, f"they lay in a folder, {source.data.path}: give data.path=...")
+        yield Finding(
+            "data are those of the card", False, f"they lay in a folder, {source.data.path}: give data.path=..."
+        )
         return
     try:
         splits = load_data(source.data)
@@ -126,7 +129,9 @@ def _scores(artifact: Artifact, splits: Splits, run: Run) -> Iterator[Finding]:
     table = artifact.table
     if table is None:
         return
-    scorer = Scorer(replace(run, recipe=parse(RecipeConfig, table["recipe"])), artifact, splits)
+    with plugins.using(run.own):
+        recipe = parse(RecipeConfig, table["recipe"])
+    scorer = Scorer(replace(run, recipe=recipe), artifact, splits)
     for row in table["rows"]:
         name = RowName.parse(row["set"])
         if row["net"] != table["nets"][0] or not name.is_distilled:

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from rayd.data.config import DataConfig, decisive
-from rayd.data.images import LONGER, Images, counts, even
+from rayd.data.config import DataConfig, deciding_keys
+from rayd.data.images import LONGER, Images, balance_rows, counts
 from rayd.data.load import load
 from rayd.data.remarks import remarks
 from rayd.data.sources.decode import Shape, decode, facts
-from rayd.data.survey import glance, study
+from rayd.data.survey import full_survey, quick_survey
 from rayd.errors import Refused
 from rayd.evaluate.coreset import orders
 from tests.support.odd import file, pattern, plain, put
@@ -188,7 +188,7 @@ def test_the_bits_in_use_are_kept() -> None:
 @pytest.mark.parametrize("sizes", [[5, 5], [100, 3], [200, 50, 7, 1], [1000, *[2] * 60]])
 def test_small_classes_are_repeated(sizes: list[int]) -> None:
     labels = torch.cat([torch.full((size,), c) for c, size in enumerate(sizes)])
-    index = even(labels, 0)
+    index = balance_rows(labels, 0)
     count = torch.bincount(labels[index]).tolist()
     assert set(index.tolist()) == set(range(len(labels))) and torch.equal(index, index.sort().values)
     assert len(index) <= LONGER * len(labels) and max(count) == max(sizes)
@@ -213,8 +213,8 @@ def test_balance_is_for_training_and_scores_and_controls_choose_each_image_once(
 
 
 def test_keys_that_decide_nothing_leave_identities_as_they_were() -> None:
-    assert decisive({"name": "x", "bits": 16, "balance": False}) == {"name": "x"}
-    assert decisive({"bits": 12, "balance": True}) == {"bits": 12, "balance": True}
+    assert deciding_keys({"name": "x", "bits": 16, "balance": False}) == {"name": "x"}
+    assert deciding_keys({"bits": 12, "balance": True}) == {"bits": 12, "balance": True}
 
 
 def test_a_drawn_validation_split_leaves_every_class_an_image(tmp_path: Path) -> None:
@@ -232,33 +232,33 @@ def test_a_drawn_validation_split_leaves_every_class_an_image(tmp_path: Path) ->
 # ---- the survey ------------------------------------------------------------------------------------------------
 
 
-def test_twins_are_found_by_their_pixels(tmp_path: Path) -> None:
+def test_duplicates_are_found_by_their_pixels(tmp_path: Path) -> None:
     plain(tmp_path / "set" / "train", {"a": 6, "b": 6}, (8, 8))
     plain(tmp_path / "set" / "test", {"a": 2, "b": 2}, (8, 8))
     one = pattern(0, 3, (8, 8))
     put(tmp_path / "set" / "train" / "b" / "again.bmp", file(one, "bmp"))
-    survey = study(own(tmp_path / "set"))
-    kinds = sorted((twin.across, twin.agree) for twin in survey.twins)
+    survey = full_survey(own(tmp_path / "set"))
+    kinds = sorted((duplicate.across, duplicate.agree) for duplicate in survey.duplicates)
     assert kinds == [(False, False)] + [(True, True)] * 4, "another file of the same pixels counts, with its label"
     said = " ".join(map(str, remarks(survey, own(tmp_path / "set"))))
     assert "4 test images are training images too" in said and "1 pair of equal images has different labels" in said
 
 
-def test_a_glance_is_remembered_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quick_survey_is_kept_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain(tmp_path / "set", {"a": 300, "b": 300}, (8, 8))
-    first = glance(own(tmp_path / "set"))
+    first = quick_survey(own(tmp_path / "set"))
     assert len(first.sides) == 256 and first.parts["train"].counts == (240, 240) and not first.whole
     monkeypatch.setattr("rayd.data.survey.facts", None)
-    assert glance(own(tmp_path / "set")) == first
+    assert quick_survey(own(tmp_path / "set")) == first
     put(tmp_path / "set" / "a" / "x.png", file(pattern(0, 999, (8, 8))))
     with pytest.raises(TypeError):
-        glance(own(tmp_path / "set"))
+        quick_survey(own(tmp_path / "set"))
 
 
 def test_remarks_name_odd_classes(tmp_path: Path) -> None:
     plain(tmp_path / "set", {"cat": 20, "Cat ": 20, "dog": 2, "owl": 1}, (8, 8))
     config = replace(own(tmp_path / "set"), size=32)
-    said = [str(one) for one in remarks(study(config), config)]
+    said = [str(one) for one in remarks(full_survey(config), config)]
     assert any("imbalance 16:1" in one and "data.balance=true lets" in one for one in said)
     assert any("2 classes have one training image: dog, owl" in one for one in said)
     assert any("1 class has no test image" in one and "owl" in one for one in said)

@@ -20,7 +20,7 @@ from rayd.errors import Refused
 from tests.support.odd import plain
 
 ROOT = Path(__file__).resolve().parents[2]
-NO_VERBS = {"__init__", "bench", "compose", "console", "help", "presets", "published", "zoo"}
+NO_VERBS = {"__init__", "bench", "compose", "console", "help", "new", "presets", "published", "zoo"}
 VERBS = sorted({path.stem for path in (ROOT / "jobs").glob("*.py")} - NO_VERBS)
 
 
@@ -40,6 +40,12 @@ def test_a_root_is_a_verbs() -> None:
     for verb in VERBS:
         asked = ask(verb, ("out=/somewhere",), keys(verb))
         assert isinstance(asked.own, compose.keys_class(keys(verb)))
+
+
+def test_a_yes_is_no_path() -> None:
+    """`verify` is a switch of one verb and a path of another."""
+    assert ask("experts", ("verify=true", "out=/somewhere"), keys("experts")).own.verify is True
+    assert ask("evaluate", ("verify=x/artifact",), keys("evaluate")).own.verify == str(Path("x/artifact").resolve())
 
 
 @pytest.mark.parametrize("verb", [*VERBS, "bench"])

@@ -96,7 +96,7 @@ def saved(root: Path) -> None:
     datasets.DatasetDict(parts).save_to_disk(str(root))
 
 
-def twins(root: Path) -> None:
+def duplicates(root: Path) -> None:
     for part, start, n in (("train", 0, 80), ("test", 70, 30)):
         for c, name in enumerate(("up", "down")):
             for i in range(start, start + n):
@@ -113,5 +113,5 @@ ODD: dict[str, Callable[[Path], None]] = {
     "500 classes": many,
     "labels in a CSV": labels_in_a_table,
     "saved by datasets": saved,
-    "test images in train": twins,
+    "test images in train": duplicates,
 }

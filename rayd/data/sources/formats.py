@@ -102,7 +102,7 @@ def _by_class(files: Files, names: list[str], index: dict[str, int]) -> Listing:
     return by_files(files, [name for _, name in labelled], [label for label, _ in labelled])
 
 
-def own(files: Files, config: DataConfig) -> Source | None:
+def any_layout(files: Files, config: DataConfig) -> Source | None:
     """A folder of one's own, in whichever layout it is."""
     pictures = [name for name in files.names() if name.rpartition(".")[2].lower() in PICTURES]
     files_of_data = (tensors, parquet, webdataset)
@@ -137,7 +137,7 @@ FORMATS: dict[str, tuple[Format, ...]] = {
     **dict.fromkeys(bundled.TORCHVISION, (parquet, bundled.torchvision_set)),
     "tiny": (parquet, tiny),
     **dict.fromkeys(("imagenette128", *SUBSETS), (parquet, folder)),
-    "folder": (own,),
+    "folder": (any_layout,),
     "parquet": (parquet,),
     "webdataset": (webdataset,),
     "prepared": (prepared,),
@@ -186,7 +186,7 @@ def find(config: DataConfig) -> Source:
     else:
         folders = map(place, where)
     for files in folders:
-        for read in FORMATS[config.name] if files else ():
+        for read in ((config.own.thing,) if config.own else FORMATS[config.name]) if files else ():
             source = read(files, config) if files else None
             if source is not None:
                 return source

@@ -44,7 +44,9 @@ def prepared(files: Files, config: DataConfig) -> Source | None:
             markers = [_marker(files, name, len(classes), channels) for name in facts["shards"]]
             labels = [label for marker in markers for label in marker["labels"]]
             if not labels:
-                raise refuse(f"{files.where}/manifest.json: parts.{part}", facts["shards"], "shards with at least one image")
+                raise refuse(
+                    f"{files.where}/manifest.json: parts.{part}", facts["shards"], "shards with at least one image"
+                )
             skipped = [item for marker in markers for item in marker["skipped"]]
             histograms = [np.asarray(marker["histogram"], np.int64) for marker in markers if marker["labels"]]
             names = [name for name, marker in zip(facts["shards"], markers, strict=True) if marker["labels"]]

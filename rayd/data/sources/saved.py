@@ -53,7 +53,9 @@ def saved(files: Files, config: DataConfig) -> Source | None:
 
 def _arrows(files: Files, root: str) -> list[str]:
     state = fields(_plain(files, f"{root}state.json"), {"_data_files": list[Mapping[str, Any]]}, f"{root}state.json")
-    listed = [f"{root}{fields(one, {'filename': str}, f'{root}state.json')['filename']}" for one in state["_data_files"]]
+    listed = [
+        f"{root}{fields(one, {'filename': str}, f'{root}state.json')['filename']}" for one in state["_data_files"]
+    ]
     if not set(listed) <= set(files.names()):
         raise refuse(f"{root}state.json", sorted(set(listed) - set(files.names()))[0], "a file of the folder")
     if not listed:

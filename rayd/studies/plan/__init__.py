@@ -110,6 +110,9 @@ class Plan:
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
     def lines(self) -> list[str]:
         """For people."""
         return [f"{name:<9} {value}" for name, value in self._facts()]
