@@ -256,8 +256,9 @@ class Guard:
         self.scratch, self.broken = scratch, list[str]()
         cache, own = os.environ.get("RAYD_CACHE", "/nowhere"), ("/dev/", "/proc/self", "/sys/")
         self.writable = (str(scratch), cache)
-        self.readable = (*self.writable, *own, str(ROOT), sys.prefix, sys.base_prefix, os.path.realpath(sys.base_prefix),
-                         os.path.expanduser("~/.cache"), "/usr/", "/lib", "/proc/", "/etc/localtime", "/etc/mime")  # fmt: skip
+        python = (sys.prefix, sys.base_prefix, os.path.realpath(sys.base_prefix))
+        system = ("/usr/", "/lib", "/proc/", "/etc/localtime", "/etc/mime", os.path.expanduser("~/.cache"))
+        self.readable = (*self.writable, *own, str(ROOT), *python, *system)
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in FORBIDDEN:
