@@ -76,7 +76,7 @@ class Keys:
 def requirements(extras: Sequence[str], root: Path | None) -> list[str]:
     """The dependencies of pyproject.toml and of its extras, but for what a cluster has, at the tested versions."""
     if root is None:
-        return [f"rayd[{','.join((JOBS, *extras))}]=={VERSION}"]
+        return [f"rayd[{','.join((JOBS, *extras))}]=={__version__}"]
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
     for extra in extras:

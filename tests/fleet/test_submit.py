@@ -84,7 +84,7 @@ def test_runtime_environments_are_rays() -> None:
         names = {one.split("==")[0] for one in packages}
         assert {"hydra-core", "webdataset", "matplotlib", "optuna"} <= names and not names & {"ray", "torch"}
         assert all("==" in one for one in packages), packages
-    assert Submission(env="uv").environment(None) == {"uv": [f"rayd[jobs,report]=={VERSION}"]}, (
+    assert Submission(env="uv").environment(None) == {"uv": [f"rayd[jobs,report]=={__version__}"]}, (
         "an installed rayd uploads nothing"
     )
     image = Submission(env="image", image="registry.example.com/rayd:0.1.0-cuda")
