@@ -7,6 +7,5 @@ card: the card sealed over the files, and the README from it
 png: images as bytes
 view: as text, and as HTML for a notebook
 export: parquet, WebDataset, image folders, tensors
-fields: what each file may hold, checked where it is read
 zoo: finished sets by name
 """

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rayd.errors import refuse
+from rayd.machine import __version__
 
 IN_IMAGE = "/srv/rayd"
 """Where the image of infra/Dockerfile has the code."""
