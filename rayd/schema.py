@@ -20,6 +20,10 @@ T = TypeVar("T")
 DERIVED = {"derived": True}
 """Metadata of a field that follows from the others: neither read nor written."""
 
+ADDED = {"added": True}
+"""Metadata of a field that came after the first fingerprints: written only where it differs from its default, so that runs
+from before it keep theirs."""
+
 
 def parse(cls: type[T], mapping: Any, where: str = "") -> T:
     """Build a dataclass out of a mapping, strictly: no unknown key, no missing one, no value of another type."""
@@ -147,6 +151,12 @@ def fields_of(cls: Any) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(cls) if field.init and "derived" not in field.metadata}
 
 
+def written(obj: Any) -> list[str]:
+    """Fields of a dataclass that its plain form has."""
+    fields = fields_of(obj).items()
+    return [name for name, field in fields if "added" not in field.metadata or getattr(obj, name) != field.default]
+
+
 def at(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
 
@@ -157,7 +167,7 @@ def to_dict(obj: Any) -> Any:
     if to_plain is not None:
         return to_plain()
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
-        return {name: to_dict(getattr(obj, name)) for name in fields_of(obj)}
+        return {name: to_dict(getattr(obj, name)) for name in written(obj)}
     if isinstance(obj, Mapping):
         return {str(key): to_dict(item) for key, item in obj.items()}
     if isinstance(obj, list | tuple):

@@ -199,7 +199,6 @@ def rebuild(artifact: Artifact) -> Codec:
         raise refuse("card.codec.name", name, " | ".join(CODECS))
     config = parse(CODECS[name].Config, plain, "card.codec")
     codec: Codec = config.build(artifact.spec, torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for key, number in codec.stored().items():
-            number.tensor.copy_(artifact.stored[key].tensor)
+    codec.enter(artifact.transform)
+    codec.restore({key: number.tensor for key, number in artifact.stored.items()})
     return codec

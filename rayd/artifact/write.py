@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -46,6 +46,10 @@ class Decoder(Protocol):
     def decode(self, index_N: Tensor) -> tuple[Tensor, Tensor]: ...
     def of_class(self, c: int) -> Tensor: ...
     def stored(self) -> dict[str, Stored]: ...
+    def restore(self, numbers: Mapping[str, Tensor]) -> None: ...
+
+
+D = TypeVar("D", bound=Decoder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,12 +143,10 @@ def _last_part(path: str) -> str:
     return PurePath(path.partition("?")[0]).name.rpartition("@")[2]
 
 
-def as_stored(codec: Decoder) -> Decoder:
+def as_stored(codec: D) -> D:
     """A copy that went through its storage types: what a reader of the artifact gets."""
     twin = copy.deepcopy(codec)
-    with torch.no_grad():
-        for name, tensor in unpacked(packed(twin.stored())).items():
-            twin.stored()[name].tensor.copy_(tensor)
+    twin.restore(unpacked(packed(twin.stored())))
     return twin
 
 
@@ -156,12 +158,13 @@ def save(
     transform: Transform,
     timing: Mapping[str, Any] | None = None,
     most: float = math.inf,
+    unit: str = "floats",
 ) -> None:
-    """`files` into a folder. Refused: more floats than `most`, and a folder that holds another artifact."""
+    """`files` into a folder. Refused: more than `most` floats or bytes, and a folder that holds another artifact."""
     contents = files(provenance, codec, stored, transform, timing)
-    floats = json.loads(contents["ledger.json"])["floats"]
-    if floats > most:
-        raise refuse("budget", f"{most} floats", f"at least the {floats} floats that {provenance.sentence} stores")
+    size = json.loads(contents["ledger.json"])[unit]
+    if size > most:
+        raise refuse("budget", f"{most} {unit}", f"at least the {size} {unit} that {provenance.sentence} stores")
     store = target if isinstance(target, Store) else Store(target)
     if store.exists("card.json") and store.read("card.json") != contents["card.json"]:
         raise Refused(f"{store.uri}: holds another artifact; give another folder, or remove this one")

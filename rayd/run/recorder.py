@@ -107,7 +107,7 @@ class Recorder:
         if not self.writes:
             return float("nan")
         codec = self.work.averaged()
-        accuracy = validate(self.assembled, codec)
+        accuracy = validate(self.assembled, write.as_stored(codec))
         if self.best is None or accuracy > self.best[0]:
             self.best = (accuracy, codec.state())
         return accuracy
@@ -148,6 +148,7 @@ def distillation(assembled: Assembled, share: tuple[int, int] = (0, 1), reduce: 
         inputs=assembled.inputs,
         guard=method.guard,
         ema=method.ema,
+        through=method.through,
         share=share,
         reduce=reduce,
     )
@@ -197,5 +198,6 @@ def write_artifact(assembled: Assembled, codec: Codec, timing: Mapping[str, Any]
         claim=claim,
         versions=versions(assembled.device),
     )
-    most = run.budget.limit(spec, assembled.codec_config.storage)
-    write.save(Store(run.at("artifact")), provenance, codec, stored, assembled.inputs.transform, timing, most)
+    room, transform = run.budget.bytes, assembled.inputs.transform
+    most, unit = (room, "bytes") if room is not None else (run.budget.limit(spec), "floats")
+    write.save(Store(run.at("artifact")), provenance, codec, stored, transform, timing, most, unit)
