@@ -35,7 +35,8 @@ from rayd.methods import CODECS
 from rayd.schema import parse
 from rayd.store import Store
 
-FORMAT = 1
+FORMAT = 2
+"""2: levels of fewer than eight bits or with other scales than those of rows, and JPEG files; other cards say 1."""
 KIND = "rayd artifact"
 READS = 5
 """How often an artifact is read again because its card was replaced in between."""

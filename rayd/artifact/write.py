@@ -34,6 +34,8 @@ SMALL = 64
 """A transform of at most so many numbers is written as text."""
 PLACES = ("out", "buffer", "methods")
 """Where a run lay, which is no part of what it made: two equal runs leave the same card, and it names no folder or user."""
+FORMAT_ONE = ("fp32", "fp16", "bf16", "int8")
+"""Storages of format 1."""
 LOCK = ".card.json.tmp"
 LOCK_SECONDS = 60.0
 """An update takes well under a second; another process that holds the lock for so long hangs."""
@@ -104,7 +106,7 @@ def files(
     manifest = dict(provenance.data or {})
     card: dict[str, Any] = {
         "kind": KIND,
-        "format": FORMAT,
+        "format": FORMAT if needs_two(provenance.codec, stored) else 1,
         "sentence": provenance.sentence,
         "fingerprint": provenance.fingerprint,
         "identity": dict(provenance.identity or {}),
@@ -130,6 +132,11 @@ def files(
         "scores": {},
     }
     return out | {"timing.json": as_json(dict(timing or {}))} | sealed(card, out)
+
+
+def needs_two(codec: Mapping[str, Any], stored: Mapping[str, Stored]) -> bool:
+    """Whether a reader of format 1 would not understand the tensors."""
+    return codec.get("name") == "jpeg" or any(number.storage not in FORMAT_ONE for number in stored.values())
 
 
 def _unplaced(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,9 +22,9 @@ END = b"\xff\xd9"
 ZIGZAG = np.array(sorted(range(64), key=lambda k: (k // 8 + k % 8, k // 8 if (k // 8 + k % 8) % 2 else k % 8)))
 """Row-major place of the k-th coefficient of a scan."""
 LUMA = np.array([
-    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
-    18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112,
-    100, 103, 99,
+    [16, 11, 10, 16, 24, 40, 51, 61], [12, 12, 14, 19, 26, 58, 60, 55], [14, 13, 16, 24, 40, 57, 69, 56],
+    [14, 17, 22, 29, 51, 87, 80, 62], [18, 22, 37, 56, 68, 109, 103, 77], [24, 35, 55, 64, 81, 104, 113, 92],
+    [49, 64, 78, 87, 103, 121, 120, 101], [72, 92, 95, 98, 112, 100, 103, 99],
 ])  # fmt: skip
 CHROMA = np.full((8, 8), 99)
 CHROMA[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
@@ -69,7 +69,7 @@ class Layout:
 def steps(quality: float, channels: int = 3) -> Array:
     """Quantisation steps [1 or 2, 64] in zigzag order: those of annex K.1, scaled as libjpeg does; any quality above 0."""
     scale = 50 / quality if quality < 50 else 2 - quality / 50
-    tables = np.stack([LUMA, CHROMA.reshape(-1)])[: 1 if channels == 1 else 2, ZIGZAG]
+    tables = np.stack([LUMA, CHROMA]).reshape(2, 64)[: 1 if channels == 1 else 2, ZIGZAG]
     return np.clip(np.floor(tables * scale + 0.5), 1, 255).astype(np.int64)
 
 
@@ -78,7 +78,7 @@ def steps(quality: float, channels: int = 3) -> Array:
 
 @dataclass(frozen=True)
 class Symbols:
-    """Everything a set's scans say, in order: image, table (DC and AC of luma, DC and AC of colour), symbol, what follows."""
+    """What a set's scans say, in order: image, table (DC, AC of luma, DC, AC of colour), symbol, the bits behind it."""
 
     image: Array
     table: Array
@@ -118,8 +118,12 @@ def symbols(levels_UBk: Array, layout: Layout) -> Symbols:
     where = np.concatenate([every * 65, block[of] * 65 + place[of], open_blocks * 65 + 64])
     order = np.argsort(where, kind="stable")
     parts = (
-        np.concatenate([dc_size, np.where(is_value, (run[of] % 16) * 16 + size[of], RUNS), np.full(len(open_blocks), STOP)]),
-        np.concatenate([_extra(dc, dc_size), np.where(is_value, _extra(value, size)[of], 0), np.zeros_like(open_blocks)]),
+        np.concatenate(
+            [dc_size, np.where(is_value, (run[of] % 16) * 16 + size[of], RUNS), np.full(len(open_blocks), STOP)]
+        ),
+        np.concatenate(
+            [_extra(dc, dc_size), np.where(is_value, _extra(value, size)[of], 0), np.zeros_like(open_blocks)]
+        ),
         np.concatenate([dc_size, np.where(is_value, size[of], 0), np.zeros_like(open_blocks)]),
         np.concatenate([np.zeros_like(every), np.ones_like(of), np.ones_like(open_blocks)]),
         np.concatenate([every, block[of], open_blocks]),
