@@ -1,6 +1,6 @@
 """An artifact as files that others read without us: parquet, WebDataset, folders of images, tensors for the field's scripts.
 
-Renderings are larger than what is stored, and an 8-bit one clips: `png` and `exact` are two views with a score each, and
+A codec that stores image files (jpeg) exports those. Other renderings are larger than what is stored, and an 8-bit one clips: `png` and `exact` are two views with a score each, and
 every export says which one it is and how many bytes it takes beside the artifact's.
 
 `images.pt`, `labels.pt` and `lr.pt` are the one place where torch's own format is written, because those scripts ask for
@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayd.artifact.card import escaped, percent
+from rayd import plugins
+from rayd.artifact.card import escaped, percent, size_category, title
 from rayd.artifact.load import Artifact, load
 from rayd.artifact.png import png
 from rayd.errors import Refused, refuse
@@ -32,9 +33,13 @@ FORMATS = ("parquet", "webdataset", "folder", "tensors")
 VIEWS = ("png", "exact")
 
 
-def export(uri: str, to: str, format: str = "parquet", view: str = "png") -> list[str]:
-    """Write the artifact at `uri` under `to`; the names written. A target that holds something else is refused."""
-    contents = rendered(load(uri), format, view)
+def export(
+    source: str | Artifact, to: str, format: str = "parquet", view: str = "png", methods: str | None = None
+) -> list[str]:
+    """Write an artifact, or the one at a place, under `to`; the names written. A target that holds something else is
+    refused. `methods`: the folder of a codec of one's own."""
+    artifact = source if isinstance(source, Artifact) else load(source, methods)
+    contents = rendered(artifact, format, view)
     store = Store(to)
     for name, data in contents.items():
         if name != "README.md" and store.exists(name) and store.read(name) != data:
@@ -57,10 +62,12 @@ def rendered(artifact: Artifact, format: str, view: str = "png") -> dict[str, by
     if format == "tensors":
         contents = _tensors(artifact, view)
     else:
-        writer: Mapping[str, Callable[[Artifact, list[bytes]], dict[str, bytes]]] = {
+        writer: Mapping[str, Callable[[Artifact, list[bytes], str], dict[str, bytes]]] = {
             "parquet": _parquet, "webdataset": _webdataset, "folder": _folder,
         }  # fmt: skip
-        contents = writer[format](artifact, [png(image) for image in artifact.images("uint8")])
+        files = artifact.codec.files()
+        images = [png(image) for image in artifact.images("uint8")] if files is None else files
+        contents = writer[format](artifact, images, "png" if files is None else "jpg")
     size = sum(map(len, contents.values()))
     return {**contents, "README.md": _readme(artifact, format, view, size).encode()}
 
@@ -70,13 +77,13 @@ def soft_labels(artifact: Artifact) -> Tensor | None:
     return artifact.targets if artifact.has_soft_labels else None
 
 
-def _parquet(artifact: Artifact, images: list[bytes]) -> dict[str, bytes]:
+def _parquet(artifact: Artifact, images: list[bytes], ending: str) -> dict[str, bytes]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns: dict[str, Any] = {
-        "image": pa.array([{"bytes": image, "path": f"{i:05d}.png"} for i, image in enumerate(images)], picture),
+        "image": pa.array([{"bytes": image, "path": f"{i:05d}.{ending}"} for i, image in enumerate(images)], picture),
         "label": pa.array(artifact.labels.tolist(), pa.int64()),
     }
     features: dict[str, Any] = {
@@ -89,33 +96,33 @@ def _parquet(artifact: Artifact, images: list[bytes]) -> dict[str, bytes]:
         features["soft_label"] = {"feature": {"dtype": "float16", "_type": "Value"}, "_type": "List"}
     about = {"huggingface": json.dumps({"info": {"features": features}})}
     out = io.BytesIO()
-    pq.write_table(pa.table(columns).replace_schema_metadata(about), out)
+    pq.write_table(pa.table(columns).replace_schema_metadata(about), out, compression="zstd")
     return {"data/train-00000-of-00001.parquet": out.getvalue()}
 
 
-def _webdataset(artifact: Artifact, images: list[bytes]) -> dict[str, bytes]:
+def _webdataset(artifact: Artifact, images: list[bytes], ending: str) -> dict[str, bytes]:
     soft, out = soft_labels(artifact), io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for i, (image, label) in enumerate(zip(images, artifact.labels.tolist(), strict=True)):
             about: dict[str, Any] = {"label": label, "class": artifact.classes[label]}
             if soft is not None:
                 about["soft_label"] = [round(v, 6) for v in soft[i].tolist()]
-            parts = {"png": image, "cls": str(label).encode(), "json": json.dumps(about).encode()}
-            for ending, data in parts.items():
-                entry = tarfile.TarInfo(f"{i:05d}.{ending}")
+            parts = {ending: image, "cls": str(label).encode(), "json": json.dumps(about).encode()}
+            for part, data in parts.items():
+                entry = tarfile.TarInfo(f"{i:05d}.{part}")
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
     return {"train-00000.tar": out.getvalue()}
 
 
-def _folder(artifact: Artifact, images: list[bytes]) -> dict[str, bytes]:
+def _folder(artifact: Artifact, images: list[bytes], ending: str) -> dict[str, bytes]:
     names = [f"{c:03d}_{_plain(name)}" for c, name in enumerate(artifact.classes)]
-    return {f"{names[label]}/{i:05d}.png": image for i, (image, label) in
+    return {f"{names[label]}/{i:05d}.{ending}": image for i, (image, label) in
             enumerate(zip(images, artifact.labels.tolist(), strict=True))}  # fmt: skip
 
 
 def _plain(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name[:50])
 
 
 def _tensors(artifact: Artifact, view: str) -> dict[str, bytes]:
@@ -140,9 +147,7 @@ def _saved(tensor: Tensor) -> bytes:
 def _readme(artifact: Artifact, format: str, view: str, size: int) -> str:
     card = escaped(artifact.card)
     source = card["data"].get("name", "a dataset")
-    head = {
-        "parquet": "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/*.parquet\n",
-    }.get(format, "")
+    head = _about(artifact, size) if format == "parquet" else ""
     name = "distilled-8bit" if view == "png" else "distilled"
     scores = [f"- {percent(row)} under `{row['recipe']}` with {row['net']} ({row['view']} view)"
               for key, row in sorted(card["scores"].items()) if key.startswith(f"{name}/")]  # fmt: skip
@@ -150,7 +155,8 @@ def _readme(artifact: Artifact, format: str, view: str, size: int) -> str:
     what = "8-bit images, rounded and clipped" if view == "png" else "exact values in network space"
     return (
         f"---\nlicense: other\ntask_categories:\n- image-classification\ntags:\n- dataset-distillation\n"
-        f"size_categories:\n- n<1K\n{head}---\n\n# {source}, distilled: {len(artifact)} images\n\n"
+        f"pretty_name: {title(str(artifact.card['data'].get('name', 'a dataset')))} distilled, {len(artifact)} images\n"
+        f"size_categories:\n- {size_category(len(artifact))}\n{head}---\n\n# {source}, distilled: {len(artifact)} images\n\n"
         f"A rendering of an artifact of rayd (`{card['sentence']}`, run {card['fingerprint'][:12]}): {what}.\n"
         f"It takes {size:,} bytes; the artifact itself stores {card['ledger']['floats']:,} numbers in "
         f"{card['ledger']['bytes']:,} bytes.\n\nTest accuracy of this view:\n\n{accuracies}\n\n"
@@ -158,17 +164,34 @@ def _readme(artifact: Artifact, format: str, view: str, size: int) -> str:
     )
 
 
+def _about(artifact: Artifact, size: int) -> str:
+    """The features and sizes that Hugging Face reads from a card; JSON, which YAML contains."""
+    names = {str(c): name for c, name in enumerate(artifact.classes)}
+    features: list[dict[str, Any]] = [
+        {"name": "image", "dtype": "image"},
+        {"name": "label", "dtype": {"class_label": {"names": names}}},
+    ]
+    if artifact.has_soft_labels:
+        features.append({"name": "soft_label", "list": "float16"})
+    split = {"name": "train", "num_bytes": size, "num_examples": len(artifact)}
+    info = {"features": features, "splits": [split], "download_size": size, "dataset_size": size}
+    files = [{"split": "train", "path": "data/*.parquet"}]
+    configs = [{"config_name": "default", "data_files": files}]
+    return f"configs: {json.dumps(configs)}\ndataset_info: {json.dumps(info, ensure_ascii=False)}\n"
+
+
 def _use(artifact: Artifact, format: str) -> str:
     """Ten lines that train one network by the `plain` recipe without us."""
     config, kind = artifact.card["config"], artifact.transform.kind
-    net = parse(NetConfig, config["net"], "card.config.net") if config else None
+    with plugins.using(artifact.own):
+        net = parse(NetConfig, config["net"], "card.config.net") if "net" in config else None
     if format != "parquet" or kind == "zca" or net is None or (net.name, net.norm) != ("convnet", "instance"):
         whitened = "Networks see whitened images: the artifact's transform.safetensors has the matrix.\n"
         return whitened if kind == "zca" else ""
     mean, std = ([round(float(v), 6) for v in t] for t in (artifact.transform.mean_C, artifact.transform.std_C))
     channels, side, _ = artifact.spec.shape
     deepest = (32 if side == 28 else side).bit_length() - 1
-    depth, width = net.depth or max(min(2, deepest), deepest - 2), net.width or 128
+    depth, width = min(net.depth or max(min(2, deepest), deepest - 2), deepest), net.width or 128
     pads = [3 if side == 28 and i == 0 else 1 for i in range(depth)]
     ends = [channels] + [width] * depth
     layers = ", ".join(f"Conv2d({ends[i]}, {width}, 3, padding={pads[i]}), GroupNorm({width}, {width}), ReLU(), AvgPool2d(2)"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rayd.errors import Refused
+from rayd.errors import Refused, refuse
 
 Array = np.ndarray[Any, Any]
 END = b"\xff\xd9"
@@ -110,6 +110,10 @@ def symbols(levels_UBk: Array, layout: Layout) -> Symbols:
     open_blocks = np.flatnonzero(last < 63)
     times = run // 16 + 1
     of = np.repeat(np.arange(len(block)), times)
+
+    def extra_of(value: Array, size: Array) -> Array:
+        return np.where(value < 0, value + (1 << size) - 1, value)
+
     is_value = np.r_[of[1:] != of[:-1], True] if len(of) else np.zeros(0, bool)
     size = SIZE[np.abs(value)]
     every = np.arange(len(flat))
@@ -122,7 +126,7 @@ def symbols(levels_UBk: Array, layout: Layout) -> Symbols:
             [dc_size, np.where(is_value, (run[of] % 16) * 16 + size[of], RUNS), np.full(len(open_blocks), STOP)]
         ),
         np.concatenate(
-            [_extra(dc, dc_size), np.where(is_value, _extra(value, size)[of], 0), np.zeros_like(open_blocks)]
+            [extra_of(dc, dc_size), np.where(is_value, extra_of(value, size)[of], 0), np.zeros_like(open_blocks)]
         ),
         np.concatenate([dc_size, np.where(is_value, size[of], 0), np.zeros_like(open_blocks)]),
         np.concatenate([np.zeros_like(every), np.ones_like(of), np.ones_like(open_blocks)]),
@@ -131,10 +135,6 @@ def symbols(levels_UBk: Array, layout: Layout) -> Symbols:
     symbol, extra, bits, is_ac, at = (part[order] for part in parts)
     table = is_ac + 2 * (channel_B[at % blocks] > 0)
     return Symbols(at // blocks, table, symbol, extra, bits)
-
-
-def _extra(value: Array, size: Array) -> Array:
-    return np.where(value < 0, value + (1 << size) - 1, value)
 
 
 # --- Huffman codes ----------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def code_lengths(counts: Array) -> Array:
 
 
 def all_lengths(counts_4x256: Array) -> Array:
-    return np.stack([code_lengths(counts) for counts in counts_4x256])
+    return np.stack(list(map(code_lengths, counts_4x256)))
 
 
 def words(lengths: Array) -> tuple[Array, Array]:
@@ -249,9 +249,14 @@ def file(head: bytes, scan: bytes) -> bytes:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read(head: bytes, scans: list[bytes]) -> tuple[Array, Layout, Array]:
-    """Quantised coefficients, layout and steps of a set that `write` wrote."""
-    layout, steps_k, tables = _parse_head(head)
+def read(head: bytes, scans: list[bytes], expected: Layout | None = None) -> tuple[Array, Layout, Array]:
+    """Quantised coefficients, layout and steps of a set that `write` wrote; of the `expected` layout, or refused."""
+    try:
+        layout, steps_k, tables = _parse_head(head)
+    except (IndexError, ValueError, struct.error) as error:
+        raise Refused(f"JPEG head: damaged ({error}); fetch the artifact again") from error
+    if expected is not None and layout != expected:
+        raise refuse("JPEG head", layout, f"{expected}, as the codec describes it")
     levels = np.zeros((len(scans), layout.blocks, 64), np.int16)
     for image, scan in enumerate(scans):
         _read_scan(scan.replace(b"\xff\x00", b"\xff"), layout, tables, levels[image])
@@ -277,8 +282,10 @@ def _parse_head(head: bytes) -> tuple[Layout, Array, list[list[tuple[int, int]]]
             lengths[np.frombuffer(body[17 : 17 + total], np.uint8)] = np.repeat(np.arange(1, 17), number)
             tables[body[0] >> 4 | (body[0] & 15) << 1] = _lookup(lengths)
             body = body[17 + total :]
-    if layout is None or not steps_k:
+    if layout is None or layout.channels not in (1, 3) or len(steps_k) != min(layout.channels, 2):
         raise Refused("JPEG head: no frame or no table in it; fetch the artifact again")
+    if any(len(one) != 64 for one in steps_k) or any(not table for table in tables[: 2 * len(steps_k)]):
+        raise Refused("JPEG head: a table is missing or short; fetch the artifact again")
     return layout, np.stack(steps_k), tables
 
 
@@ -307,6 +314,8 @@ def _read_scan(data: bytes, layout: Layout, tables: list[list[tuple[int, int]]],
 
     for block, channel in enumerate(layout.channel_B.tolist()):
         dc, ac = tables[2 * (channel > 0)], tables[2 * (channel > 0) + 1]
+        if at > total - LONGEST:
+            raise Refused("JPEG scan: ends before its last block; fetch the artifact again")
         bits, size = dc[(padded >> (total - at - LONGEST)) & 0xFFFF]
         at += bits
         before[channel] += number(size)
@@ -320,6 +329,8 @@ def _read_scan(data: bytes, layout: Layout, tables: list[list[tuple[int, int]]],
             if symbol == STOP:
                 break
             place += symbol >> 4
+            if place > 63:
+                raise Refused("JPEG scan: a block has more than 64 coefficients; fetch the artifact again")
             if symbol != RUNS:
                 levels_Bk[block, place] = number(symbol & 15)
             place += 1

@@ -95,9 +95,13 @@ def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
 def from_bytes(data: bytes, name: str = "tensor file") -> dict[str, Tensor]:
     """The tensors that `to_bytes` wrote; `name` of the file, for the refusal of one that is damaged."""
     try:
-        return parse_tensors(data)
-    except SafetensorError as error:
+        tensors = parse_tensors(data)
+    except (SafetensorError, KeyError) as error:
         raise Refused(f"{name}: not a readable safetensors file ({error}); fetch it again") from error
+    for key, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise refuse(f"{name}: {key}", tensor.dtype, " | ".join(_DTYPES.values()))
+    return tensors
 
 
 _DTYPES = {

@@ -197,6 +197,10 @@ class Codec(Part):
         """Start from real images: take(c, n) gives n of class c in network space, chosen by plan."""
         raise NotImplementedError
 
+    def files(self) -> list[bytes] | None:
+        """The image files that are stored, one an image, where a set is stored so."""
+        return None
+
     @torch.no_grad()
     def quantise(self) -> None:
         """Every number becomes the one that a reader of its file gets."""

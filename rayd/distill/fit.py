@@ -113,6 +113,10 @@ class CodecOptions:
         soft = {"labels": ((self.slots(spec), spec.classes), "labels")} if self.learns_labels else {}
         return {**self.shapes(spec), **soft}
 
+    def fixed_shapes(self, spec: Spec) -> Shapes:
+        """Of the stored tensors whose shapes the configuration alone decides."""
+        return self.all_shapes(spec)
+
     def floats(self, spec: Spec) -> int:
         """Numbers in the file, the step size and the scales of int8 included."""
         unit = Budget(floats=1)

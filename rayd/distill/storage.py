@@ -45,6 +45,8 @@ LOOK = 512
 """Numbers of one scale that its choice looks at, spread evenly."""
 SAVES = 0.05
 """Share of the levels that the coder must save to be used."""
+MOST = 2**31
+"""Numbers of one tensor that a reader unpacks."""
 LEAST_SHARED = 32
 """Numbers of a column below which its tensor takes the scales of rows."""
 
@@ -141,8 +143,16 @@ def unpack(parts: Mapping[str, Tensor]) -> Tensor:
     """The fp32 tensor that `pack` stored (an integer tensor as it is)."""
     tensor = parts[""]
     if FORM in parts:
-        return _from_form(tensor, parts[SCALE].float(), parts[FORM].tolist())
+        return _from_form(tensor, parts)
     if SCALE in parts:
+        rows = parts[SCALE]
+        if (
+            tensor.dtype != torch.int8
+            or tensor.ndim < 2
+            or rows.shape != tensor.shape[:1]
+            or not rows.is_floating_point()
+        ):
+            raise refuse("int8", tuple(tensor.shape), f"rows of int8 with a scale each, not {tuple(rows.shape)} scales")
         return (tensor.float().flatten(1) * parts[SCALE].float()[:, None]).view(tensor.shape)
     return tensor.float() if tensor.is_floating_point() else tensor
 
@@ -237,17 +247,34 @@ def _values(levels_GN: Tensor, scale_G: Tensor, offset: float) -> Tensor:
     return (levels_GN - offset) * scale_G[:, None]
 
 
-def _from_form(data: Tensor, scale_G: Tensor, form: list[int]) -> Tensor:
-    bits, size, column, coded, *shape = form
-    raw = data.numpy()
-    if coded:
-        raw = np.frombuffer(zlib.decompress(raw.tobytes()), np.uint8)
+def _from_form(data: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+    """Checked, for a file may be a stranger's: no more is unpacked than the shape asks for."""
+    form, scales = parts[FORM], parts.get(SCALE)
+    good = form.dtype == torch.int32 and 6 <= form.numel() <= 12 and data.dtype == torch.uint8 and data.ndim == 1
+    bits, size, column, coded, *shape = form.flatten().tolist() if good else (0, 0, 0, 0)
     numbers = math.prod(shape)
-    levels = torch.from_numpy(_split(raw, bits, numbers)).float()
+    if not good or bits not in BITS.values() or min(size, *shape) < 1 or numbers > MOST or scales is None:
+        raise refuse(
+            "packed numbers", form.flatten().tolist()[:12], "bits, group, column, coded and a shape, as it was written"
+        )
+    groups = numbers // size if column else -(-numbers // size)
+    if tuple(scales.shape) != (groups,) or not scales.is_floating_point() or (column and groups * size != numbers):
+        raise refuse("packed numbers", tuple(scales.shape), f"{groups} scales")
+    raw, room = data.numpy(), -(-numbers * bits // 8)
+    if coded:
+        try:
+            raw = np.frombuffer(zlib.decompressobj().decompress(raw.tobytes(), room + 1), np.uint8)
+        except zlib.error as error:
+            raise refuse(
+                "packed numbers", f"{len(data)} coded bytes", f"{room} bytes once decoded ({error})"
+            ) from error
+    if len(raw) != room:
+        raise refuse("packed numbers", f"{len(raw)} bytes", f"{room} bytes for {numbers} numbers of {bits} bits")
+    levels, scale_G, half = torch.from_numpy(_split(raw, bits, numbers)).float(), scales.float(), (2**bits - 1) / 2
     if column:
-        return _values(levels.view(size, -1).T, scale_G, (2**bits - 1) / 2).T.reshape(shape)
-    rows_GN = torch.nn.functional.pad(levels, (0, len(scale_G) * size - numbers)).view(len(scale_G), size)
-    return _values(rows_GN, scale_G, (2**bits - 1) / 2).flatten()[:numbers].view(shape)
+        return _values(levels.view(size, -1).T, scale_G, half).T.reshape(shape)
+    rows_GN = torch.nn.functional.pad(levels, (0, groups * size - numbers)).view(groups, size)
+    return _values(rows_GN, scale_G, half).flatten()[:numbers].view(shape)
 
 
 def _joined(levels_N: Tensor, bits: int) -> Tensor:

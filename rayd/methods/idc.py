@@ -78,7 +78,8 @@ class Formation(Codec):
         rank, sharing, labels, storage, start = map(_under, ("rank", "sharing", "labels", "storage", "start"))
         learns_labels, needs = _under("learns_labels"), _under("needs")
         all_shapes, floats, fill, within = map(_under, ("all_shapes", "floats", "fill", "within"))
-        stored_as = _under("stored_as")
+        stored_as, fixed_shapes = _under("stored_as"), _under("fixed_shapes")
+        need, resolved = _under("need"), _under("resolved")
 
         def decoded(self, spec: Spec) -> int:
             return self.factor**2 * self.under.decoded(spec)

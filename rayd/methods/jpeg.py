@@ -90,6 +90,9 @@ class Jpeg(Family):
             """Before anything is compressed: the coefficients."""
             return {"blocks": ((self.images or 0, self.layout(spec).blocks, 64), "pixels")}
 
+        def fixed_shapes(self, spec: Spec) -> Shapes:
+            return {"lengths": ((self.images or 0,), "pixels")}
+
         def slots(self, spec: Spec) -> int:
             return self.images or 0
 
@@ -270,16 +273,28 @@ class Jpeg(Family):
         }
         return {name: Stored(tensor, "pixels") for name, tensor in tensors.items()}
 
+    def files(self) -> list[bytes]:
+        """An ordinary JPEG file for each image."""
+        head, scans = self._files(0.0)
+        return [baseline.file(head, scan) for scan in scans]
+
     def _files(self, dead: float) -> tuple[bytes, list[bytes]]:
         steps_k = self.steps.long().cpu().numpy()
         return baseline.write(self.levels(dead).cpu().numpy(), self.layout, steps_k)
 
     @torch.no_grad()
     def restore(self, numbers: Mapping[str, Tensor]) -> None:
-        head, data = numbers["head"].numpy().tobytes(), numbers["scans"].numpy().tobytes()
-        ends = numbers["lengths"].long().cumsum(0).tolist()
+        for name in ("head", "scans"):
+            if name not in numbers or numbers[name].dtype != torch.uint8 or numbers[name].ndim != 1:
+                raise refuse(f"codec.safetensors: {name}", "other numbers", "bytes, as JPEG files have them")
+        head, data, lengths = numbers["head"].numpy().tobytes(), numbers["scans"].numpy().tobytes(), numbers["lengths"]
+        if lengths.is_floating_point() or int(lengths.min()) < 1 or int(lengths.long().sum()) != len(data):
+            raise refuse(
+                "codec.safetensors: lengths", int(lengths.long().sum()), f"lengths of scans, {len(data)} in all"
+            )
+        ends = lengths.long().cumsum(0).tolist()
         scans = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        levels, _, steps_k = baseline.read(head, scans)
+        levels, _, steps_k = baseline.read(head, scans, self.layout)
         self.steps.copy_(torch.from_numpy(steps_k))
         self.blocks.copy_(torch.from_numpy(levels).to(self.blocks) * self.steps[self.table_B])
         self.dead.zero_()

@@ -13,6 +13,9 @@ from rayd.machine import device_kind
 from rayd.schema import fingerprint, parse, to_dict
 from rayd.store import Store
 
+KEPT = "score-"
+"""How the names of these files begin."""
+
 
 class KeptScores:
     """Found again under what decides them: the artifact, the run, its recipe, the images. Removed once the card has them."""
@@ -25,8 +28,8 @@ class KeptScores:
             "recipe": to_dict(run.recipe),
             "images": [part.manifest["content"] for part in (splits.train, splits.test)],
             "device": device_kind(run.scale.gpus),
-        }
-        self.store, self.prefix = store, f"score-{fingerprint(decides)[:12]}-"
+        } | ({"methods": run.own.source} if run.own.source else {})
+        self.store, self.prefix = store, f"{KEPT}{fingerprint(decides)[:12]}-"
 
     def find(self, row: RowName, net: int, seed: int) -> Score | None:
         name = self._name(row, net, seed)
