@@ -1,7 +1,8 @@
 """An artifact as files that others read without us: parquet, WebDataset, folders of images, tensors for the field's scripts.
 
-A codec that stores image files (jpeg) exports those. Other renderings are larger than what is stored, and an 8-bit one clips: `png` and `exact` are two views with a score each, and
-every export says which one it is and how many bytes it takes beside the artifact's.
+A codec that stores image files (jpeg) exports those. Other renderings are larger than what is stored, and one of 8 bits
+clips: `png` and `exact` are two views with a score each, and every export says which one it is and how many bytes it takes
+beside the artifact's.
 
 `images.pt`, `labels.pt` and `lr.pt` are the one place where torch's own format is written, because those scripts ask for
 it: plain tensors only, readable with `weights_only=True`. Nothing here is ever read back.

@@ -121,18 +121,15 @@ def symbols(levels_UBk: Array, layout: Layout) -> Symbols:
     dc_size = SIZE[np.abs(dc)]
     where = np.concatenate([every * 65, block[of] * 65 + place[of], open_blocks * 65 + 64])
     order = np.argsort(where, kind="stable")
+    none = np.zeros_like(open_blocks)
     parts = (
-        np.concatenate(
-            [dc_size, np.where(is_value, (run[of] % 16) * 16 + size[of], RUNS), np.full(len(open_blocks), STOP)]
-        ),
-        np.concatenate(
-            [extra_of(dc, dc_size), np.where(is_value, extra_of(value, size)[of], 0), np.zeros_like(open_blocks)]
-        ),
-        np.concatenate([dc_size, np.where(is_value, size[of], 0), np.zeros_like(open_blocks)]),
-        np.concatenate([np.zeros_like(every), np.ones_like(of), np.ones_like(open_blocks)]),
-        np.concatenate([every, block[of], open_blocks]),
+        (dc_size, np.where(is_value, (run[of] % 16) * 16 + size[of], RUNS), none + STOP),
+        (extra_of(dc, dc_size), np.where(is_value, extra_of(value, size)[of], 0), none),
+        (dc_size, np.where(is_value, size[of], 0), none),
+        (np.zeros_like(every), np.ones_like(of), none + 1),
+        (every, block[of], open_blocks),
     )
-    symbol, extra, bits, is_ac, at = (part[order] for part in parts)
+    symbol, extra, bits, is_ac, at = (np.concatenate(part)[order] for part in parts)
     table = is_ac + 2 * (channel_B[at % blocks] > 0)
     return Symbols(at // blocks, table, symbol, extra, bits)
 
