@@ -73,9 +73,6 @@ def steps(quality: float, channels: int = 3) -> Array:
     return np.clip(np.floor(tables * scale + 0.5), 1, 255).astype(np.int64)
 
 
-# --- symbols ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Symbols:
     """What a set's scans say, in order: image, table (DC, AC of luma, DC, AC of colour), symbol, the bits behind it."""
@@ -241,9 +238,6 @@ def _head(layout: Layout, steps_k: Array, lengths: Array) -> bytes:
 def file(head: bytes, scan: bytes) -> bytes:
     """An ordinary JPEG file."""
     return head + scan + END
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def read(head: bytes, scans: list[bytes], expected: Layout | None = None) -> tuple[Array, Layout, Array]:
