@@ -117,6 +117,10 @@ class CodecOptions:
         """Of the stored tensors whose shapes the configuration alone decides."""
         return self.all_shapes(spec)
 
+    def filled(self, budget: Budget, spec: Spec) -> int | None:
+        """Bytes of the file where its size follows the budget and not the shapes."""
+        return None
+
     def floats(self, spec: Spec) -> int:
         """Numbers in the file, the step size and the scales of int8 included."""
         unit = Budget(floats=1)

@@ -100,8 +100,10 @@ class Jpeg(Family):
 
         def room(self, budget: Budget, spec: Spec) -> int:
             """Bytes for the scans: what tensors of no scans leave of the budget, and a head of the usual size."""
-            size = budget.bytes if budget.bytes is not None else FLOAT * budget.limit(spec)
-            return size - self._beside(spec)
+            return self.filled(budget, spec) - self._beside(spec)
+
+        def filled(self, budget: Budget, spec: Spec) -> int:
+            return budget.bytes if budget.bytes is not None else FLOAT * budget.limit(spec)
 
         def _beside(self, spec: Spec) -> int:
             """Bytes of everything in the file but the scans."""

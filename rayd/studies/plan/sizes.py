@@ -106,7 +106,8 @@ def ledger_size(run: Run, spec: Spec, budget: Budget | None = None) -> LedgerSiz
     floats = sum(by_role.values())
     moved = sum(math.prod(shape) for shape, _ in shapes.values())
     ipc = floats / (spec.classes * spec.floats)
-    return LedgerSize(floats, file_bytes(files), ipc, config.decoded(spec), by_role, moved)
+    size = config.filled(budget or run.budget, spec) or file_bytes(files)
+    return LedgerSize(floats, size, ipc, config.decoded(spec), by_role, moved)
 
 
 def learns_step(run: Run) -> bool:
