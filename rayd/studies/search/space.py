@@ -95,7 +95,7 @@ class SearchConfig:
     """What is searched, how long each trial is, who proposes and who stops."""
 
     space: Mapping[str, Any] = field(default_factory=dict)
-    """Path -> [choices] or {low, high, log, whole, grid}; rank, sharing, storage, ipc and bytes are short for their paths."""
+    """Path -> [choices] or {low, high, log, whole, grid}; rank, sharing, storage, ipc, bytes are short for their paths."""
     families: Mapping[str, FamilyConfig] = field(default_factory=dict)
     """Name -> {fixed, space}; none: the run's own method."""
     searcher: Literal["random", "grid", "tpe"] = "random"
@@ -143,7 +143,7 @@ class SearchConfig:
         dials = {SHORT.get(path, path): Dial.of(plain, f"search.space.{path}") for path, plain in space.items()}
         for path in dials:
             if not path.startswith(ROOMS):
-                raise refuse("search.space", path, "a path under method. or budget., or rank | sharing | storage | ipc | bytes",
+                raise refuse("search.space", path, f"a path under method. or budget., or {' | '.join(SHORT)}",
                              "data, network, experts and recipe stay fixed: they make trials comparable")  # fmt: skip
         return dials
 
