@@ -73,6 +73,8 @@ class Jpeg(Family):
                     )
             if self.storage != "fp32" or self.learns_labels:
                 raise refuse("codec.storage", self.storage, "fp32 and hard labels: files hold coefficients, no labels")
+            if self.start == "noise":
+                raise refuse("codec.start", self.start, "real | confident: the quality follows from real images")
             if not self.bits > 0:
                 raise refuse("codec.bits", self.bits, "above 0")
 
@@ -156,7 +158,7 @@ class Jpeg(Family):
         tables = len(baseline.steps(50, self.layout.channels))
         self.register_buffer("steps", torch.ones(tables, 64))
         for name, value in {"dead": 0.0, "weight": FIRST_WEIGHT, "counted": 0.0, "room": math.inf}.items():
-            self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float64), persistent=name != "room")
         self.transform: Transform | None = None
         channel_B = torch.from_numpy(self.layout.channel_B)
         self.register_buffer("table_B", channel_B.clamp(max=1), persistent=False)
