@@ -24,7 +24,19 @@ from rayd.evaluate.recipe import RecipeConfig
 from rayd.experts.config import ExpertConfig
 from rayd.methods import CODECS, OBJECTIVES, TERMS
 from rayd.nets.convnet import NetConfig
-from rayd.schema import DERIVED, at, fields, fields_of, fingerprint, parse, positive, read, to_dict, value
+from rayd.schema import (
+    ADDED,
+    DERIVED,
+    at,
+    fields,
+    fingerprint,
+    parse,
+    positive,
+    read,
+    to_dict,
+    value,
+    written,
+)
 from rayd.store import StoreConfig, within
 
 __all__ = ["GuardConfig", "MethodConfig", "OptimiserConfig", "Run", "ScaleConfig", "fingerprint", "parse", "to_dict"]
@@ -81,6 +93,9 @@ class MethodConfig:
     """Decay of the averaged codec that is validated and kept; 0: none."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """When a bad step is skipped, rolled back, or ends the run."""
+    through: int | None = field(default=0, metadata=ADDED)
+    """Step from which the set is distilled through its storage: networks see the numbers that the file would hold, and
+    gradients pass straight to those behind them; null: numbers are rounded once, after the last step."""
     checkpoint: int = 50
     """Steps between checkpoints of the whole state."""
     validate: int = 0
@@ -99,6 +114,8 @@ class MethodConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "checkpoint"):
             positive(f"method.{name}", getattr(self, name))
+        if self.through is not None and self.through < 0:
+            raise refuse("method.through", self.through, "a step from 0, or null to round after the last step")
         if self.validate < 0:
             raise refuse("method.validate", self.validate, "a number of steps, or 0 for the end only")
         if not 0.0 <= self.ema < 1.0:
@@ -140,7 +157,7 @@ class MethodConfig:
         return read(cls, {**rest, **parts}, where, derived)
 
     def to_plain(self) -> dict[str, Any]:
-        plain = {name: to_dict(getattr(self, name)) for name in fields_of(self)}
+        plain = {name: to_dict(getattr(self, name)) for name in written(self)}
         codec, objective, *terms = self.part_names
         plain["codec"] = {"name": codec, **plain["codec"]}
         plain["objective"] = {"name": objective, **plain["objective"]}

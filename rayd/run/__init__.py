@@ -11,6 +11,7 @@ checkpoints  the state of a distillation on disk
 identity     what decides the bytes of an artifact beside its config
 evaluate     the score table of an artifact and its controls
 rows         how each row of the table is computed
+compressed   the strongest control at equal bytes: compressed coresets
 contender    the score of a set that no run made
 scores       networks scored so far, so that an interrupted evaluation goes on
 verify       the claim of an artifact, computed again

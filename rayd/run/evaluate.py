@@ -158,7 +158,7 @@ def score_table(run: Run, artifact: Artifact, outcomes: Outcomes, whole: int) ->
 
 def _images(row: RowName, artifact: Artifact, whole: int) -> int | None:
     """Images of a row's set; None for JPEG files, of which as many are taken as fit. `whole`: of the training set."""
-    if row.budget == "jpeg":
+    if row.budget in ("jpeg", "best"):
         return None
     if row.is_coreset:
         return row.images(artifact.ledger["floats"], artifact.ledger["bytes"], artifact.spec, whole)

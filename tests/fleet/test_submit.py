@@ -74,6 +74,7 @@ def test_runtime_environments_are_rays() -> None:
 
     from rayd.errors import Refused
     from rayd.fleet.submission import Submission
+    from rayd.machine import __version__
 
     def made(**keys: Any) -> dict[str, Any]:
         return dict(RuntimeEnv(**Submission(vars={"RAYD_DATA": "/mnt/data"}, **keys).environment(ROOT)))
