@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 GROUPS = ("preset", "data", "net", "expert", "method", "recipe", "scale")
-PATHS = ("out", "buffer", "methods", "data.path", "to", "artifact", "verify")
+PATHS = ("out", "buffer", "scores", "methods", "data.path", "to", "artifact", "verify")
 """Keys that hold a path or URI: made absolute before anything else sees them, since workers live in other folders."""
 
 
@@ -259,7 +259,7 @@ def _make_absolute(mapping: dict[str, Any]) -> None:
             continue
         expanded = os.path.expanduser(value)
         submitted = isinstance(scale, dict) and scale.get("name") == "cluster"
-        if submitted and path in ("out", "buffer") and not os.path.isabs(expanded):
+        if submitted and path in ("out", "buffer", "scores") and not os.path.isabs(expanded):
             where = "an absolute path every node sees, or a URI"
             raise refuse(path, value, where, f"a submitted job runs in a folder that is thrown away: {path}=/...")
         holder[key] = os.path.abspath(expanded)

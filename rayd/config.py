@@ -23,7 +23,7 @@ from rayd.experts.config import ExpertConfig
 from rayd.methods import CODECS, OBJECTIVES, TERMS
 from rayd.nets.convnet import NetConfig
 from rayd.schema import DERIVED, at, fields_of, fingerprint, parse, positive, read, to_dict, value
-from rayd.store import StoreConfig, within
+from rayd.store import StoreConfig, beside, within
 
 __all__ = ["GuardConfig", "MethodConfig", "OptimiserConfig", "Run", "ScaleConfig", "fingerprint", "parse", "to_dict"]
 
@@ -267,6 +267,8 @@ class Run:
     """Run directory or URI: every stage finds the earlier ones there."""
     buffer: str | None = None
     """Expert buffer; null: `experts` under `out`."""
+    scores: str | None = None
+    """Folder of the scores of controls, shared by runs on the same data; null: `scores` beside the buffer."""
     methods: str | None = None
     """Folder of methods of one's own."""
 
@@ -288,13 +290,18 @@ class Run:
         """Where the expert buffer is."""
         return self.buffer if self.buffer is not None else self.at("experts")
 
+    @property
+    def scores_at(self) -> str:
+        """Where scores of controls are kept."""
+        return self.scores if self.scores is not None else beside(self.experts_at, "scores")
+
     def at(self, name: str) -> str:
         """What lies at `name` in the run's folder."""
         return within(self.out, name)
 
     def identity(self) -> dict[str, Any]:
         """What decides the result of a distillation: the run without its place, evaluation and paths."""
-        elsewhere = ("scale", "store", "out", "buffer", "methods", "recipe")
+        elsewhere = ("scale", "store", "out", "buffer", "scores", "methods", "recipe")
         plain = {name: part for name, part in to_dict(self).items() if name not in elsewhere}
         for part, places in {"data": ("path",), "expert": ("micro", "memory")}.items():
             plain[part] = {name: option for name, option in plain[part].items() if name not in places}

@@ -14,7 +14,7 @@ from rayd.data.images import Splits
 from rayd.errors import Refused
 from rayd.machine import can_compile
 
-UNPLACED = ("out", "buffer", "methods", "recipe", "scale", "store")
+UNPLACED = ("out", "buffer", "scores", "methods", "recipe", "scale", "store")
 """Parts of a config that decide nothing of a distillation."""
 
 
