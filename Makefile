@@ -11,7 +11,7 @@ install: $(STAMP)  ## the environment in .venv, at the tested versions
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (the first time this fetches torch: minutes)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[digits,vision,report,search,dev]'
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fleet,digits,vision,report,search,dev]'
 	@touch $@
 
 demo: $(STAMP)  ## digits, end to end on Ray, with a report page: at most 3 minutes on 2 cores
@@ -38,4 +38,4 @@ fmt: $(STAMP)  ## format and sort imports
 
 clean:  ## caches and builds; runs/ and .venv stay
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
-	@rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .cache
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .cache

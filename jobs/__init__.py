@@ -1,29 +1,28 @@
-"""One entry a verb (doctor, prepare, plan, experts, distill, evaluate, report, export; pipeline is several of them;
-search, continual, theory and bench are the studies): compose the run, call its stage, end with an exit code.
+"""One entry a verb: compose the run, call its stage, end with an exit code.
+
+doctor, check, prepare, plan, experts, distill, evaluate, report, export are stages, and pipeline is several of them; search,
+continual, theory and bench are the studies; submit sends one to a cluster, watch looks at a run while it goes on; new writes
+a method to begin with.
 
 compose    from a command line to a Run; the door to Hydra
 help       --help and --cfg
 console    the line of progress
 presets    the table of presets in configs/README.md
 published  the accuracies of configs/published.csv
+zoo        the index of the finished sets in artifacts/
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from rayd.api.work import stage as stage
 
-if TYPE_CHECKING:
-    from rayd.config import Run
-
-INLINE = {
-    "experts": "rayd.run.experts",
-    "distill": "rayd.run.distill",
-    "plan": "rayd.studies.plan",
-    "prepare": "rayd.data.prepare",
-}
+VERBS = (
+    "doctor", "check", "prepare", "plan", "experts", "distill", "evaluate", "report", "export", "pipeline", "submit",
+    "watch", "search", "continual", "theory", "bench", "new",
+)  # fmt: skip
+"""What `rayd VERB` runs."""
 
 
-def stage(verb: str, run: Run) -> Any:
-    """The module that does a verb: in this process under scale=inline, else on Ray, under the same names."""
-    return import_module(INLINE[verb] if run.scale.name == "inline" else f"rayd.fleet.{verb}")
+def program(verb: str) -> str:
+    """The command of a verb, as it is typed here: in a wheel this package is `rayd.jobs`."""
+    return f"python -m jobs.{verb}" if __name__ == "jobs" else f"rayd {verb}"

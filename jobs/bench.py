@@ -1,6 +1,6 @@
 """Measure every speed we claim, against the plain way in the same run: one JSON line a row, a table on standard error.
 
-usage: python -m jobs.bench [experts unroll codecs objectives evaluate buffer scaling | all] [size=default|full]
+usage: python -m jobs.bench [experts unroll codecs objectives evaluate buffer scaling trust | all] [size=default|full]
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from jobs.compose import exit_code
 
-NAMES = ("experts", "unroll", "codecs", "objectives", "evaluate", "buffer", "scaling")
+NAMES = ("experts", "unroll", "codecs", "objectives", "evaluate", "buffer", "scaling", "trust")
 
 
 def main(words: Sequence[str]) -> int:

@@ -9,7 +9,6 @@ import dataclasses
 import importlib
 import json
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs import program
+from rayd.choices import CONFIGS, GROUPS, PATHS, absolute, check_choice, check_family, follows, options, places
+from rayd.extras import require
+
 if TYPE_CHECKING:
     from rayd.config import Run
+    from rayd.run.settings import Setting
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-GROUPS = ("preset", "data", "net", "expert", "method", "recipe", "scale")
-PATHS = ("out", "buffer", "scores", "methods", "data.path", "to", "artifact", "verify")
-"""Keys that hold a path or URI: made absolute before anything else sees them, since workers live in other folders."""
+__all__ = ["CONFIGS", "GROUPS", "Asked", "ask", "command", "compose", "options"]
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,13 @@ class Asked:
     words: tuple[str, ...]
     published: Published | None = None
     """The row of configs/published.csv that the run's preset compares itself with."""
+    settings: tuple[Setting, ...] = ()
+    """Keys that followed from the data."""
 
     def line(self, verb: str | None = None) -> str:
         """The command to type for another verb of the same run."""
         keep = (word for word in self.words if "=" in word and not word.startswith(self._own_keys()))
-        return " ".join([f"python -m jobs.{verb or self.verb}", *map(shlex.quote, keep)])
+        return " ".join([program(verb or self.verb), *map(shlex.quote, keep)])
 
     def _own_keys(self) -> tuple[str, ...]:
         return tuple(f"{one.name}{end}" for one in dataclasses.fields(self.own) for end in "=.")
@@ -82,7 +85,10 @@ def command(
 
             print(answer(verb, doc or "", keys, [word for word in words if word not in ("--help", "-h")]))
             return 0
+        require("jobs", program(verb))
         asked = ask(verb, tuple(word for word in words if word != "--cfg"), keys)
+        for setting in asked.settings if verb != "check" else ():
+            print(f"rayd: {setting.word}   ({setting.why})", file=sys.stderr)
         if "--cfg" in words:
             print(resolved(asked))
             return 0
@@ -113,7 +119,7 @@ def exit_code(work: Callable[[], int]) -> int:
 
 def ask(verb: str, words: tuple[str, ...], keys: str = "") -> Asked:
     """Compose, then read strictly."""
-    mapping = compose(verb, words)
+    mapping, settings = compose(verb, words)
     from rayd.config import Run
     from rayd.schema import fields_of, parse, unknown
 
@@ -122,11 +128,11 @@ def ask(verb: str, words: tuple[str, ...], keys: str = "") -> Asked:
     for key in mapping:
         if key not in known:
             raise unknown(key, mapping[key], known)
-    _make_absolute(mapping)
+    absolute(mapping)
     mine = {key: mapping.pop(key) for key in list(mapping) if key in fields_of(own)}
     row = mapping.pop("published", None)
     published = None if row is None else parse(Published, row, "published")
-    return Asked(verb, Run.from_plain(mapping), parse(own, mine), words, published)
+    return Asked(verb, Run.from_plain(mapping), parse(own, mine), words, published, settings)
 
 
 def keys_class(keys: str) -> type[Any]:
@@ -138,16 +144,18 @@ def keys_class(keys: str) -> type[Any]:
     return cls
 
 
-def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
-    """Root, groups and overrides joined into plain values."""
+def compose(verb: str, words: Sequence[str]) -> tuple[dict[str, Any], tuple[Setting, ...]]:
+    """Root, groups and overrides joined into plain values, and those of them that followed from the data."""
     from rayd.errors import refuse
 
     own = next((word.split("=", 1)[1].strip("'\"") for word in words if word.startswith("methods=")), None)
-    places = [CONFIGS] + ([Path(own).resolve()] if own not in (None, "null") else [])
-    overrides = [_override(word, places) for word in words]
+    where = places(own)
+    overrides = [_override(word, where) for word in words]
+    if follows([word.lstrip("+") for word in words]):
+        overrides = ["+preset=own", *overrides]
     overrides += [f"~{group}" for group in GROUPS if any(word.startswith(f"{group}={{") for word in words)]
-    if len(places) > 1 and (places[1] / "method").is_dir():
-        overrides.append(f"hydra.searchpath=['file://{places[1]}']")
+    if any((place / group).is_dir() for place in where[1:] for group in GROUPS):
+        overrides.append(f"hydra.searchpath=['file://{where[1]}']")
     if not (CONFIGS / "run.yaml").is_file():
         raise refuse("configs", CONFIGS, "a folder with run.yaml", "run the jobs from a checkout")
     _check_method(verb, words)
@@ -156,10 +164,15 @@ def compose(verb: str, words: Sequence[str]) -> dict[str, Any]:
     objective = method.get("objective") if isinstance(method, dict) else None
     name = objective.get("name") if isinstance(objective, dict) else None
     section = (mapping.get("by_objective") or {}).get(name)
-    if section:
-        mapping, _ = _joined(verb, [*_leaves("", section), *overrides], words)
+    leaves = list(_leaves("", section)) if section else []
+    from rayd.run.settings import follow
+
+    settings = follow(mapping, {word.lstrip("+").partition("=")[0] for word in words}, "+preset=own" in overrides)
+    leaves += [f"++{setting.key}={json.dumps(setting.value)}" for setting in settings]
+    if leaves:
+        mapping, _ = _joined(verb, [*leaves, *overrides], words)
     mapping.pop("by_objective", None)
-    return mapping
+    return mapping, settings
 
 
 def _joined(verb: str, overrides: Sequence[str], words: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -196,20 +209,15 @@ def _leaves(path: str, section: Any) -> Iterator[str]:
 
 
 def _check_method(verb: str, words: Sequence[str]) -> None:
-    """A preset of one method says nothing about another: FAMILY/CELL is refused beside the method of another family."""
-    from rayd.errors import refuse
-
+    """Refuse a preset of one method beside another method."""
     pairs = (word.lstrip("+").partition("=") for word in words)
     chosen = {key: value for key, _, value in pairs if key in ("preset", "method")}
-    if len(chosen) < 2 or "/" not in chosen["preset"]:
-        return
-    _, choices = _joined(verb, [f"+preset={chosen['preset']}"], words)
-    if choices["method"] != chosen["method"]:
-        allowed = f"{choices['method']}, which preset={chosen['preset']} is for"
-        raise refuse("method", chosen["method"], allowed, "drop one of the two words, or take preset=cpu")
+    if len(chosen) == 2 and "/" in chosen["preset"]:
+        _, choices = _joined(verb, [f"+preset={chosen['preset']}"], words)
+        check_family(chosen["preset"], chosen["method"], choices["method"])
 
 
-def _override(word: str, places: Sequence[Path]) -> str:
+def _override(word: str, where: Sequence[Path]) -> str:
     """One word as Hydra reads it: choices are checked here; any other key may be new, since reading is strict."""
     from rayd.errors import refuse
 
@@ -220,49 +228,11 @@ def _override(word: str, places: Sequence[Path]) -> str:
         raise refuse("command line", word, "KEY=VALUE, --help or --cfg", "see --help")
     key = key.lstrip("+")
     if key in GROUPS and not value.startswith(("{", "[")):
-        known = sorted({option for place in places for option in options(key, place)})
-        if value not in known:
-            from difflib import get_close_matches
-
-            near = get_close_matches(value, known, n=1)
-            raise refuse(key, value, " | ".join(_related(value, known)), f"did you mean {near[0]}?" if near else "")
+        check_choice(key, value, where)
         return f"+{key}={value}" if key == "preset" else f"{key}={value}"
-    if key in PATHS and value not in ("", "null") and value[0] not in "'\"":
+    if key in PATHS and value not in ("", "null", "true", "false") and value[0] not in "'\"":
         value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return f"++{key}={value}"
-
-
-def _related(value: str, known: Sequence[str]) -> list[str]:
-    """The cells of the family that was meant, or the families."""
-    cells = [name for name in known if name.startswith(value.split("/")[0] + "/")]
-    return cells or list(dict.fromkeys(name.split("/")[0] + ("/..." if "/" in name else "") for name in known))
-
-
-def options(group: str, place: Path = CONFIGS) -> list[str]:
-    """The choices of a group: its YAML files, by path; names that start with an underscore are pieces of others."""
-    root = place / group
-    names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
-    return sorted(name for name in names if not Path(name).name.startswith("_"))
-
-
-def _make_absolute(mapping: dict[str, Any]) -> None:
-    from rayd.errors import refuse
-
-    scale = mapping.get("scale")
-    for path in PATHS:
-        *parents, key = path.split(".")
-        holder: Any = mapping
-        for parent in parents:
-            holder = holder.get(parent) if isinstance(holder, dict) else None
-        value = holder.get(key) if isinstance(holder, dict) else None
-        if not isinstance(value, str) or not value or "://" in value:
-            continue
-        expanded = os.path.expanduser(value)
-        submitted = isinstance(scale, dict) and scale.get("name") == "cluster"
-        if submitted and path in ("out", "buffer", "scores") and not os.path.isabs(expanded):
-            where = "an absolute path every node sees, or a URI"
-            raise refuse(path, value, where, f"a submitted job runs in a folder that is thrown away: {path}=/...")
-        holder[key] = os.path.abspath(expanded)
 
 
 def resolved(asked: Asked) -> str:

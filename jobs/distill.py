@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 
-from jobs import stage
 from jobs.compose import Asked, command
 
 
@@ -23,13 +22,14 @@ def act(asked: Asked) -> int:
 def distilled(asked: Asked) -> bool:
     """Distil; whether there was anything to do."""
     from jobs.console import follow
+    from rayd.api import work
     from rayd.run.distill import finished
     from rayd.store import Store
 
     run = asked.run
     if finished(run, Store(run.out)):
         return False
-    for _ in follow(stage("distill", run).distill(run), run.method.steps, "distill"):
+    for _ in follow(work.distilled(run), run.method.steps, "distill"):
         pass
     return True
 

@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from jobs.compose import Asked, command
 
@@ -37,21 +36,9 @@ def act(asked: Asked) -> int:
 
 def scored(asked: Asked, at: str, controls: bool | Sequence[str] = True) -> bool:
     """Score the artifact; false where its card holds this recipe's table already."""
-    from rayd.run.cost import keep
-    from rayd.run.evaluate import is_scored, rows_asked, score
-    from rayd.store import Store
+    from rayd.api.work import scored
 
-    run, store, rows = asked.run, Store(at), rows_asked(controls)
-    if is_scored(run, at, rows):
-        return False
-    if run.scale.name == "inline":
-        score(run, at, rows)
-    else:
-        from rayd.fleet.tasks import run_tasks
-
-        score(run, at, rows, run_tasks)
-    keep(run, store)
-    return True
+    return scored(asked.run, at, controls)
 
 
 def verified(asked: Asked) -> int:
@@ -74,25 +61,11 @@ def verified(asked: Asked) -> int:
 
 def table(at: str) -> str:
     """The scores and the verdict, as text."""
+    from rayd.artifact import fields
+    from rayd.evaluate.table import Table
     from rayd.store import Store
 
-    scores = Store(at).read_json("controls.json")
-    lines = [f"{'set':<21}{'net':<16}{'test accuracy':>16}{'n':>4}{'95 %':>8}"]
-    lines += [_row(row) for row in sorted(scores["rows"], key=lambda row: (row["net"], -row["mean"]))]
-    lines += [f"{name:<21}left out: {why.split('. ')[0]}" for name, why in scores["skipped"].items()]
-    size = f"{scores['floats']:,} floats, {scores['bytes']:,} bytes"
-    verdict = scores["verdict"]
-    recipe = scores["recipe"]
-    length = f"{recipe['epochs']} epochs" if recipe.get("epochs") else f"{recipe['steps']} steps of every set"
-    lines += [f"{size}; recipe {recipe['name']}, {length}"]
-    robust = [f"{name.upper()} {scores['robust'][name]:.3f}" for name in ("lrs", "ars") if name in scores["robust"]]
-    lines += [f"robust scores, 0 to 1: {', '.join(robust)}"] if robust else []
-    return "\n".join([*lines, *(f"  {why}" for why in verdict["why"]), f"beats the coreset: {verdict['overall']}"])
-
-
-def _row(row: Mapping[str, Any]) -> str:
-    score = f"{100 * row['mean']:.1f} +- {100 * row['std']:.1f}"
-    return f"{row['set']:<21}{row['net']:<16}{score:>16}{row['n']:>4}{100 * row['ci95']:>8.1f}"
+    return str(Table(fields.table(Store(at).read("controls.json"))))
 
 
 if __name__ == "__main__":

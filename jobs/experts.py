@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from jobs import stage
 from jobs.compose import Asked, command
 
 KEYS = "jobs.experts:Keys"
@@ -45,10 +44,10 @@ def check(at: str) -> int:
 def built(asked: Asked) -> int:
     """Build the experts that are missing; how many there were."""
     from jobs.console import Line
-    from rayd.run.experts import ExpertPlan
+    from rayd.api.work import trained
 
     line, progress = Line(), None
-    for progress in stage("experts", asked.run).build(ExpertPlan.open(asked.run)):
+    for progress in trained(asked.run):
         line.show(f"experts  {progress.line()}")
     if progress is None or not progress.done:
         return 0

@@ -30,7 +30,7 @@ def act(asked: Asked) -> int:
 
     own = asked.own
     to = own.to or asked.run.at(f"export/{own.format}")
-    names = export(own.artifact or asked.run.at("artifact"), to, own.format, own.view)
+    names = export(own.artifact or asked.run.at("artifact"), to, own.format, own.view, asked.run.methods)
     print("\n".join(f"  {name}" for name in names[:10]) + (f"\n  ... {len(names)} files" if len(names) > 10 else ""))
     print(f"rayd: {own.format} in {to}")
     return 0

@@ -16,9 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import rayd
+from jobs import program
 from jobs.compose import CONFIGS, GROUPS, options
 
-ROOT = CONFIGS.parent
+HERE = Path(__file__).resolve().parent
+ROOT = Path(rayd.__file__).resolve().parent
+"""Of the package: its sources are read, none is imported."""
 WIDTH, COLUMN = 118, 36
 WORDS = {"codec": "CODECS", "objective": "OBJECTIVES", "terms": "TERMS"}
 """Parts of a method, and the dict of rayd.methods that names their classes."""
@@ -81,9 +85,9 @@ def _dicts(body: Sequence[ast.stmt]) -> Iterator[tuple[str, dict[str, str]]]:
 def everything() -> tuple[dict[str, Path], dict[str, Mapping[str, str]]]:
     """Where each class of rayd is, and the dicts of a method's parts."""
     classes: dict[str, Path] = {}
-    for path in sorted((ROOT / "rayd").rglob("*.py")):
+    for path in sorted(path for path in ROOT.rglob("*.py") if path.parent != HERE):
         classes |= dict.fromkeys(source(path).classes, path)
-    methods = source(ROOT / "rayd" / "methods" / "__init__.py").dicts
+    methods = source(ROOT / "methods" / "__init__.py").dicts
     dicts = {name: methods[name] for name in WORDS.values()}
     return classes, dicts
 
@@ -121,7 +125,7 @@ def usage(verb: str, doc: str, keys: str) -> str:
     run = {name: key for name, key in keys_of("Run").items() if name not in GROUPS}
     inner = "".join(_listing(keys_of(_class(run.pop(name).kind)), f"{name}.", {}) for name in ("budget", "store"))
     return (
-        f"usage: python -m jobs.{verb} [KEY=VALUE ...] [--cfg] [--help [preset | PART]]\n\n{doc.strip()}\n\n"
+        f"usage: {program(verb)} [KEY=VALUE ...] [--cfg] [--help [preset | PART]]\n\n{doc.strip()}\n\n"
         f"Choices, a file each under configs/:\n{choices}\n\nKeys:\n{own}{_listing(run, '', _values('run'))}{inner}\n"
         "Any key of a choice can be set too (method.steps=100, net.width=32, scale.workers=2).\n"
         "--help preset lists the published settings; --help PART the keys of a part (data, method, method.codec,\n"
@@ -203,7 +207,7 @@ def _own(keys: str) -> dict[str, Key]:
     if not keys:
         return {}
     module, _, name = keys.partition(":")
-    fields = keys_of(name, ROOT / f"{module.replace('.', '/')}.py" if module.startswith("jobs.") else None)
+    fields = keys_of(name, HERE / f"{module[5:]}.py" if module.startswith("jobs.") else None)
     return fields | {
         f"{section}.{name}": key for section, one in fields.items() for name, key in keys_of(_class(one.kind)).items()
     }

@@ -24,8 +24,11 @@ class Keys:
 
 
 def act(asked: Asked) -> int:
+    from rayd.extras import require
     from rayd.readable import duration
 
+    if "report" in asked.own.stages:
+        require("report", "stages=[..., report]")
     began, parts = time.monotonic(), []
     for name in STAGES:
         if name in asked.own.stages:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from jobs import stage
+from jobs import program, stage
 from jobs.compose import Asked, command
 
 KEYS = "rayd.data.prepare:PrepareConfig"
@@ -17,7 +17,7 @@ def act(asked: Asked) -> int:
     to = asked.own.to or asked.run.at("data")
     shards = prepared(asked, to, asked.own.per_shard)
     print(f"rayd: {to} " + (f"is whole: {shards} shards written" if shards else "is already done"))
-    print(f"next: python -m jobs.experts data=prepared data.path={to} out={asked.run.out}")
+    print(f"next: {program('experts')} data=prepared data.path={to} out={asked.run.out}")
     return 0
 
 

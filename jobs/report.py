@@ -20,17 +20,20 @@ def reported(asked: Asked) -> bool:
     import hashlib
 
     from jobs.published import rows
+    from rayd.artifact.load import read_card
+    from rayd.extras import require
     from rayd.report import report
     from rayd.store import Store
 
+    require("report", "report")
     store = Store(asked.run.out)
-    data = store.read_json("artifact/card.json")["data"].get("name", "") if store.exists("artifact/card.json") else ""
+    data = read_card(store.sub("artifact"))["data"].get("name", "") if store.exists("artifact/card.json") else ""
     published = tuple(map(str, rows(asked.published, data)))
     digests = {name: hashlib.sha256(store.read(name)).hexdigest() for name in DRAWN_FROM if store.exists(name)}
     digests |= {"published": "\n".join(published)} if published else {}
     if digests and store.exists("report/drawn_from.json") and store.read_json("report/drawn_from.json") == digests:
         return False
-    report(asked.run.out, asked.run.buffer, published=published)
+    report(asked.run.out, asked.run.buffer, published=published, methods=asked.run.methods)
     store.write_json("report/drawn_from.json", digests)
     return True
 

@@ -6,14 +6,13 @@ them and refuses sentences that mean nothing, by what the parts declare and neve
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal
 
-from rayd.data.config import DataConfig
+from rayd import plugins
+from rayd.data.config import DataConfig, deciding_keys
 from rayd.distill.budget import Budget
 from rayd.distill.contract import OptimiserConfig
 from rayd.distill.guard import GuardConfig
@@ -22,7 +21,8 @@ from rayd.evaluate.recipe import RecipeConfig
 from rayd.experts.config import ExpertConfig
 from rayd.methods import CODECS, OBJECTIVES, TERMS
 from rayd.nets.convnet import NetConfig
-from rayd.schema import DERIVED, at, fields_of, fingerprint, parse, positive, read, to_dict, value
+from rayd.scale import ScaleConfig
+from rayd.schema import DERIVED, at, fields, fields_of, fingerprint, parse, positive, read, to_dict, value
 from rayd.store import StoreConfig, beside, within
 
 __all__ = ["GuardConfig", "MethodConfig", "OptimiserConfig", "Run", "ScaleConfig", "fingerprint", "parse", "to_dict"]
@@ -41,26 +41,10 @@ class Words:
     terms: Mapping[str, type[Any]]
 
 
-def words(folder: str | None = None) -> Words:
-    """Our dicts, joined by the CODECS, OBJECTIVES and TERMS of every Python file in `folder`."""
-    codecs, objectives, terms = dict(CODECS), dict(OBJECTIVES), dict(TERMS)
-    if folder is None:
-        return Words(codecs, objectives, terms)
-    files = sorted(Path(folder).glob("*.py"))
-    if not files:
-        raise refuse("methods", folder, "a folder with Python files that hold CODECS, OBJECTIVES or TERMS")
-    for path in files:
-        spec = importlib.util.spec_from_file_location(f"rayd_methods_{path.stem}", path)
-        if spec is None or spec.loader is None:
-            raise refuse("methods", path, "a readable Python file")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        for known, name in ((codecs, "CODECS"), (objectives, "OBJECTIVES"), (terms, "TERMS")):
-            for word, cls in getattr(module, name, {}).items():
-                if word in known:
-                    raise refuse(f"{path.name} {name}", word, "a name that is not taken", "choose another name")
-                known[word] = cls
-    return Words(codecs, objectives, terms)
+def words(own: plugins.Plugins = plugins.NONE) -> Words:
+    """Our dicts, joined by those of a folder of one's own."""
+    ours: dict[str, Mapping[str, Any]] = {"codecs": CODECS, "objectives": OBJECTIVES, "terms": TERMS}
+    return Words(**{kind: plugins.joined(kind, names, own) for kind, names in ours.items()})
 
 
 def _part(known: Mapping[str, type[Any]], mapping: Any, where: str) -> tuple[str, Any]:
@@ -70,7 +54,8 @@ def _part(known: Mapping[str, type[Any]], mapping: Any, where: str) -> tuple[str
     name = mapping["name"]
     if name not in known:
         near = get_close_matches(str(name), known, n=1)
-        raise refuse(f"{where}.name", name, " | ".join(known), f"did you mean {near[0]}?" if near else "")
+        hint = f"did you mean {near[0]}?" if near else "a name of one's own needs its folder: methods=FOLDER"
+        raise refuse(f"{where}.name", name, " | ".join(known), hint)
     cls = known[name].Config
     rest = {key: option for key, option in mapping.items() if key != "name"}
     return name, parse(cls, rest, where)
@@ -132,9 +117,8 @@ class MethodConfig:
         return " + ".join(self.part_names)
 
     @classmethod
-    def from_plain(cls, mapping: Mapping[str, Any], where: str = "method", known: Words | None = None) -> MethodConfig:
-        known = known or words()
-        rest = dict(mapping)
+    def from_plain(cls, mapping: Mapping[str, Any], where: str = "method") -> MethodConfig:
+        known, rest = words(plugins.known()), dict(mapping)
         if "codec" not in rest or "objective" not in rest:
             missing = "codec" if "codec" not in rest else "objective"
             raise refuse(at(where, missing), "(missing)", "a mapping with a name", "a sentence needs both")
@@ -197,49 +181,6 @@ def check_sentence(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScaleConfig:
-    """Where the work runs. Results do not depend on it, but for `threads`, which is part of the plan."""
-
-    name: Literal["inline", "laptop", "cluster"] = "inline"
-    """inline: this process, no Ray; laptop: Ray started in this process; cluster: the one the job was submitted to."""
-    actors: int = 0
-    """Expert actors; 0: as many as the resources hold."""
-    workers: int = 1
-    """Ray Train workers that share a distillation's items."""
-    cpus: float = 1.0
-    """CPU cores of one actor, worker or task."""
-    gpus: float = 0.0
-    """GPUs of one actor, worker or task: 0, 1 or 1/k; 0 computes on the CPU, whatever the machine has."""
-    threads: int = 1
-    """Torch threads of one actor, worker or task, inline too."""
-    max_failures: int = 3
-    """How often a lost unit, worker group or task is tried again."""
-    timeout: float = 600.0
-    """Seconds that a collective of Ray Train workers may take."""
-    startup: float = 900.0
-    """Seconds that actors, workers and tasks may take to be placed and to get ready."""
-    beat: float = 600.0
-    """Seconds without a step, a batch or a network after which work counts as hung: it is ended and tried again."""
-    wait: float = 0.0
-    """Seconds that nodes may take to come where an autoscaler launches them; 0 refuses at once what cannot be placed."""
-
-    def __post_init__(self) -> None:
-        for name in ("workers", "threads", "timeout", "startup", "beat"):
-            positive(f"scale.{name}", getattr(self, name))
-        for name in ("actors", "cpus", "gpus", "max_failures", "wait"):
-            if getattr(self, name) < 0:
-                raise refuse(f"scale.{name}", getattr(self, name), "zero or more")
-        if self.gpus > 1 or (self.gpus and abs(1 / self.gpus - round(1 / self.gpus)) > 0.01 / self.gpus):
-            raise refuse(
-                "scale.gpus", self.gpus, "0, 1 or 1/k, which tile a GPU", "raise scale.workers or scale.actors"
-            )
-        if 0 < self.gpus < 1 and self.workers > 1:
-            raise refuse("scale.gpus", self.gpus, f"1 where scale.workers={self.workers}: NCCL takes one worker a GPU")
-        if self.name == "inline" and self.workers != 1:
-            raise refuse("scale.workers", self.workers, "1 under scale=inline", "add scale=laptop")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Run:
     """Everything a job needs to know; what is here and not `place` decides the result."""
 
@@ -270,7 +211,9 @@ class Run:
     scores: str | None = None
     """Folder of the scores of controls, shared by runs on the same data; null: `scores` beside the buffer."""
     methods: str | None = None
-    """Folder of methods of one's own."""
+    """Folder of code of one's own: methods, networks, formats, augmentations, controls."""
+    own: plugins.Plugins = field(default=plugins.NONE, metadata=DERIVED, compare=False, repr=False)
+    """What is in it."""
 
     def __post_init__(self) -> None:
         if self.transform == "zca" and getattr(self.method.codec, "clamp", False):
@@ -279,11 +222,9 @@ class Run:
     @classmethod
     def from_plain(cls, mapping: Mapping[str, Any], where: str = "") -> Run:
         rest = dict(mapping)
-        folder = value(str | None, rest.get("methods"), "methods")
-        method = rest.get("method")
-        if isinstance(method, Mapping):
-            rest["method"] = MethodConfig.from_plain(method, "method", words(folder))
-        return read(cls, rest, where)
+        own = plugins.load(value(str | None, rest.get("methods"), "methods"))
+        with plugins.using(own):
+            return read(cls, rest, where, {"own": own})
 
     @property
     def experts_at(self) -> str:
@@ -300,15 +241,20 @@ class Run:
         return within(self.out, name)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result of a distillation: the run without its place, evaluation and paths."""
-        elsewhere = ("scale", "store", "out", "buffer", "scores", "methods", "recipe")
-        plain = {name: part for name, part in to_dict(self).items() if name not in elsewhere}
-        for part, places in {"data": ("path",), "expert": ("micro", "memory")}.items():
-            plain[part] = {name: option for name, option in plain[part].items() if name not in places}
-        return {**plain, "threads": self.scale.threads}
+        """What decides the result of a distillation."""
+        return config_identity(to_dict(self))
 
     def fingerprint(self) -> str:
         return fingerprint(self.identity())
+
+
+def config_identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config, of this version or as a card records it, without its place, evaluation and paths."""
+    elsewhere = ("out", "buffer", "scores", "methods", "recipe", "scale", "store")
+    plain = {key: part for key, part in config.items() if key not in elsewhere}
+    for part, places in {"data": ("path",), "expert": ("micro", "memory")}.items():
+        plain[part] = {key: value for key, value in plain[part].items() if key not in places}
+    return {**plain, "data": deciding_keys(plain["data"]), "threads": config["scale"]["threads"]}
 
 
 def _raw_rate(objective: Mapping[str, Any]) -> dict[str, Any]:
@@ -316,13 +262,17 @@ def _raw_rate(objective: Mapping[str, Any]) -> dict[str, Any]:
     plain = dict(objective)
     if "step_optimiser" not in plain:
         return plain
-    rate = plain.pop("lr_step", 0.01) * plain.get("step_size", 0.01) ** 2
+    lr = value(float, plain.pop("lr_step", 0.01), "method.objective.lr_step")
+    rate = lr * value(float, plain.get("step_size", 0.01), "method.objective.step_size") ** 2
     return plain | ({"lr_step": rate} if plain.pop("step_optimiser") == "sgd" else {})
 
 
 def run_of_card(config: Mapping[str, Any]) -> Run:
     """The run that an artifact's card records. Earlier ones hold `method.name`, a rate for the logarithm of the step size
     under `step_optimiser`, and experts of whole batches."""
-    method = {key: option for key, option in config["method"].items() if key != "name"}
-    method["objective"] = _raw_rate(method["objective"])
+    parts = fields(config, {"method": Mapping[str, Any], "expert": Mapping[str, Any]}, "card.config")
+    method = fields(parts["method"], {"objective": Mapping[str, Any]}, "card.config.method")
+    method = {key: part for key, part in method.items() if key != "name"} | {
+        "objective": _raw_rate(method["objective"])
+    }
     return parse(Run, {**config, "method": method, "expert": {"last_batch": "drop"} | config["expert"]})

@@ -19,6 +19,12 @@ class OutOfMemory(Failed):
     """Memory ran out; whoever can ask for less of it may try once more."""
 
 
+LONGEST = 500
+"""Letters of a value that a message repeats."""
+
+
 def refuse(field: str, value: object, allowed: str, do: str = "") -> Refused:
     """A refusal in its one form: field, value, what is allowed, what to do next."""
-    return Refused(f"{field}={value!s}: allowed is {allowed}" + (f"; {do}" if do else ""))
+    text = str(value)
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return Refused(f"{field}={text}: allowed is {allowed}" + (f"; {do}" if do else ""))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import types
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -19,6 +20,8 @@ from rayd.errors import Refused, refuse
 T = TypeVar("T")
 DERIVED = {"derived": True}
 """Metadata of a field that follows from the others: neither read nor written."""
+DEEPEST = 50
+"""How deep JSON from a file may be nested."""
 
 
 def parse(cls: type[T], mapping: Any, where: str = "") -> T:
@@ -145,6 +148,46 @@ def describe(kind: Any) -> str:
 
 def fields_of(cls: Any) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(cls) if field.init and "derived" not in field.metadata}
+
+
+def fields(mapping: Any, kinds: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """A mapping out of a file that has at least these keys, each of its kind; others may stand beside them."""
+    if not isinstance(mapping, Mapping):
+        raise refuse(where, mapping, f"a mapping with the keys {', '.join(kinds)}")
+    for key, kind in kinds.items():
+        if key not in mapping:
+            raise refuse(at(where, key), "(missing)", describe(kind))
+        value(kind, mapping[key], at(where, key))
+    return dict(mapping)
+
+
+def from_json(data: str | bytes) -> Any:
+    """What JSON text holds, whoever wrote it. A ValueError where a number is not finite or takes more than 64 bits, where a
+    text cannot be written again, and where it is nested too deep."""
+    try:
+        plain = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    _check(plain, 0)
+    return plain
+
+
+def _check(plain: Any, depth: int) -> None:
+    if depth > DEEPEST:
+        raise ValueError(f"nested more than {DEEPEST} deep")
+    if isinstance(plain, str):
+        plain.encode()
+    elif isinstance(plain, float) and not math.isfinite(plain):
+        raise ValueError(f"{plain} is no finite number")
+    elif isinstance(plain, int) and abs(plain) >= 2**64:
+        raise ValueError("a number of more than 64 bits")
+    elif isinstance(plain, list):
+        for item in plain:
+            _check(item, depth + 1)
+    elif isinstance(plain, dict):
+        for key, item in plain.items():
+            key.encode()
+            _check(item, depth + 1)
 
 
 def at(where: str, key: str) -> str:

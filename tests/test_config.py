@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from rayd.config import Run, ScaleConfig, fingerprint, parse, run_of_card, to_dict, words
+from rayd import plugins
+from rayd.config import Run, fingerprint, parse, run_of_card, to_dict, words
 from rayd.distill.budget import Budget
 from rayd.errors import Refused
 from rayd.methods import CODECS, OBJECTIVES, TERMS
+from rayd.scale import ScaleConfig
 
 PLAIN: dict[str, Any] = {
     "data": {"name": "digits"},
@@ -144,12 +146,12 @@ def test_methods_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from rayd.methods.pixel import Pixel\n\n\nclass Mine(Pixel):\n    pass\n\n\nCODECS = {'mine': Mine}\n"
     )
-    assert set(words(str(tmp_path)).codecs) == {*CODECS, "mine"}
+    assert set(words(plugins.load(str(tmp_path))).codecs) == {*CODECS, "mine"}
     run = parse(Run, {**sentence("mine", "mtt"), "methods": str(tmp_path)})
     assert run.method.part_names == ("mine", "mtt")
     assert parse(Run, to_dict(run)) == run
     (tmp_path / "again.py").write_text("from rayd.methods.pixel import Pixel\n\nCODECS = {'pixel': Pixel}\n")
     with pytest.raises(Refused, match="a name that is not taken"):
-        words(str(tmp_path))
+        words(plugins.load(str(tmp_path)))
     with pytest.raises(Refused, match="a folder with Python files"):
-        words(str(tmp_path / "nowhere"))
+        plugins.load(str(tmp_path / "nowhere"))

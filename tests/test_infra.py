@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -59,6 +60,65 @@ def test_schemas_are_schemas(name: str) -> None:
 def test_manifests_fit_their_schema(path: Path) -> None:
     document = load(path)
     assert errors(document, f"{document['kind'].lower()}.json") == []
+
+
+def patched(document: Any, patch: Any) -> Any:
+    """As `kubectl patch --type merge` does it (RFC 7386)."""
+    if not isinstance(document, dict) or not isinstance(patch, dict):
+        return patch
+    both = {
+        key: patched(document.get(key), value) if isinstance(value, dict) else value for key, value in patch.items()
+    }
+    return {key: value for key, value in {**document, **both}.items() if value is not None}
+
+
+VARIANTS = sorted((INFRA / "kuberay" / "variants").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.name)
+def test_variants_of_the_job_fit_its_schema(path: Path) -> None:
+    job = load(INFRA / "kuberay" / "job.yaml")
+    variant = patched(job, load(path))
+    assert errors(variant, "rayjob.json") == [] and variant != job
+    assert variant["spec"]["entrypoint"] == job["spec"]["entrypoint"]
+    assert path.name in (INFRA / "README.md").read_text()
+
+
+def test_a_variant_that_the_operator_refuses_is_caught() -> None:
+    rules = load(INFRA / "kuberay" / "variants" / "deletion.yaml")
+    del rules["spec"]["shutdownAfterJobFinishes"]
+    assert len(errors(patched(load(INFRA / "kuberay" / "job.yaml"), rules), "rayjob.json")) == 1
+    assert patched({"a": {"b": 1, "c": 2}}, {"a": {"b": None}}) == {"a": {"c": 2}}
+
+
+def test_machines_over_ssh(tmp_path: Path) -> None:
+    """The token goes by standard input to every machine, head first; then Ray starts, in token mode, with the labels."""
+    log = tmp_path / "log"
+    (tmp_path / "ssh").write_text(f'#!/bin/sh\necho "$1: $2 < $(cat)" >> {log}\n')
+    (tmp_path / "ssh").chmod(0o755)
+    (tmp_path / "token").write_text("secret")
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"), "HOME": str(tmp_path)}
+
+    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [str(INFRA / "static.sh"), *words]
+        return subprocess.run(command, env={**env, **more}, capture_output=True, text=True, timeout=60, check=False)
+
+    done = run("start", "me@head", "one", "two", RAYD_LABELS="ray.io/market-type=spot")
+    assert done.returncode == 0 and "export RAY_AUTH_MODE=token" in done.stdout, done.stderr
+    lines = log.read_text().splitlines()
+    assert [line.split(":")[0] for line in lines] == ["me@head", "one", "two", "me@head", "one", "two"]
+    assert all(line.endswith("< secret") for line in lines[:3]) and not any("secret" in line for line in lines[3:])
+    assert (
+        "RAY_AUTH_MODE=token ray start" in lines[3]
+        and "--head" in lines[3]
+        and "--dashboard-host=127.0.0.1" in lines[3]
+    )
+    assert "--address=head:6379 --labels='ray.io/market-type=spot'" in lines[4]
+    log.unlink()
+    assert run("stop", "head", "one").returncode == 0
+    assert [line.split(":")[0] for line in log.read_text().splitlines()] == ["one", "head"]
+    (tmp_path / "token").unlink()
+    assert run("start", "head").returncode == 2 and run("begin", "head").returncode == 2 and run().returncode == 2
 
 
 BROKEN: tuple[tuple[str, Any], ...] = (
@@ -215,6 +275,49 @@ def test_the_alerts_ask_for_what_is_exported() -> None:
         assert plain(names) <= exported() and len(plain(names)) == len(names) == 1, rule["expr"]
         assert re.fullmatch(r"(max|sum)\(.*\)( by \(\w+\))? > \d+", rule["expr"]), rule["expr"]
         assert rule["annotations"]["summary"]
+
+
+def verdict_of(series: dict[str, list[Any]], every: float, alerts: dict[str, dict[str, str]], folder: Path) -> str:
+    """What promtool says of these series if exactly these alerts (name: labels) fire at their end; empty where it agrees."""
+    rules = [rule for group in load(INFRA / "prometheus" / "alerts.yml")["groups"] for rule in group["rules"]]
+    length = max(map(len, series.values()))
+    expected = []
+    for rule in rules:
+        labels = alerts.get(rule["alert"])
+        summary = rule["annotations"]["summary"].replace("{{ $labels.stage }}", (labels or {}).get("stage", ""))
+        fires = [{"exp_labels": labels, "exp_annotations": {"summary": summary}}] if labels is not None else []
+        at = f"{round(every * (length - 1))}s"
+        expected.append({"eval_time": at, "alertname": rule["alert"], "exp_alerts": fires})
+    values = [
+        {"series": name, "values": " ".join("_" if one is None else repr(one) for one in line)}
+        for name, line in series.items()
+    ]
+    case = {"interval": f"{every:g}s", "input_series": values, "alert_rule_test": expected}
+    case_of = {"rule_files": [str(INFRA / "prometheus" / "alerts.yml")], "evaluation_interval": "5s", "tests": [case]}
+    (folder / "case.yml").write_text(yaml.safe_dump(case_of))
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(folder / "case.yml")], capture_output=True, text=True, timeout=60, check=False
+    )
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+FIRES: dict[str, dict[str, dict[str, str]]] = {
+    "healthy": {}, "hung": {"RaydHung": {"stage": "experts"}}, "failing": {"RaydUnitsLost": {}},
+}  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not here (Debian: prometheus)")
+def test_the_alerts_of_recorded_runs(tmp_path: Path) -> None:
+    """Of real runs as tests/support/metrics.py recorded them; and of what no run may show: no watchdog, many warnings."""
+    runs = json.loads((ROOT / "tests" / "support" / "metrics.json").read_text())
+    assert set(runs) == set(FIRES)
+    for name, run in runs.items():
+        assert verdict_of(run["series"], run["every"], FIRES[name], tmp_path) == "", name
+    assert verdict_of(runs["hung"]["series"], 5.0, {}, tmp_path) != "", "promtool tells the difference"
+    stuck = {'ray_rayd_beat_age_seconds{stage="distill"}': [15.0 * i for i in range(60)]}
+    assert verdict_of(stuck, 15.0, {"RaydNoBeat": {"stage": "distill"}}, tmp_path) == ""
+    warned = {'ray_rayd_warnings_total{stage="distill"}': [None, *(1.0 + i for i in range(20))]}
+    assert verdict_of(warned, 15.0, {"RaydWarnings": {"stage": "distill"}}, tmp_path) == ""
 
 
 def test_the_dashboard_asks_for_what_is_exported_and_for_all_of_it() -> None:

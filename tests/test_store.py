@@ -20,6 +20,7 @@ import pytest
 from rayd.errors import Failed, Refused, Transient
 from rayd.store import Lease, Store, StoreConfig, configure, differing, within
 from rayd.store import lease as lease_module
+from rayd.store.files import LocalFiles
 from rayd.store.patience import is_transient
 from tests.support.faults import TRANSIENT, faulty
 from tests.support.limits import file_size_limit
@@ -77,6 +78,19 @@ def test_leftovers_of_killed_writers_are_hidden_and_swept(tmp_path: Path) -> Non
     (tmp_path / ".experts-00000.tar.abc.tmp").write_bytes(b"left")
     assert store.list() == []
     assert store.sweep() == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_a_write_survives_a_sweep_by_a_writer_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, publish, swept = Store(tmp_path), LocalFiles.publish, []
+
+    def meanwhile(files: LocalFiles, path: Path, name: str) -> None:
+        if not swept:
+            swept.append(Store(tmp_path).sweep())
+        publish(files, path, name)
+
+    monkeypatch.setattr(LocalFiles, "publish", meanwhile)
+    store.write("a", b"a")
+    assert swept == [1] and store.read("a") == b"a" and store.list() == ["a"]
 
 
 def test_errors_say_the_file_and_what_to_do(store: Store, tmp_path: Path) -> None:

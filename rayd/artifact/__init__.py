@@ -4,5 +4,7 @@ load: the folder, read and checked
 write: its files from a codec, and updates of it
 card: the card sealed over the files, and the README from it
 png: images as bytes
+view: as text, and as HTML for a notebook
 export: parquet, WebDataset, image folders, tensors
+zoo: finished sets by name
 """

@@ -39,6 +39,19 @@ def title(name: str) -> str:
     return re.sub(r"[^\w .+-]", "_", name)
 
 
+def size_category(images: int) -> str:
+    """As Hugging Face counts."""
+    return (
+        "n<1K"
+        if images < 1000
+        else "1K<n<10K"
+        if images < 10_000
+        else "10K<n<100K"
+        if images < 100_000
+        else "100K<n<1M"
+    )
+
+
 def percent(score: Mapping[str, Any]) -> str:
     """mean ± std (n), with the 95 % interval of the mean."""
     if score.get("n", 0) < 2:
@@ -64,7 +77,8 @@ def readme(card: Mapping[str, Any], ledger: Mapping[str, Any]) -> str:
     shape = "x".join(map(str, card["shape"]))
     parts = [
         "---\nlicense: other\ntask_categories:\n- image-classification\ntags:\n- dataset-distillation\n"
-        f"pretty_name: {name} distilled, {card['images']} images\nsize_categories:\n- n<1K\n---\n",
+        f"pretty_name: {name} distilled, {card['images']} images\n"
+        f"size_categories:\n- {size_category(card['images'])}\n---\n",
         f"# {source}, distilled\n",
         f"{card['images']} synthetic images ({shape}, {len(card['classes'])} classes) that train a network in place of "
         f"{source}: `{card['sentence'] or card['codec'].get('name')}`.\n",

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayd.artifact.card import escaped, percent
+from rayd import plugins
+from rayd.artifact.card import escaped, percent, size_category, title
 from rayd.artifact.load import Artifact, load
 from rayd.artifact.png import png
 from rayd.errors import Refused, refuse
@@ -32,9 +33,13 @@ FORMATS = ("parquet", "webdataset", "folder", "tensors")
 VIEWS = ("png", "exact")
 
 
-def export(uri: str, to: str, format: str = "parquet", view: str = "png") -> list[str]:
-    """Write the artifact at `uri` under `to`; the names written. A target that holds something else is refused."""
-    contents = rendered(load(uri), format, view)
+def export(
+    source: str | Artifact, to: str, format: str = "parquet", view: str = "png", methods: str | None = None
+) -> list[str]:
+    """Write an artifact, or the one at a place, under `to`; the names written. A target that holds something else is
+    refused. `methods`: the folder of a codec of one's own."""
+    artifact = source if isinstance(source, Artifact) else load(source, methods)
+    contents = rendered(artifact, format, view)
     store = Store(to)
     for name, data in contents.items():
         if name != "README.md" and store.exists(name) and store.read(name) != data:
@@ -115,7 +120,7 @@ def _folder(artifact: Artifact, images: list[bytes]) -> dict[str, bytes]:
 
 
 def _plain(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name[:50])
 
 
 def _tensors(artifact: Artifact, view: str) -> dict[str, bytes]:
@@ -140,9 +145,7 @@ def _saved(tensor: Tensor) -> bytes:
 def _readme(artifact: Artifact, format: str, view: str, size: int) -> str:
     card = escaped(artifact.card)
     source = card["data"].get("name", "a dataset")
-    head = {
-        "parquet": "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/*.parquet\n",
-    }.get(format, "")
+    head = _about(artifact, size) if format == "parquet" else ""
     name = "distilled-8bit" if view == "png" else "distilled"
     scores = [f"- {percent(row)} under `{row['recipe']}` with {row['net']} ({row['view']} view)"
               for key, row in sorted(card["scores"].items()) if key.startswith(f"{name}/")]  # fmt: skip
@@ -150,7 +153,8 @@ def _readme(artifact: Artifact, format: str, view: str, size: int) -> str:
     what = "8-bit images, rounded and clipped" if view == "png" else "exact values in network space"
     return (
         f"---\nlicense: other\ntask_categories:\n- image-classification\ntags:\n- dataset-distillation\n"
-        f"size_categories:\n- n<1K\n{head}---\n\n# {source}, distilled: {len(artifact)} images\n\n"
+        f"pretty_name: {title(str(artifact.card['data'].get('name', 'a dataset')))} distilled, {len(artifact)} images\n"
+        f"size_categories:\n- {size_category(len(artifact))}\n{head}---\n\n# {source}, distilled: {len(artifact)} images\n\n"
         f"A rendering of an artifact of rayd (`{card['sentence']}`, run {card['fingerprint'][:12]}): {what}.\n"
         f"It takes {size:,} bytes; the artifact itself stores {card['ledger']['floats']:,} numbers in "
         f"{card['ledger']['bytes']:,} bytes.\n\nTest accuracy of this view:\n\n{accuracies}\n\n"
@@ -158,17 +162,34 @@ def _readme(artifact: Artifact, format: str, view: str, size: int) -> str:
     )
 
 
+def _about(artifact: Artifact, size: int) -> str:
+    """The features and sizes that Hugging Face reads from a card; JSON, which YAML contains."""
+    names = {str(c): name for c, name in enumerate(artifact.classes)}
+    features: list[dict[str, Any]] = [
+        {"name": "image", "dtype": "image"},
+        {"name": "label", "dtype": {"class_label": {"names": names}}},
+    ]
+    if artifact.has_soft_labels:
+        features.append({"name": "soft_label", "list": "float16"})
+    split = {"name": "train", "num_bytes": size, "num_examples": len(artifact)}
+    info = {"features": features, "splits": [split], "download_size": size, "dataset_size": size}
+    files = [{"split": "train", "path": "data/*.parquet"}]
+    configs = [{"config_name": "default", "data_files": files}]
+    return f"configs: {json.dumps(configs)}\ndataset_info: {json.dumps(info, ensure_ascii=False)}\n"
+
+
 def _use(artifact: Artifact, format: str) -> str:
     """Ten lines that train one network by the `plain` recipe without us."""
     config, kind = artifact.card["config"], artifact.transform.kind
-    net = parse(NetConfig, config["net"], "card.config.net") if config else None
+    with plugins.using(artifact.own):
+        net = parse(NetConfig, config["net"], "card.config.net") if "net" in config else None
     if format != "parquet" or kind == "zca" or net is None or (net.name, net.norm) != ("convnet", "instance"):
         whitened = "Networks see whitened images: the artifact's transform.safetensors has the matrix.\n"
         return whitened if kind == "zca" else ""
     mean, std = ([round(float(v), 6) for v in t] for t in (artifact.transform.mean_C, artifact.transform.std_C))
     channels, side, _ = artifact.spec.shape
     deepest = (32 if side == 28 else side).bit_length() - 1
-    depth, width = net.depth or max(min(2, deepest), deepest - 2), net.width or 128
+    depth, width = min(net.depth or max(min(2, deepest), deepest - 2), deepest), net.width or 128
     pads = [3 if side == 28 and i == 0 else 1 for i in range(depth)]
     ends = [channels] + [width] * depth
     layers = ", ".join(f"Conv2d({ends[i]}, {width}, 3, padding={pads[i]}), GroupNorm({width}, {width}), ReLU(), AvgPool2d(2)"

@@ -26,9 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rayd import plugins
+from rayd.artifact import fields, view, zoo
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
-from rayd.distill.budget import Stored, from_bytes, unpacked
+from rayd.distill.budget import Budget, Stored, from_bytes, unpacked
 from rayd.distill.contract import Codec
 from rayd.errors import Failed, Refused, refuse
 from rayd.methods import CODECS
@@ -37,6 +39,7 @@ from rayd.store import Store
 
 FORMAT = 1
 KIND = "rayd artifact"
+NEEDED = ("codec.safetensors", "transform.json", "ledger.json")
 READS = 5
 """How often an artifact is read again because its card was replaced in between."""
 
@@ -66,17 +69,14 @@ def read_card(store: Store) -> dict[str, Any]:
     """The card, if it is one of ours, of a format we know, and as it was written."""
     if not store.exists("card.json"):
         raise Refused("artifact: no card.json here; allowed is the folder a distillation left (out/artifact)")
-    try:
-        card = json.loads(store.read("card.json"))
-    except ValueError as error:
-        raise Refused(f"card.json: not JSON ({error}); fetch the artifact again") from error
+    card = fields.plain(store.read("card.json"), "card.json")
     if not isinstance(card, dict) or card.get("kind") != KIND:
         raise Refused(f"card.json: kind={card.get('kind') if isinstance(card, dict) else '?'}: allowed is {KIND!r}")
     if not isinstance(card.get("format"), int) or card["format"] > FORMAT:
         raise Refused(f"card.json: format={card.get('format')}: allowed is up to {FORMAT}; update rayd to read it")
     if card.get("sha256") != self_hash(card):
         raise Refused("card.json: was changed after it was written (its sha256 differs); fetch the artifact again")
-    return card
+    return fields.card(card)
 
 
 def verified(store: Store) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -113,6 +113,12 @@ class Artifact:
     transform: Transform
     stored: dict[str, Stored]
     contents: dict[str, bytes]
+    table: dict[str, Any] | None = None
+    """The scores, once there are any."""
+    place: Store | None = None
+    """Where it was loaded from."""
+    own: plugins.Plugins = plugins.NONE
+    """Code of the folder that was named beside it."""
 
     @property
     def spec(self) -> Spec:
@@ -143,6 +149,12 @@ class Artifact:
 
     def __len__(self) -> int:
         return int(self.card["images"])
+
+    def __str__(self) -> str:
+        return view.text(self.card, self.table)
+
+    def _repr_html_(self) -> str:
+        return view.html(self.card, self.table, self.contents["preview.png"])
 
     @torch.no_grad()
     def images(self, space: str = "pixels", index: Tensor | None = None, chunk: int = 512) -> Tensor:
@@ -176,28 +188,62 @@ def quantise(pixels: Tensor) -> Tensor:
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def load(source: str | Path | Store) -> Artifact:
-    """The artifact in a folder, at a URI or in a Store: checked, unpacked, nothing executed."""
-    card, contents = verified(source if isinstance(source, Store) else Store(source))
-    numbers = unpacked(from_bytes(contents["codec.safetensors"], "codec.safetensors"))
-    if "teacher.safetensors" in contents:
-        numbers |= unpacked(from_bytes(contents["teacher.safetensors"], "teacher.safetensors"))
+def load(source: str | Path | Store, methods: str | None = None) -> Artifact:
+    """The artifact in a folder, at a URI, in a Store, or `zoo:NAME`: checked, unpacked. `methods`: a folder with the code
+    of a codec of one's own; without it nothing is executed."""
+    if isinstance(source, str) and source.startswith(zoo.PREFIX):
+        source = zoo.find(source.removeprefix(zoo.PREFIX))
+    store = source if isinstance(source, Store) else Store(source)
+    card, contents = verified(store)
+    for name in NEEDED:
+        if name not in contents:
+            raise Refused(f"card.json: files: lists no {name}; fetch the artifact again")
+    own = plugins.load(methods)
+    if card["codec"].get("name") in own.codecs:
+        there, here = (card.get("identity") or {}).get("methods"), own.source
+        if there != here:
+            code = f"the code that the artifact was made with, {str(there)[:12]}; this folder's is {str(here)[:12]}"
+            raise refuse("methods", methods, code, "restore the folder as it was, or distil again")
+    numbers: dict[str, Tensor] = {}
+    for name in ("codec.safetensors", "teacher.safetensors"):
+        if name in contents:
+            numbers |= unpacked(from_bytes(contents[name], name))
+    if set(numbers) != set(card["roles"]):
+        raise refuse("card.json: roles", sorted(card["roles"]), f"a role for each of the stored {sorted(numbers)}")
     stored = {name: Stored(numbers[name], role, card["storage"][name]) for name, role in card["roles"].items()}
-    about = json.loads(contents["transform.json"])
-    tensors = {name: torch.tensor(values) for name, values in about["tensors"].items()}
+    for name, number in stored.items():
+        if number.role == "step" and number.tensor.numel() != 1:
+            raise refuse(name, tuple(number.tensor.shape), "one number, the learned step size")
+    meta, values = fields.transform(contents["transform.json"])
+    tensors = {name: torch.tensor(numbers, dtype=torch.float64).float() for name, numbers in values.items()}
     if "transform.safetensors" in contents:
         tensors = from_bytes(contents["transform.safetensors"], "transform.safetensors")
-    transform = Transform.restore(about["meta"], tensors)
-    return Artifact(card, json.loads(contents["ledger.json"]), transform, stored, contents)
+    transform = Transform.restore(meta, tensors, Spec(tuple(card["shape"]), len(card["classes"])))
+    table = fields.table(contents["controls.json"]) if "controls.json" in contents else None
+    return Artifact(card, fields.ledger(contents["ledger.json"]), transform, stored, contents, table, store, own)
 
 
 def rebuild(artifact: Artifact) -> Codec:
     """The codec that an artifact was saved from: its class by name, its resolved Config, its stored tensors."""
     plain = dict(artifact.card["codec"])
-    name = plain.pop("name", None)
-    if name not in CODECS:
-        raise refuse("card.codec.name", name, " | ".join(CODECS))
-    config = parse(CODECS[name].Config, plain, "card.codec")
+    name, codecs = plain.pop("name", None), plugins.joined("codecs", CODECS, artifact.own)
+    if name not in codecs:
+        do = "a codec of one's own needs its folder: methods=FOLDER"
+        raise refuse("card.codec.name", name, " | ".join(codecs), do)
+    with plugins.using(artifact.own):
+        config: Any = parse(codecs[name].Config, plain, "card.codec")
+    config.need(config.resolved())
+    config.fit(Budget(floats=2**62), artifact.spec)
+    shapes = {key: shape for key, (shape, _) in config.all_shapes(artifact.spec).items()}
+    there = {key: tuple(number.tensor.shape) for key, number in artifact.stored.items()}
+    wrong = [key for key, shape in shapes.items() if there.get(key) != shape]
+    if wrong:
+        have = there.get(wrong[0], "nothing")
+        raise refuse(f"codec.safetensors: {wrong[0]}", have, f"{shapes[wrong[0]]}, as card.codec describes it")
+    if config.decoded(artifact.spec) != len(artifact):
+        raise refuse(
+            "card.json: images", len(artifact), f"the {config.decoded(artifact.spec)} that card.codec describes"
+        )
     codec: Codec = config.build(artifact.spec, torch.Generator().manual_seed(0))
     with torch.no_grad():
         for key, number in codec.stored().items():

@@ -9,22 +9,37 @@ Shapes: N images, C channels, H, W sides, D = C*H*W; a draw holds one row per im
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rayd import plugins
 from rayd.errors import refuse
+from rayd.schema import DERIVED, read
 
-Operation = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]
 COLUMNS: dict[str, int] = {"color": 3, "crop": 2, "cutout": 2, "flip": 1, "scale": 2, "rotate": 1}
 """The operations and how many numbers each draws."""
 BEFORE, AFTER = ("flip", "color"), ("cutout",)
 """Under `always`: what is applied before and after the one operation that is drawn."""
 SHIFT, CUT, ZOOM, DEGREES = 0.125, 0.5, 1.2, 15.0
+
+
+class Operation(Protocol):
+    """An augmentation of one's own: so many random numbers an image, drawn on the CPU, and what they do to it."""
+
+    columns: int
+
+    def draw(self, rng: torch.Generator, n: int, height: int, width: int) -> Tensor:
+        """[n, columns]"""
+        ...
+
+    def apply(self, images_NCHW: Tensor, values_NK: Tensor) -> Tensor:
+        """Differentiable in the images; `values_NK` has one row for each of them, or one for all."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +49,30 @@ class AugmentConfig:
     `always`: flip, colour and cutout where listed, and one of the others (IDC, NCFM).
     """
 
-    ops: tuple[Operation, ...] = get_args(Operation)
-    """Operations to draw from."""
+    ops: tuple[str, ...] = tuple(COLUMNS)
+    """Operations to draw from: color, crop, cutout, flip, scale, rotate, and those of the folder `methods`."""
     policy: Literal["one", "always"] = "one"
     """one: one operation a call; always: flip, colour and cutout where listed, and one of the others."""
     share: Literal["sample", "batch"] = "sample"
     """sample: every image its own parameters; batch: one set of parameters for the whole batch."""
+    own: tuple[tuple[str, plugins.Own], ...] = field(default=(), metadata=DERIVED)
+    """Operations of one's own among them."""
+
+    @classmethod
+    def from_plain(cls, mapping: Mapping[str, Any], where: str = "augment") -> AugmentConfig:
+        listed, own = mapping.get("ops"), dict[str, plugins.Own]()
+        for i, name in enumerate(listed if isinstance(listed, list | tuple) else ()):
+            if (operation := plugins.own("augmentations", name, COLUMNS)) is not None:
+                own[name] = operation
+            elif isinstance(name, str) and name not in COLUMNS:
+                allowed = " | ".join((*COLUMNS, *plugins.known().augmentations))
+                raise refuse(f"{where}.ops[{i}]", name, allowed)
+        return read(cls, mapping, where, {"own": tuple(own.items())})
 
     def __post_init__(self) -> None:
+        unknown = [name for name in self.ops if name not in COLUMNS and name not in dict(self.own)]
+        if unknown:
+            raise refuse("augment.ops", unknown[0], " | ".join(COLUMNS))
         if len(set(self.ops)) != len(self.ops):
             raise refuse("augment.ops", ",".join(self.ops), "each operation at most once")
 
@@ -67,28 +98,35 @@ class Draw(NamedTuple):
 class Augment:
     def __init__(self, config: AugmentConfig) -> None:
         self.config = config
+        self.own: dict[str, Operation] = {name: own.thing for name, own in config.own}
+        self.columns = COLUMNS | {name: operation.columns for name, operation in self.own.items()}
 
     def draw(self, rng: torch.Generator, n: int, shape: tuple[int, ...]) -> Draw:
         """All randomness of one call on n images of this shape (its last two entries are H and W)."""
         ops = self._choose(rng)
         rows = n if self.config.share == "sample" else 1
-        columns = [column for op in ops for column in _numbers(op, rng, rows, shape[-2], shape[-1])]
+        columns = [column for op in ops for column in self._numbers(op, rng, rows, shape[-2], shape[-1])]
         return Draw(ops, torch.stack(columns, 1) if columns else torch.empty(rows, 0))
 
     def _choose(self, rng: torch.Generator) -> tuple[str, ...]:
         ops, always = self.config.ops, self.config.policy == "always"
         before, after = ([op for op in fixed if always and op in ops] for fixed in (BEFORE, AFTER))
-        pool = [op for op in COLUMNS if op in ops and op not in before + after]
+        pool = [op for op in self.columns if op in ops and op not in before + after]
         drawn = [pool[int(torch.randint(len(pool), (1,), generator=rng))]] if pool else []
         return tuple(before + drawn + after)
 
     def __call__(self, images_NCHW: Tensor, draw: Draw) -> Tensor:
         values_NK = draw.to(images_NCHW.device).values_NK
-        columns = values_NK.split([COLUMNS[op] for op in draw.ops], 1) if draw.ops else ()
+        columns = values_NK.split([self.columns[op] for op in draw.ops], 1) if draw.ops else ()
         for op, values in zip(draw.ops, columns, strict=True):
             values = values.to(images_NCHW.dtype if op == "color" else torch.float32)
-            images_NCHW = _APPLY[op](images_NCHW, values)
+            images_NCHW = (self.own[op].apply if op in self.own else _APPLY[op])(images_NCHW, values)
         return images_NCHW
+
+    def _numbers(self, op: str, rng: torch.Generator, n: int, height: int, width: int) -> list[Tensor]:
+        if op in self.own:
+            return list(self.own[op].draw(rng, n, height, width).unbind(1))
+        return _numbers(op, rng, n, height, width)
 
     def each(self, images_SNCHW: Tensor, draws: Sequence[Draw]) -> Tensor:
         """S sets of images, each under its own draw, in one call for all that drew the same operations: every image is

@@ -23,6 +23,8 @@ from rayd.seeds import generator
 
 CHUNK = 2**24
 """Bytes of images in memory at a time while the whole set is read."""
+LONGER = 4
+"""How many times as long a set may become where its small classes are repeated."""
 KEPT = 2**29
 """Bytes of images from which on a histogram is kept in the cache folder."""
 
@@ -118,6 +120,14 @@ class Images:
         """Indices of the examples of class c, ascending."""
         return self.members[c]
 
+    def distinct(self, c: int) -> Tensor:
+        """Indices of the examples of class c, those that are repeated for balance once."""
+        rows = self.members[c]
+        if self.selected_from is None or len(rows) == 0:
+            return rows
+        source = self.selected_from[1][rows]
+        return rows[torch.cat([torch.tensor([True]), source[1:] != source[:-1]])]
+
     def sample(self, n: int, seed: int = 0) -> Images:
         """n examples with every class in its share (the largest remainders first), drawn by the seed; all where n is more.
 
@@ -203,6 +213,24 @@ class Splits:
 def seeded_order(n: int, seed: int) -> Tensor:
     """The order whose head is the validation split."""
     return torch.randperm(n, generator=generator(seed, "split"))
+
+
+def balance_rows(labels_N: Tensor, seed: int) -> Tensor:
+    """All rows in order, those of small classes several times: until each class has as many as the largest, or until the
+    set is LONGER times as long."""
+    sizes = [size for size in torch.bincount(labels_N).tolist() if size]
+    low, high = min(sizes, default=0), max(sizes, default=0)
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = sum(max(size, middle) for size in sizes) <= LONGER * len(labels_N)
+        low, high = (middle, high) if fits else (low, middle - 1)
+    rows = [torch.arange(len(labels_N))]
+    for c in labels_N.unique().tolist():
+        members = (labels_N == c).nonzero().flatten()
+        times, more = divmod(max(low - len(members), 0), len(members))
+        drawn = torch.randperm(len(members), generator=generator(seed, "balance", c))[:more]
+        rows += [members.repeat(times), members[drawn]]
+    return torch.cat(rows).sort().values
 
 
 def counts(labels_N: Tensor, classes: tuple[str, ...]) -> dict[str, int]:

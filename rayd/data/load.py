@@ -21,16 +21,16 @@ import torch
 from torch import Tensor
 
 from rayd.data.builder import build, cache_folder
-from rayd.data.config import DataConfig
-from rayd.data.images import Images, Pixels, Splits, counts, seeded_order
+from rayd.data.config import NEED_PATH, DataConfig
+from rayd.data.images import Images, Pixels, Splits, balance_rows, counts, seeded_order
 from rayd.data.sources import formats
 from rayd.data.sources.decode import Array, Shape, decode, in_threads
-from rayd.data.sources.listing import Contents, Listing, Source
+from rayd.data.sources.listing import Contents, Listing, Source, share_of_each, with_every_class
 from rayd.errors import refuse
 from rayd.machine import beat
 from rayd.schema import fingerprint
 
-VERSION = 2
+VERSION = 3
 """Of the manifest; the cache of another version is built again."""
 MOST_OPEN = 4
 _opened: OrderedDict[tuple[Any, ...], Splits] = OrderedDict()
@@ -43,17 +43,24 @@ def load(config: DataConfig) -> Splits:
     A process opens a dataset once. Its files are looked at each time: other names, sizes or times are another dataset.
     """
     source = formats.find(config)
-    key = fingerprint(config), fingerprint(source.identity), source.where, cache_folder()
+    code = config.own.source if config.own else ""
+    key = fingerprint(config), code, fingerprint(source.identity), source.where, cache_folder()
     if key not in _opened:
-        _opened[key] = _split(config, _parts(config, source))
+        _opened[key] = split(config, _parts(config, source))
     _opened.move_to_end(key)
     while len(_opened) > MOST_OPEN:
         _opened.popitem(last=False)
     return _opened[key]
 
 
-def _split(config: DataConfig, parts: dict[str, Images]) -> Splits:
+def split(config: DataConfig, parts: dict[str, Images]) -> Splits:
+    """Validation images carved out of the training part, and the config's statistics where it gives some."""
     train, val = _carve(config, parts["train"])
+    empty = [name for name, count in train.manifest["counts"].items() if not count]
+    if empty and config.limit is None and config.name in NEED_PATH:
+        few = ", ".join(empty[:5]) + (" ..." if len(empty) > 5 else "")
+        raise refuse("data.path", config.path, f"a training image of every class; {len(empty)} have none: {few}",
+                     "add images of them, or leave their test images out")  # fmt: skip
     channels = train.spec.shape[0]
     if config.mean and config.std:
         if {len(config.mean), len(config.std)} != {channels}:
@@ -61,7 +68,9 @@ def _split(config: DataConfig, parts: dict[str, Images]) -> Splits:
         statistics = {"mean": list(config.mean), "std": list(config.std)}
     else:
         statistics = None
-    splits = (train, val, parts["test"])
+    splits = [train, val, parts["test"]]
+    if config.balance:
+        splits = [part.select(balance_rows(part.labels_N, config.seed)) for part in splits]
     return Splits(*(replace(part, manifest=part.manifest | {"given": statistics}) for part in splits))
 
 
@@ -75,21 +84,27 @@ def _carve(config: DataConfig, images: Images) -> tuple[Images, Images]:
     if config.split == "next":
         return images.select(torch.arange(n_train)), images.select(torch.arange(n_train, n_train + n_val))
     order = seeded_order(n, config.seed)
-    return images.select(order[n_val : n_val + n_train].sort().values), images.select(order[:n_val].sort().values)
+    if config.name == "folder":
+        val, rest = share_of_each(order, images.labels_N, n_val / n)
+        train = rest[:n_train]
+    else:
+        val, train = with_every_class(order[:n_val], order[n_val : n_val + n_train], images.labels_N)
+    return images.select(train.sort().values), images.select(val.sort().values)
 
 
 # ---- the decoded parts --------------------------------------------------------------------------------------------
 
 
 def _parts(config: DataConfig, source: Source) -> dict[str, Images]:
-    shape = Shape(config.size, config.channels or source.channels, config.resize)
+    shape = Shape(config.size, config.channels or source.channels, config.resize, config.bits)
     facts: dict[str, Any] = {"name": config.name, "source": source.where, "resize": config.resize, "order": None}
     if source.in_place:
         contents = source.contents()
         parts = {part: _in_place(contents, part, listing, facts) for part, listing in contents.parts.items()}
     else:
         columns = [config.image_column, config.label_column]
-        named = [VERSION, config.name, shape.size, shape.channels, shape.resize, columns, source.identity]
+        named = [VERSION, config.name, shape.size, shape.channels, shape.resize, shape.bits, columns, source.identity]
+        named += [config.own.source] if config.own else []
         key = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:24]
         home = cache_folder() / f"data-{config.name}-{key}"
         build(home, _whole, lambda draft: _fill(draft, source, shape))
@@ -98,7 +113,8 @@ def _parts(config: DataConfig, source: Source) -> dict[str, Images]:
     for part, loaded in parts.items():
         too_bad(config, part, loaded.manifest["skipped"], len(loaded))
         if len(loaded) == 0:
-            raise refuse("data.path", config.path, f"a dataset with at least one {part} image")
+            do = "give every class two images or more, or add a folder test/" if part == "test" else ""
+            raise refuse("data.path", config.path, f"a dataset with at least one {part} image", do)
     return parts
 
 

@@ -27,6 +27,7 @@ from rayd.data.images import counts, statistics_of
 from rayd.data.load import Sink, decoded, too_bad
 from rayd.data.sources import formats
 from rayd.data.sources.decode import Shape
+from rayd.data.sources.listing import Source
 from rayd.data.sources.prepared import PREPARED
 from rayd.errors import Failed, refuse
 from rayd.store import Store
@@ -76,15 +77,18 @@ class Wrote:
 class Preparation:
     """A dataset that is being prepared: the list of shards, the writing of one, and the manifest of all."""
 
-    def __init__(self, config: DataConfig, to: str, per_shard: int, threads: int | None = None) -> None:
-        if config.name == "prepared":
+    def __init__(
+        self, config: DataConfig, to: str, per_shard: int, threads: int | None = None, source: Source | None = None
+    ) -> None:
+        """`source`: the images, where they are in memory already."""
+        if config.name == "prepared" and source is None:
             raise refuse("data.name", config.name, "a dataset that is not prepared yet")
         if config.limit is not None:
             raise refuse("data.limit", config.limit, "null, since all are prepared", "set a limit where they are read")
         self.config, self.per_shard, self.threads, self.store = config, per_shard, threads, Store(to)
-        self.source = formats.find(config)
+        self.source = source or formats.find(config)
         self.contents = self.source.contents()
-        self.shape = Shape(self._size(), config.channels or self.source.channels, config.resize)
+        self.shape = Shape(self._size(), config.channels or self.source.channels, config.resize, config.bits)
 
     def _size(self) -> int:
         if self.config.size is not None:
@@ -116,6 +120,7 @@ class Preparation:
             "columns": columns,
             "per_shard": self.per_shard,
             "kind": PREPARED,
+            **({"bits": self.shape.bits} if self.shape.bits != 16 else {}),
         }
         differing = self.store.claim(PLAN, plan)
         if differing:

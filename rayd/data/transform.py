@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rayd.data.builder import build, cache_folder, save_array
-from rayd.data.images import Images
+from rayd.data.images import Images, Spec
 from rayd.errors import refuse
 
 Kind = Literal["normalise", "zca", "none"]
@@ -107,7 +107,16 @@ class Transform:
         return {"kind": self.kind, "source": self.source, "eps": EPS if self.kind == "zca" else None}
 
     @classmethod
-    def restore(cls, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Transform:
+    def restore(cls, meta: Mapping[str, Any], tensors: Mapping[str, Tensor], spec: Spec) -> Transform:
+        """Out of `meta` and `tensors`, as they were stored, for images of this spec."""
+        channels, floats = spec.shape[0], spec.floats
+        shapes = {"mean": (channels,), "std": (channels,)}
+        if meta["kind"] == "zca":
+            shapes |= {"mean": (floats,), "matrix": (floats, floats), "inverse": (floats, floats)}
+        for name, shape in shapes.items():
+            there = tuple(tensors[name].shape) if name in tensors else "missing"
+            if there != shape or tensors[name].dtype != torch.float32:
+                raise refuse(f"transform.{name}", there, f"{shape} numbers of fp32 for images of {spec.shape}")
         return cls(
             meta["kind"],
             tensors["mean"],

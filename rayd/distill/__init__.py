@@ -10,3 +10,7 @@ fit        a codec's options, fitted to a budget
 codec      what codec families share: units, labels, a start
 classwise  what DC, DM and NCFM share: one class at a time
 """
+
+from rayd.verb import callable_room
+
+callable_room(__name__)

@@ -79,6 +79,14 @@ def unpack(tensors: Mapping[str, Tensor]) -> Tensor:
     """The fp32 tensor that `pack` stored (an integer tensor as it is)."""
     tensor = tensors[""]
     if SCALE in tensors:
+        rows = tensors[SCALE]
+        if (
+            tensor.dtype != torch.int8
+            or tensor.ndim < 2
+            or rows.shape != tensor.shape[:1]
+            or not rows.is_floating_point()
+        ):
+            raise refuse("int8", tuple(tensor.shape), f"rows of int8 with a scale each, not {tuple(rows.shape)} scales")
         return (tensor.float().flatten(1) * tensors[SCALE].float()[:, None]).view(tensor.shape)
     return tensor.float() if tensor.is_floating_point() else tensor
 
@@ -145,9 +153,13 @@ def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
 def from_bytes(data: bytes, name: str = "tensor file") -> dict[str, Tensor]:
     """The tensors that `to_bytes` wrote; `name` of the file, for the refusal of one that is damaged."""
     try:
-        return parse_tensors(data)
-    except SafetensorError as error:
+        tensors = parse_tensors(data)
+    except (SafetensorError, KeyError) as error:
         raise Refused(f"{name}: not a readable safetensors file ({error}); fetch it again") from error
+    for key, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise refuse(f"{name}: {key}", tensor.dtype, " | ".join(_DTYPES.values()))
+    return tensors
 
 
 _DTYPES = {

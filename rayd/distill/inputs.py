@@ -91,7 +91,7 @@ class ResidentInputs:
         """take(c, n): n real images of class c by plan; with `predict(images, classes)`, those first that it gets right."""
 
         def take(c: int, n: int) -> Tensor:
-            members = self.members(c)
+            members = self.images.distinct(c)
             if len(members) == 0:
                 raise refuse("data", self.images.classes[c], "at least one training image per class")
             order = members[torch.randperm(len(members), generator=generator(seed, "start", c))]

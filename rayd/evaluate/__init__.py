@@ -5,5 +5,10 @@ recipe: how a network is trained for a score
 batches: images by index, and the batches a network sees of them
 score: accuracies of fresh networks
 coreset: real images chosen without learning any
+table: a score table as text and HTML
 verdict: what a score table says: the coresets beaten or not, and DD-Ranking's scores
 """
+
+from rayd.verb import callable_room
+
+callable_room(__name__)

@@ -7,7 +7,7 @@ Shapes: N members of a class, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -18,22 +18,26 @@ from rayd.seeds import generator
 
 Features = Callable[[Tensor], Tensor]
 """index_N -> features_ND"""
+Pick = Callable[[Tensor, int], Tensor]
+"""features_ND, n -> n indices, best first"""
 KINDS = ("random", "herding", "kcentre")
 
 
-def orders(kind: str, images: Images, most: int, seed: int, features: Features | None) -> list[Tensor]:
-    """Up to `most` indices of every class, best first. Features are asked for class by class."""
-    if kind not in KINDS:
-        raise refuse("controls", kind, " | ".join(KINDS))
+def orders(
+    kind: str, images: Images, most: int, seed: int, features: Features | None, own: Mapping[str, Pick] | None = None
+) -> list[Tensor]:
+    """Up to `most` indices of every class, best first. Features are asked for class by class. `own`: kinds of one's own."""
+    picks: dict[str, Pick] = {"herding": herding, "kcentre": k_centre, **(own or {})}
+    if kind != "random" and kind not in picks:
+        raise refuse("controls", kind, " | ".join(("random", *picks)))
     out = []
     for c in range(len(images.classes)):
-        members = images.of_class(c)
+        members = images.distinct(c)
         if kind == "random":
             out.append(members[torch.randperm(len(members), generator=generator(seed, "random", c))][:most])
             continue
         assert features is not None
-        pick = herding if kind == "herding" else k_centre
-        out.append(members[pick(features(members), min(most, len(members)))])
+        out.append(members[picks[kind](features(members), min(most, len(members))).cpu()])
     return out
 
 

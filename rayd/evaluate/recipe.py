@@ -47,6 +47,8 @@ class RecipeConfig:
     epoch: Literal["stored", "decoded"] = "stored"
     """What a pass goes through. stored: as many images as the set's numbers would fill as plain pixels, for a factorised
     set decodes to many more; decoded: every image. Plain pixels and real images are the same under both."""
+    full_epochs: int | None = None
+    """Passes over the training set by the control `full`; null: as long as the distilled set is trained on."""
     batch: int = 256
     """At most; a smaller set is one batch."""
     optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -87,7 +89,7 @@ class RecipeConfig:
             raise refuse("recipe.epochs", self.epochs, "null beside recipe.steps", "add recipe.steps=null")
         if self.steps is None and self.epochs is None:
             object.__setattr__(self, "steps", STEPS)
-        for name in ("steps", "epochs", "batch", "seeds", "lr", "temperature"):
+        for name in ("steps", "epochs", "full_epochs", "batch", "seeds", "lr", "temperature"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise refuse(f"recipe.{name}", getattr(self, name), "a number above zero")
         if not 0 <= self.cutmix <= 1 or self.mixup < 0 or not 0 <= self.momentum < 1 or self.weight_decay < 0:
@@ -100,6 +102,11 @@ class RecipeConfig:
         images = min(stored, decoded) if self.epoch == "stored" else decoded
         epoch = math.ceil(images / min(self.batch, images))
         return Length(self.epochs * epoch, epoch)
+
+    @property
+    def of_full(self) -> RecipeConfig:
+        """The same for the whole training set."""
+        return replace(self, steps=None, epochs=self.full_epochs) if self.full_epochs else self
 
     @property
     def looks(self) -> int:

@@ -12,6 +12,7 @@ set). A name may end in /hard (labels replaced by classes) or /bare (no augmenta
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rayd.data.images import Spec
@@ -42,11 +43,11 @@ class RowName:
         return cls(kind, budget, way)
 
     @classmethod
-    def control(cls, text: str) -> RowName:
-        """The name of a control; anything else is refused."""
-        name = cls.parse(text)
-        if text not in ("start", "full") and not (name.is_coreset and name.budget in BUDGETS):
-            raise refuse("controls", text, f"start | full | {'|'.join(coreset.KINDS)} @ {'|'.join(BUDGETS)}")
+    def control(cls, text: str, own: Iterable[str] = ()) -> RowName:
+        """The name of a control; anything else is refused. `own`: kinds of one's own."""
+        name, kinds = cls.parse(text), (*coreset.KINDS, *own)
+        if text not in ("start", "full") and not (name.kind in kinds and name.budget in BUDGETS):
+            raise refuse("controls", text, f"start | full | {'|'.join(kinds)} @ {'|'.join(BUDGETS)}")
         return name
 
     def __str__(self) -> str:
@@ -64,7 +65,7 @@ class RowName:
 
     @property
     def is_coreset(self) -> bool:
-        return self.kind in coreset.KINDS
+        return bool(self.budget)
 
     @property
     def view(self) -> str:

@@ -9,3 +9,7 @@ shards      the files of the buffer, written whole
 index       the manifest: a row for every snapshot
 buffer      the buffer, written shard by shard, read by row
 """
+
+from rayd.verb import callable_room
+
+callable_room(__name__)

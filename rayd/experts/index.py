@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,12 @@ from typing import Any
 import numpy as np
 
 from rayd.experts.shards import DTYPES, MANIFEST, Commit, read_commits
+from rayd.schema import from_json
 from rayd.store import Store
 
+log = logging.getLogger(__name__)
+
+NAMES = ["expert", "epoch", "shard", "offset", "bytes", "dtype", "sha256", "val_accuracy"]
 COLUMNS = ("expert", "epoch", "offset", "bytes")
 BATCH = 4096
 
@@ -37,13 +42,18 @@ def manifest_of(store: Store, commits: list[Commit]) -> Any:
         for i, epoch in enumerate(row["epochs"])
     ]
     rows.sort(key=lambda row: row[:2])
-    kinds = (pa.int32(), pa.int32(), pa.string(), pa.int64(), pa.int64(), pa.string(), pa.binary(32), pa.float32())
-    names = ("expert", "epoch", "shard", "offset", "bytes", "dtype", "sha256", "val_accuracy")
-    arrays = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(kinds)]
+    arrays = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(_kinds())]
     sizes = {commit.tar: commit.bytes for commit in commits} | {
         f"{commit.name}.json": store.size(f"{commit.name}.json") for commit in commits
     }
-    return pa.table(arrays, names=names).replace_schema_metadata({"rayd.sizes": json.dumps(sizes, sort_keys=True)})
+    return pa.table(arrays, names=NAMES).replace_schema_metadata({"rayd.sizes": json.dumps(sizes, sort_keys=True)})
+
+
+def _kinds() -> tuple[Any, ...]:
+    """The types of the columns, in the order of their names."""
+    import pyarrow as pa
+
+    return (pa.int32(), pa.int32(), pa.string(), pa.int64(), pa.int64(), pa.string(), pa.binary(32), pa.float32())
 
 
 def write_manifest(store: Store, commits: list[Commit]) -> None:
@@ -79,22 +89,33 @@ def read_index(store: Store, sizes: Mapping[str, int]) -> Index:
 
     here = {name: size for name, size in sizes.items() if not name.endswith(".failed.json")}
     if store.exists(MANIFEST):
-        with pq.ParquetFile(io.BytesIO(store.read(MANIFEST)), pre_buffer=False) as file:
-            described = json.loads((file.schema_arrow.metadata or {}).get(b"rayd.sizes", b"{}"))
-            if described == here:
-                return _gather(file.iter_batches(BATCH, use_threads=False))
-    index = _gather(manifest_of(store, read_commits(store, sizes)).to_batches(BATCH))
+        try:
+            data = store.read(MANIFEST)
+            with pq.ParquetFile(io.BytesIO(data), pre_buffer=False) as file:
+                if file.metadata.num_rows * 32 > len(data):
+                    raise ValueError("more rows than there is room for their checksums")
+                described = from_json((file.schema_arrow.metadata or {}).get(b"rayd.sizes", b"{}"))
+                if described == here:
+                    return _gather(file.iter_batches(BATCH, use_threads=False), here)
+        except (pa.ArrowException, ValueError, KeyError, OSError) as error:
+            log.warning("%s: not readable (%s); the markers are read instead", store.where(MANIFEST), error)
+    index = _gather(manifest_of(store, read_commits(store, sizes)).to_batches(BATCH), here)
     pa.default_memory_pool().release_unused()
     return index
 
 
-def _gather(batches: Iterable[Any]) -> Index:
-    """Record batches as arrays; the checksums as bytes, which take less memory than objects."""
+def _gather(batches: Iterable[Any], sizes: Mapping[str, int]) -> Index:
+    """Record batches as arrays; the checksums as bytes, which take less memory than objects. A ValueError where the rows
+    are not those of the shards of these sizes."""
     names: dict[str, int] = {}
     parts: dict[str, list[np.ndarray[Any, Any]]] = {name: [np.empty(0, np.int64)] for name in (*COLUMNS, "shard")}
     checksums = [np.empty((0, 32), np.uint8)]
     dtype = DTYPES["fp32"]
+    kinds = dict(zip(NAMES, _kinds(), strict=True))
     for batch in batches:
+        wrong = [name for name in NAMES if batch.schema.field(name).type != kinds[name]]
+        if wrong or any(batch[name].null_count for name in NAMES if name != "val_accuracy"):
+            raise ValueError(f"its columns are not {', '.join(NAMES)}, or rows are not whole")
         for name in COLUMNS:
             parts[name].append(batch[name].to_numpy().astype(np.int64))
         shards = batch["shard"].dictionary_encode()
@@ -102,6 +123,16 @@ def _gather(batches: Iterable[Any]) -> Index:
         parts["shard"].append(places[shards.indices.to_numpy()])
         raw = np.frombuffer(batch["sha256"].buffers()[1], np.uint8)[batch["sha256"].offset * 32 :]
         checksums.append(raw[: len(batch) * 32].reshape(-1, 32).copy())
-        dtype = np.dtype(batch["dtype"][0].as_py()) if len(batch) else dtype
+        types = set(batch["dtype"].unique().to_pylist())
+        if not types <= {dtype.str for dtype in DTYPES.values()} or len(types) > 1:
+            raise ValueError(f"rows of {types}")
+        dtype = np.dtype(types.pop()) if types else dtype
     arrays = {name: np.concatenate(pieces) for name, pieces in parts.items()}
+    room = np.array([sizes.get(name, -1) for name in names], np.int64)
+    order = np.lexsort((arrays["epoch"], arrays["expert"]))
+    inside = (arrays["offset"] >= 0) & (arrays["bytes"] > 0) & (arrays["bytes"] % dtype.itemsize == 0)
+    if len(room):
+        inside &= arrays["offset"] + arrays["bytes"] <= room[arrays["shard"]]
+    if not inside.all() or not np.array_equal(order, np.arange(len(order))) or (arrays["expert"] < 0).any():
+        raise ValueError("rows that lie in no shard, or not in order")
     return Index(**arrays, sha256=np.concatenate(checksums), shards=list(names), dtype=dtype)

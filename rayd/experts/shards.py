@@ -5,8 +5,8 @@
 checksum. `manifest.parquet` is derived from the markers and can be rebuilt; `buffer.json` holds the fingerprint of what
 determines a row's values, and the layout of theta.
 
-webdataset writes the tars, and reads them where whole experts are wanted (`samples`). It has no access to a part of a
-member, so single rows are read by offset and length, which the marker holds.
+webdataset writes the tars. It has no access to a part of a member, so single rows are read by offset and length, which the
+marker holds; where whole experts are wanted (`samples`), the headers are read as those of a dataset's tars are.
 
 Shapes: S snapshots of an expert, P parameters.
 """
@@ -17,18 +17,22 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from tarfile import BLOCKSIZE, TarError
+from tarfile import BLOCKSIZE
 from typing import Any
 
 import numpy as np
 
-from rayd.errors import Failed, Refused
+from rayd.data.sources.tars import members
+from rayd.errors import Failed, Refused, refuse
 from rayd.experts.trajectory import Trajectory, key_of
+from rayd.schema import fields, from_json
 from rayd.store import Store
+from rayd.store.arrays import npy
 
 FORMAT = 1
 HEAD, MANIFEST = "buffer.json", "manifest.parquet"
@@ -173,7 +177,7 @@ def committed(
     sizes = store.sizes(name) if sizes is None else sizes
     if marker not in sizes:
         return None
-    commit = Commit(name, store.read_json(marker))
+    commit = Commit(name, read_marker(store, marker))
     check_size(store, commit, sizes.get(tar))
     refuse_other(store, commit.marker["fingerprint"], fingerprint, marker)
     return commit
@@ -181,13 +185,17 @@ def committed(
 
 def samples(data: bytes) -> Iterator[dict[str, Any]]:
     """The experts of a tar, in order: `key`, `facts` (its JSON) and `rows`, the array of its snapshots."""
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
+    experts: dict[str, dict[str, bytes]] = {}
     try:
-        for sample in group_by_keys(tar_file_expander([{"url": "shard", "stream": io.BytesIO(data)}])):
-            rows_SP = np.load(io.BytesIO(sample["theta.npy"]), allow_pickle=False)
-            yield {"key": sample["__key__"], "facts": json.loads(sample["json"]), "rows": rows_SP}
-    except (TarError, KeyError, ValueError) as error:
+        for name, offset, size in members(io.BytesIO(data), "shard"):
+            key, _, ending = name.partition(".")
+            experts.setdefault(key, {})[ending] = data[offset : offset + size]
+        for key, sample in experts.items():
+            rows_SP = np.ascontiguousarray(npy(sample["theta.npy"]))
+            if rows_SP.ndim != 2:
+                raise ValueError(f"{key}: {rows_SP.shape} are no snapshots")
+            yield {"key": key, "facts": from_json(sample["json"]), "rows": rows_SP}
+    except (KeyError, ValueError) as error:
         raise Failed(f"not a shard of experts ({error})") from error
 
 
@@ -199,10 +207,47 @@ def sha256_of(path: Path) -> str:
 def read_head(store: Store) -> dict[str, Any]:
     if not store.exists(HEAD):
         raise Refused(f"{store.where(HEAD)}: no expert buffer here; make one with jobs.experts, or give buffer=...")
-    head: dict[str, Any] = store.read_json(HEAD)
-    if head.get("format") != FORMAT:
-        raise Refused(f"{store.where(HEAD)}: format {head.get('format')}; this version reads format {FORMAT}")
-    return head
+    where, head = store.where(HEAD), store.read_json(HEAD)
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        format = head.get("format") if isinstance(head, dict) else "?"
+        raise Refused(f"{where}: format {format!s:.20}; this version reads format {FORMAT}")
+    return fields(head, {"fingerprint": Mapping[str, Any], "theta": Mapping[str, Any]}, where)
+
+
+MARKER: Mapping[str, Any] = {
+    "bytes": int, "sha256": str, "fingerprint": Mapping[str, Any], "experts": tuple[Any, ...],
+}  # fmt: skip
+EXPERT: Mapping[str, Any] = {
+    "key": str, "expert": int, "epochs": tuple[int, ...], "dtype": str, "row_bytes": int, "offset": int,
+    "sha256": tuple[str, ...], "val_accuracy": tuple[float | None, ...] | None,
+}  # fmt: skip
+MOST = 2**31
+"""No expert and no epoch has a higher number."""
+
+
+def read_marker(store: Store, name: str) -> dict[str, Any]:
+    """A marker whose rows lie within its shard; another may come from a stranger, and is refused."""
+    where = store.where(name)
+    marker = fields(store.read_json(name), MARKER, where)
+    for i, row in enumerate(marker["experts"]):
+        read, at = fields(row, EXPERT, f"{where}: experts[{i}]"), f"{where}: experts[{i}]"
+        rows, accuracies = len(read["epochs"]), read["val_accuracy"]
+        if read["dtype"] not in {dtype.str for dtype in DTYPES.values()}:
+            raise refuse(f"{at}.dtype", read["dtype"], " | ".join(dtype.str for dtype in DTYPES.values()))
+        if not all(0 <= number < MOST for number in (read["expert"], *read["epochs"])) or not rows:
+            raise refuse(f"{at}.epochs", read["epochs"], "at least one epoch, from 0")
+        if list(read["epochs"]) != sorted(set(read["epochs"])) or len(read["sha256"]) != rows:
+            raise refuse(f"{at}.epochs", read["epochs"], "ascending epochs with a checksum each")
+        if accuracies is not None and len(accuracies) != rows:
+            raise refuse(f"{at}.val_accuracy", accuracies, f"{rows} numbers, or null")
+        if any(re.fullmatch(r"[0-9a-f]{64}", sha256) is None for sha256 in read["sha256"]):
+            raise refuse(f"{at}.sha256", read["sha256"], "checksums of 64 digits")
+        size, offset = read["row_bytes"], read["offset"]
+        if size < 1 or size % np.dtype(read["dtype"]).itemsize or not 0 <= offset <= marker["bytes"] - rows * size:
+            raise refuse(
+                f"{at}.offset", offset, f"{rows} rows of {size} bytes within the {marker['bytes']} of the shard"
+            )
+    return marker
 
 
 def check_size(store: Store, commit: Commit, size: int | None) -> None:
@@ -219,7 +264,7 @@ def read_commits(store: Store, sizes: Mapping[str, int] | None = None, *, strict
     sizes = store.sizes("experts-") if sizes is None else sizes
     names = [name.removesuffix(".json") for name in sizes if name.endswith(".json") and ".failed." not in name]
     with ThreadPoolExecutor(READERS) as pool:
-        markers = list(pool.map(lambda name: store.read_json(f"{name}.json"), names))
+        markers = list(pool.map(lambda name: read_marker(store, f"{name}.json"), names))
     commits = [Commit(name, marker) for name, marker in zip(names, markers, strict=True)]
     if strict:
         head = read_head(store)

@@ -14,18 +14,22 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rayd.errors import Failed
+from rayd.errors import Failed, Transient
+from rayd.schema import fields, from_json
 from rayd.store import Store
+from rayd.store.arrays import npz, npz_names
 
 FOLDER = "unfinished"
 EVERY = 5.0
 """Seconds between two files, at least: epochs shorter than that are cheaper to repeat than to write."""
+FACTS = {
+    "plan": Any, "after": int, "epochs": list[int], "accuracies": list[list[float] | None], "losses": list[list[float]],
+}  # fmt: skip
 
 
 @dataclass
@@ -96,12 +100,15 @@ class Unfinished:
 
     def _block(self, name: str) -> Block | None:
         try:
-            with np.load(io.BytesIO(self.store.read(name)), allow_pickle=False) as arrays:
-                facts = json.loads(str(arrays["facts"]))
-                thetas_SKP = torch.from_numpy(arrays["thetas"])
-                velocity_KP = torch.from_numpy(arrays["velocity"]) if "velocity" in arrays else None
-        except (Failed, BadZipFile, ValueError, KeyError):
+            file = io.BytesIO(self.store.read(name))
+            facts = fields(from_json(str(npz(file, "facts"))), FACTS)
+            thetas_SKP = torch.from_numpy(npz(file, "thetas"))
+            velocity_KP = torch.from_numpy(npz(file, "velocity")) if "velocity" in npz_names(file) else None
+        except Transient:
+            raise
+        except (Failed, ValueError, TypeError):
             return None
-        if facts.pop("plan") != self.plan:
+        if facts["plan"] != self.plan or not facts["epochs"] or len(facts["epochs"]) != len(thetas_SKP):
             return None
-        return Block(thetas_SKP=thetas_SKP, velocity_KP=velocity_KP, **facts)
+        figures = {name: facts[name] for name in FACTS if name != "plan"}
+        return Block(thetas_SKP=thetas_SKP, velocity_KP=velocity_KP, **figures)

@@ -12,12 +12,13 @@ from typing import Any
 
 import ray
 import torch
+from ray._private.label_utils import validate_label_selector
 from ray._private.utils import read_ray_address
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from rayd.config import ScaleConfig
 from rayd.errors import Refused, refuse
-from rayd.fleet.policy import Resources, capacity, shortfall
+from rayd.fleet.policy import Resources, capacity, matches, shortfall
+from rayd.scale import ScaleConfig
 from rayd.store import Store
 from rayd.version import VERSION
 
@@ -81,28 +82,38 @@ def bundle(scale: ScaleConfig) -> dict[str, float]:
     return need
 
 
-def nodes() -> list[Resources]:
-    """The total resources of every living node, ordered by node id."""
+def nodes(selector: Mapping[str, str] | None = None) -> list[Resources]:
+    """The total resources of every living node whose labels match, ordered by node id."""
     alive = [
         node
         for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"]
+        if node["Alive"] and matches(node["Labels"], selector or {})
     ]
     return [node["Resources"] for node in sorted(alive, key=lambda node: str(node["NodeID"]))]
 
 
-def require(need: Mapping[str, float], count: int, what: str = "worker", wait: float = 0.0) -> None:
+def require(
+    need: Mapping[str, float],
+    count: int,
+    what: str = "worker",
+    wait: float = 0.0,
+    selector: Mapping[str, str] | None = None,
+) -> None:
     """Refuse within seconds what this cluster cannot place. With `wait`, its autoscaler is asked and has so long.
 
     The request is a placement group, which is pending work of this driver: it is withdrawn below in any case, and by
     Ray itself where the driver is killed.
     """
-    began, request = time.monotonic(), None
+    began, request, selector = time.monotonic(), None, dict(selector or {})
+    if wrong := validate_label_selector(selector):
+        raise Refused(f"scale.labels: {wrong}")
+    where = f" with {', '.join(f'{key}={value}' for key, value in selector.items())}" if selector else ""
     try:
-        while why := shortfall(need, count, nodes(), what):
+        while why := shortfall(need, count, nodes(selector), what, where):
             if wait > 0 and request is None:
                 log.info("waiting up to %.0f s for nodes: %s", wait, why)
-                request = placement_group([dict(need)] * count)
+                labels = [selector] * count if selector else None
+                request = placement_group([dict(need)] * count, bundle_label_selector=labels)  # type: ignore[arg-type]
             if time.monotonic() - began > max(wait, PLACED_SECONDS):
                 do = "Lower scale.gpus, scale.cpus, scale.actors or scale.workers, or add nodes"
                 hint = (
@@ -117,9 +128,9 @@ def require(need: Mapping[str, float], count: int, what: str = "worker", wait: f
             remove_placement_group(request)
 
 
-def room(need: Mapping[str, float]) -> int:
+def room(need: Mapping[str, float], selector: Mapping[str, str] | None = None) -> int:
     """How many such bundles the cluster holds when nothing runs on it."""
-    return capacity(need, nodes())
+    return capacity(need, nodes(selector))
 
 
 def draining() -> set[str]:
@@ -148,15 +159,16 @@ NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 """Ray hides no GPU from work that asked for none."""
 
 
-def options(need: Mapping[str, float]) -> dict[str, Any]:
+def options(need: Mapping[str, float], selector: Mapping[str, str] | None = None) -> dict[str, Any]:
     """A bundle as the options of an actor or task; without a GPU of its own it sees none."""
     gpus = need.get("GPU", 0.0)
     hidden = not gpus and any(node.get("GPU", 0) for node in nodes())
     environment = {"runtime_env": {"env_vars": NO_GPU}} if hidden else {}
-    return {"num_cpus": need.get("CPU", 0.0), "num_gpus": gpus, **environment}
+    labels = {"label_selector": dict(selector)} if selector else {}
+    return {"num_cpus": need.get("CPU", 0.0), "num_gpus": gpus, **environment, **labels}
 
 
-def task_options(need: Mapping[str, float], **more: Any) -> dict[str, Any]:
+def task_options(need: Mapping[str, float], selector: Mapping[str, str] | None = None, **more: Any) -> dict[str, Any]:
     """Of a task: on a GPU its process ends with it. CUDA stays with the GPU that a process saw first, whichever Ray
     assigns to the next task, and keeps its memory."""
-    return {**options(need), **({"max_calls": 1} if need.get("GPU") else {}), **more}
+    return {**options(need, selector), **({"max_calls": 1} if need.get("GPU") else {}), **more}

@@ -2,7 +2,8 @@
 
 The run's own store holds every checkpoint, so Train keeps none: after a failure its workers start the same function, which
 finds where the run stands. That also covers the loss of the driver: the same command, again. Train counts the nodes that a
-cloud takes back apart from failures, and tries again without limit.
+cloud takes back apart from failures, and tries again without limit. Its elastic sizes are left out: a group of another
+size would give the same set, but each node that joins would restart all workers at their last checkpoint.
 """
 
 from __future__ import annotations
@@ -11,26 +12,31 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train import CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 from ray.util.metrics import Gauge
 
-from rayd.config import Run, ScaleConfig
+from rayd.config import Run
 from rayd.distill.loop import Step, identity
-from rayd.errors import Failed, Refused, refuse
+from rayd.errors import Failed, Refused, Transient, refuse
 from rayd.fleet import cluster
+from rayd.fleet.controller import ControllerBeats
 from rayd.fleet.distill_blocks import block_runs, distill_blocks
+from rayd.fleet.policy import Loss, after_loss
+from rayd.fleet.tasks import first_line
 from rayd.fleet.watch import Pulse, Watch, beating
 from rayd.machine import ONE_ARENA, beat
 from rayd.readable import duration
 from rayd.run import distill as run_distill
 from rayd.run.agreement import AllReduce
+from rayd.scale import ScaleConfig
 from rayd.schema import parse, to_dict
 from rayd.store import Lease, Store
 
@@ -77,9 +83,13 @@ def worker(config: Mapping[str, Any]) -> None:
     rank, size = context.get_world_rank(), context.get_world_size()
     reduce = AllReduce()
     place = run_distill.Worker(rank, size, reduce if size > 1 else identity, get_device(), Notice())
-    with beating(Pulse(**config["pulse"]), config["group"]):
+    waited = 0.0
+    with beating(Pulse(**config["pulse"]), config["group"], rank):
         try:
             for step in run_distill.distill(run, place):
+                own = {"out": run.out, "rank": str(rank)}
+                _rank_seconds().set(max(0.0, step.seconds - (reduce.seconds - waited)), tags=own)
+                waited = reduce.seconds
                 if rank == 0:
                     beat(_note(run, step))
                     _measure(run, step)
@@ -87,6 +97,8 @@ def worker(config: Mapping[str, Any]) -> None:
                     beat("")
                 if step.number % config["report_every"] == 0:
                     ray.train.report(_metrics(step, reduce), checkpoint_upload_mode=LATER)
+        except Transient:
+            raise
         except (Refused, Failed) as error:
             store.write_json(FAILURE, {"kind": type(error).__name__, "message": str(error)})
             raise
@@ -109,6 +121,13 @@ def _gauges() -> tuple[tuple[str, Gauge], ...]:
     )
 
 
+@cache
+def _rank_seconds() -> Gauge:
+    """The slowest worker waits for nobody, and all the others for it."""
+    keys = ("out", "rank")
+    return Gauge("rayd_distill_rank_seconds", "Seconds of the last step that a worker did not wait for others", keys)
+
+
 def _measure(run: Run, step: Step) -> None:
     numbers = {"step": step.number, "loss": step.value, "seconds": step.seconds, "step_size": 0.0, **step.metrics}
     for name, gauge in _gauges():
@@ -126,12 +145,19 @@ def _metrics(step: Step, reduce: AllReduce) -> dict[str, float]:
     return {"step": step.number, "loss": step.value, "seconds": step.seconds, "bytes_per_step": sent, **step.metrics}
 
 
-def trainer(run: Run, pulse: Pulse, group: str, report_every: int, callbacks: list[Any] | None = None) -> TorchTrainer:
+def trainer(
+    run: Run,
+    pulse: Pulse,
+    group: str,
+    report_every: int,
+    callbacks: Sequence[Any] = (),
+    stage: str = "distill",
+) -> TorchTrainer:
     """The Train job of a run: workers, limits, and no checkpoints of its own."""
     scale = run.scale
     limits: dict[str, Any] = {"max_failures": scale.max_failures, "controller_failure_limit": 2}
     settings: dict[str, Any] = {
-        "callbacks": callbacks,
+        "callbacks": [*callbacks, ControllerBeats(pulse, group)],
         "failure_config": FailureConfig(**limits),
         "worker_runtime_env": {"env_vars": ONE_ARENA | ({} if run.scale.gpus else cluster.NO_GPU)},
     }
@@ -139,7 +165,10 @@ def trainer(run: Run, pulse: Pulse, group: str, report_every: int, callbacks: li
         worker,
         train_loop_config={"run": to_dict(run), "report_every": report_every, "pulse": vars(pulse), "group": group},
         scaling_config=ScalingConfig(
-            num_workers=scale.workers, use_gpu=scale.gpus > 0, resources_per_worker=cluster.bundle(scale)
+            num_workers=scale.workers,
+            use_gpu=scale.gpus > 0,
+            resources_per_worker=cluster.bundle(scale),
+            label_selector=scale.selector(stage) or None,
         ),
         torch_config=TorchConfig(timeout_s=int(scale.timeout)),
         run_config=RunConfig(
@@ -168,6 +197,22 @@ def distill(run: Run) -> Iterator[Step]:
     yield from ()
 
 
+def _fit(run: Run, watch: Watch) -> None:
+    """Train to its end. Train restarts workers by itself, but nobody restarts its controller."""
+    limit = run.scale.max_failures
+    for attempt in range(1, limit + 2):
+        try:
+            trainer(run, watch.pulse, GROUP, max(FEW, run.method.steps // REPORTS)).fit()
+            return
+        except RayActorError as error:
+            why = watch.why(f"{GROUP} controller", first_line(error))
+            decision = after_loss("the controller of the workers", Loss.DIED, attempt, limit, why)
+            log.warning("%s", decision.reason)
+            watch.record("lost", decision.reason)
+            if not decision.again:
+                raise Failed(f"distillation: {decision.reason}; submit the same command again to go on") from error
+
+
 def _train(run: Run) -> None:
     scale, store = run.scale, Store(run.out)
     if store.exists(FAILURE):
@@ -177,11 +222,11 @@ def _train(run: Run) -> None:
         raise refuse("scale.gpus", scale.gpus, why, "NCCL refuses two workers on one GPU: set scale.workers=1")
     limit_waits(scale)
     cluster.start(scale)
-    cluster.require(cluster.bundle(scale), scale.workers, wait=scale.wait)
+    cluster.require(cluster.bundle(scale), scale.workers, wait=scale.wait, selector=scale.selector("distill"))
     began = time.monotonic()
     try:
         with Watch(scale, run.out, GROUP, shows=True) as watch:
-            trainer(run, watch.pulse, GROUP, max(FEW, run.method.steps // REPORTS)).fit()
+            _fit(run, watch)
     except TrainingFailedError as error:
         _raise_recorded(store)
         reason = f"{scale.workers} workers failed {scale.max_failures + 1} times"

@@ -54,7 +54,7 @@ def distill_blocks(run: Run, blocks: Sequence[Run]) -> None:
     if finished(run, Store(run.out)):
         return
     left = [to_dict(block) for block in blocks if not finished(block, Store(block.out))]
-    for block, steps in run_tasks(run, "block", _distill_block, left):
+    for block, steps in run_tasks(run, "block", _distill_block, left, place="distill"):
         log.info("%s done in %d steps, %d blocks in all", block["out"], steps, len(blocks))
     join(run, blocks)
 
@@ -67,7 +67,7 @@ def join(run: Run, blocks: Sequence[Run]) -> None:
     assert isinstance(codec, Pixel)
     items = assembled.objective.plan(0)
     for block, item in zip(blocks, items, strict=True):
-        theirs = load(block.at("artifact")).codec
+        theirs = load(block.at("artifact"), block.methods).codec
         assert isinstance(theirs, Pixel)
         index = assembled.objective.index(codec, item)
         codec.pixels[index] = theirs.pixels[index].to(codec.pixels)

@@ -31,7 +31,7 @@ from ray.exceptions import (
 from ray.util.metrics import Counter, Gauge
 
 from rayd.config import Run
-from rayd.errors import Failed, Refused
+from rayd.errors import Failed, Refused, Transient
 from rayd.experts.config import ExpertUnit
 from rayd.experts.shards import differences
 from rayd.fleet import cluster
@@ -45,9 +45,6 @@ from rayd.schema import parse, to_dict
 from rayd.store import configure
 
 log = logging.getLogger(__name__)
-
-DRAINS_EVERY = 5.0
-"""Seconds between two questions which nodes are told to stop."""
 
 
 class ExpertActor:
@@ -105,23 +102,20 @@ class Dispatcher:
     ) -> None:
         self.plan, self.scale, self.progress, self.watch = plan, plan.run.scale, progress, watch
         self.todo = deque(todo)
-        self.need = cluster.bundle(self.scale)
-        options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, **cluster.options(self.need)}
+        self.need, self.labels = cluster.bundle(self.scale), self.scale.selector("experts")
+        options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0, **cluster.options(self.need, self.labels)}
         self.remote: Any = ray.remote(**options)(actor_class)
         self.arguments = (to_dict(plan.run), last_epoch, watch.pulse)
         self.lost: dict[str, int] = {}
         self.slots: list[ActorSlot] = []
         self.started = 0
-        self.leaving: set[str] = set()
-        """Nodes that were told to stop."""
-        self.drains_at = -DRAINS_EVERY
         self.completed = Counter("rayd_experts_completed", "Experts committed to the buffer")
         self.retried = Counter("rayd_experts_retried", "Units handed to another actor because theirs was lost")
         self.rate = Gauge("rayd_expert_images_per_second", "Training images per second, all actors together")
         self.bytes = Gauge("rayd_buffer_bytes", "Bytes of all committed shards")
 
     def run(self) -> Iterator[Progress]:
-        for _ in range(pool_size(self.scale.actors, len(self.todo), self.need, cluster.nodes())):
+        for _ in range(pool_size(self.scale.actors, len(self.todo), self.need, cluster.nodes(self.labels))):
             self._start_actor()
         try:
             while self.todo or any(slot.unit is not None for slot in self.slots):
@@ -147,9 +141,6 @@ class Dispatcher:
         """Take what came back, replace what is late, hand out units."""
         done, _ = ray.wait([slot.waits for slot in self.slots], num_returns=1, timeout=TICK)
         now = time.monotonic()
-        if now - self.drains_at > DRAINS_EVERY:
-            self.drains_at = now
-            self.leaving |= cluster.draining()
         for slot in list(self.slots):
             if slot.waits in done:
                 self._receive(slot)
@@ -174,6 +165,8 @@ class Dispatcher:
 
     def _raised(self, slot: ActorSlot, error: RayTaskError) -> None:
         final = raised(error)
+        if isinstance(final, Transient):
+            return self._lose(slot, Loss.STORAGE, first_line(final))
         if final is not None:
             if slot.unit is not None or not any(other.pid for other in self.slots):
                 raise final from error
@@ -203,7 +196,7 @@ class Dispatcher:
     def _hand_out(self, slot: ActorSlot) -> None:
         if not self.todo:
             return self._remove(slot)
-        if slot.node in self.leaving:
+        if slot.node in self.watch.leaving:
             log.info("%s: its node is told to stop and gets no further units", slot.name)
             self._remove(slot)
             return self._start_actor()
@@ -213,14 +206,14 @@ class Dispatcher:
     def _remove(self, slot: ActorSlot) -> None:
         self.slots.remove(slot)
         ray.kill(slot.actor)
+        self.watch.forget(slot.name)
 
     def _lose(self, slot: ActorSlot, loss: Loss, detail: str) -> None:
         """A unit that did not come back."""
         if slot.unit is None:
             return self._lose_start(slot, loss, detail)
         unit, what = slot.unit, f"{slot.unit.name} on {slot.name}"
-        self.leaving |= cluster.draining()
-        if slot.node in self.leaving and loss.takes_the_worker:
+        if loss.takes_the_worker and slot.node in self.watch.notices():
             log.warning("%s: its node was taken back; handed to another", what)
             replace = True
         else:
@@ -262,7 +255,7 @@ def build(plan: ExpertPlan, last_epoch: int | None = None, actor_class: type[Any
         scale = plan.run.scale
         cluster.start(scale)
         count = max(1, min(scale.actors, len(plan.units)))
-        cluster.require(cluster.bundle(scale), count, what="expert actor", wait=scale.wait)
+        cluster.require(cluster.bundle(scale), count, "expert actor", scale.wait, scale.selector("experts"))
         ((_, free),) = run_tasks(plan.run, "experts", _free, [plan.device_type])
         plan = ExpertPlan.open(plan.run, last_epoch, lambda _: free)
     yield from with_less(lambda chosen: _by_actors(chosen, last_epoch, actor_class), plan)
@@ -278,8 +271,8 @@ def _by_actors(plan: ExpertPlan, last_epoch: int | None, actor_class: type[Any])
     yield progress
     if todo:
         cluster.start(scale)
-        need = cluster.bundle(scale)
-        cluster.require(need, max(1, min(scale.actors, len(todo))), what="expert actor", wait=scale.wait)
+        count = max(1, min(scale.actors, len(todo)))
+        cluster.require(cluster.bundle(scale), count, "expert actor", scale.wait, scale.selector("experts"))
         with Watch(scale, plan.run.out, "experts") as watch:
             yield from Dispatcher(plan, last_epoch, todo, progress, watch, actor_class).run()
     finish(plan, progress)

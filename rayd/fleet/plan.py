@@ -14,7 +14,9 @@ def measure(run: Run, seconds: float) -> Measured:
     """As rayd.studies.plan.measure: one stage after another, each in a process that ends with it."""
     measured: Measured = {}
     for stage in stages(run):
-        ((_, numbers),) = run_tasks(run, f"probe of {stage}", _stage, [request(run, stage, seconds)], fresh=True)
+        ((_, numbers),) = run_tasks(
+            run, f"probe of {stage}", _stage, [request(run, stage, seconds)], fresh=True, place=stage
+        )
         measured[stage] = numbers
     return measured
 

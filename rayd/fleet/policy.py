@@ -30,8 +30,18 @@ def capacity(bundle: Resources, nodes: Sequence[Resources]) -> int:
     return sum(copies(bundle, node) for node in nodes)
 
 
-def shortfall(bundle: Resources, count: int, nodes: Sequence[Resources], what: str = "worker") -> str:
-    """Why `count` bundles can never be placed on these nodes; empty where they can."""
+def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    """Whether a node with these labels may be taken, as Ray decides it: VALUE, !VALUE, in(A, B), !in(A, B)."""
+    for key, wanted in selector.items():
+        plain = wanted.removeprefix("!")
+        values = [one.strip() for one in plain[3:-1].split(",")] if plain.startswith("in(") else [plain]
+        if (labels.get(key) in values) == wanted.startswith("!"):
+            return False
+    return True
+
+
+def shortfall(bundle: Resources, count: int, nodes: Sequence[Resources], what: str = "worker", where: str = "") -> str:
+    """Why `count` bundles can never be placed on these nodes; empty where they can. `where`: which nodes they are."""
     fits = capacity(bundle, nodes)
     if fits >= count:
         return ""
@@ -40,7 +50,7 @@ def shortfall(bundle: Resources, count: int, nodes: Sequence[Resources], what: s
     have = "; ".join(", ".join(f"{name} {node.get(name, 0):g}" for name in names) for node in nodes) or "none"
     lacking = [name for name in names if not any(node.get(name, 0) + SLACK >= bundle[name] for node in nodes)]
     missing = f"no node has enough {' and '.join(lacking)}" if lacking else f"only {fits} of {count} fit at once"
-    return f"one {what} needs {need}, {count} asked for; the {len(nodes)} nodes have {have}: {missing}"
+    return f"one {what} needs {need}, {count} asked for; the {len(nodes)} nodes{where} have {have}: {missing}"
 
 
 def pool_size(wanted: int, units: int, bundle: Resources, nodes: Sequence[Resources]) -> int:

@@ -11,24 +11,39 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray.data
-from ray.data import ActorPoolStrategy
-from ray.exceptions import RayError
+from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import GetTimeoutError, RayError
 
-from rayd.config import ScaleConfig
+from rayd import plugins
 from rayd.data.config import DataConfig
 from rayd.data.prepare import ImageShard, Preparation, Wrote
+from rayd.errors import Failed
 from rayd.fleet import cluster
-from rayd.fleet.tasks import raised
+from rayd.fleet.tasks import first_line, raised
 from rayd.fleet.watch import Pulse, Watch, beating
+from rayd.scale import ScaleConfig
 from rayd.schema import parse, to_dict
+from rayd.store import StoreConfig, configure
+from rayd.store.patience import current
 
 
 class Writer:
     """An actor of the pool."""
 
-    def __init__(self, data: dict[str, Any], to: str, per_shard: int, threads: int, pulse: Pulse) -> None:
+    def __init__(
+        self,
+        data: dict[str, Any],
+        folder: str | None,
+        to: str,
+        per_shard: int,
+        threads: int,
+        store: dict[str, Any],
+        pulse: Pulse,
+    ) -> None:
+        """`folder`: of a format of one's own."""
         self.pulse, self.name = pulse, f"prepare {os.getpid()}"
-        with beating(pulse, self.name):
+        configure(parse(StoreConfig, store, "store"))
+        with beating(pulse, self.name), plugins.using(plugins.load(folder)):
             self.work = Preparation(parse(DataConfig, data, "data"), to, per_shard, threads)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
@@ -41,8 +56,8 @@ class Writer:
 def prepare(config: DataConfig, to: str, per_shard: int, scale: ScaleConfig) -> Iterator[Wrote]:
     """As rayd.data.prepare.prepare, in parallel."""
     cluster.start(scale)
-    need = cluster.bundle(scale)
-    cluster.require(need, max(1, scale.actors), "actor that prepares", scale.wait)
+    need, labels = {"CPU": float(scale.cpus)}, scale.selector("prepare")
+    cluster.require(need, max(1, scale.actors), "actor that prepares", scale.wait, labels)
     work = Preparation(config, to, per_shard, scale.threads)
     work.agree()
     pending = work.pending()
@@ -50,7 +65,10 @@ def prepare(config: DataConfig, to: str, per_shard: int, scale: ScaleConfig) -> 
         rows = [{name: getattr(unit, name) for name in ImageShard.__dataclass_fields__} for unit in pending]
         size = min(scale.actors, len(rows)) or None
         pool = ActorPoolStrategy(size=size) if size else ActorPoolStrategy(min_size=1, max_size=len(rows))
-        shared = {"data": to_dict(config), "to": work.store.uri, "per_shard": per_shard, "threads": scale.threads}
+        folder = config.own.folder if config.own else None
+        shared = {"data": to_dict(config), "folder": folder, "to": work.store.uri, "store": to_dict(current())}
+        shared |= {"per_shard": per_shard, "threads": scale.threads}
+        DataContext.get_current().wait_for_min_actors_s = round(scale.startup)
         with Watch(scale, work.store.uri, "prepare") as watch:
             shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 Writer,
@@ -58,10 +76,17 @@ def prepare(config: DataConfig, to: str, per_shard: int, scale: ScaleConfig) -> 
                 batch_size=1,
                 compute=pool,
                 num_cpus=scale.cpus,
+                label_selector=labels or None,
             )
             try:
                 for row in shards.iter_rows():
                     yield Wrote(**row)
+            except GetTimeoutError as error:
+                raise Failed(
+                    f"prepare: {pool.min_size} actors did not start within scale.startup={scale.startup:g} s; raise it, "
+                    "or set scale.actors, and run the same command again"
+                ) from error
             except (RayError, SystemError) as error:
-                raise raised(error) or error from error
+                why = f"prepare: {first_line(error)}; the shards that are written stay: run the same command again"
+                raise raised(error) or Failed(why) from error
     work.finish()

@@ -86,12 +86,12 @@ def together(config: Mapping[str, Any]) -> None:
     need, inner = cluster.bundle(run.scale), seeded(run, search)[0]
     distill.limit_waits(run.scale)
     pulse, group = Pulse(**config["pulse"]), f"trial {config['number']}"
-    trainer = distill.trainer(inner, pulse, group, search.every, [Milestones(run, search)])
+    trainer = distill.trainer(inner, pulse, group, search.every, (Milestones(run, search),), "search")
     try:
         trainer.fit()
         curve = curve_of(run, search)
         tune.report({"step": curve[-1][0], METRIC: curve[-1][1]})
-        task: Any = ray.remote(**cluster.task_options(need))
+        task: Any = ray.remote(**cluster.task_options(need, run.scale.selector("search")))
         ray.get(task(_score).remote(pulse, group, run, search))
     except (Refused, Failed) as error:
         tune.report({"step": 0, METRIC: 0.0, "failed": str(error)})
@@ -118,6 +118,21 @@ class AshaScheduler(FIFOScheduler):
         return str(TrialScheduler.STOP)
 
 
+class Bound(tune.Callback):
+    """Tune waits for ever for what it cannot place."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        limit = self.watch.scale.startup
+        if self.watch.quiet > limit:
+            raise Failed(
+                f"search: no trial was placed within scale.startup={limit:g} s; trials that have ended are kept: raise "
+                "it and run the same command again"
+            )
+
+
 class Proposals(Searcher):
     """Hands out the trials that have not ended, in order, then Optuna's proposals; writes each end into the table."""
 
@@ -128,10 +143,10 @@ class Proposals(Searcher):
         cut: AshaScheduler,
         budgets: dict[int, str],
         tpe: OptunaSearcher | None,
-        pulse: Pulse,
+        watch: Watch,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
-        self.pulse = vars(pulse)
+        self.watch, self.pulse = watch, vars(watch.pulse)
         self.book, self.todo, self.cut, self.budgets, self.tpe = book, list(todo), cut, budgets, tpe
         self.live: dict[str, Trial] = {}
 
@@ -140,8 +155,8 @@ class Proposals(Searcher):
             trial: Trial | None = self.todo.pop(0)
         else:
             trial = self.tpe.ask() if self.tpe else None
-        if trial is None:
-            return Searcher.FINISHED
+        if trial is None:  # one at work may come back with a node that is taken away
+            return None if self.live else Searcher.FINISHED
         self.live[trial_id] = trial
         self.budgets[trial.number] = trial.budget
         return {
@@ -150,6 +165,10 @@ class Proposals(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         trial, result = self.live.pop(trial_id), result or {}
+        if error and self.watch.taken(f"trial {trial.number}"):
+            log.warning("trial %d: its node was taken away; it is handed out again", trial.number)
+            self.todo.append(trial)
+            return
         if "failed" in result:
             record = self.book.fail(trial, str(result["failed"]))
         elif error:
@@ -249,8 +268,8 @@ def search(book: TrialTable, trials: Mapping[int, Trial]) -> None:
     if scale.workers > 1 and config.seeds > 1:
         raise refuse("search.seeds", config.seeds, "1 where a trial has several workers", "set scale.workers=1")
     cluster.start(scale)
-    need = cluster.bundle(scale)
-    cluster.require(need, scale.workers, "trial" if scale.workers == 1 else "worker of a trial", scale.wait)
+    need, labels = cluster.bundle(scale), scale.selector("search")
+    cluster.require(need, scale.workers, "trial" if scale.workers == 1 else "worker of a trial", scale.wait, labels)
     tpe = OptunaSearcher(book, config.trials) if config.searcher == "tpe" else None
     known = {trial.number: trial for trial, _ in book.proposed().values()} if tpe else dict(trials)
     ended = book.ended()
@@ -260,10 +279,11 @@ def search(book: TrialTable, trials: Mapping[int, Trial]) -> None:
         return
     budgets = {number: trial.budget for number, trial in known.items()}
     cut = AshaScheduler(book.halving(known), budgets, config.steps)
-    at_once = concurrency(config, cluster.room(need), scale.workers, left)
+    at_once = concurrency(config, cluster.room(need, labels), scale.workers, left)
     log.info("%d trials, %d at once, %d ended before", left, at_once, len(ended))
+    chosen: dict[str, Any] = {"bundle_label_selector": [labels]} if labels else {}
     trainable = (
-        tune.with_resources(alone, dict(need))
+        tune.with_resources(alone, tune.PlacementGroupFactory([dict(need)], **chosen))
         if scale.workers == 1
         else tune.with_resources(together, {"CPU": 0, "memory": TRIFLE})
     )
@@ -271,10 +291,10 @@ def search(book: TrialTable, trials: Mapping[int, Trial]) -> None:
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                num_samples=left,
+                num_samples=-1,  # as many as the searcher hands out
                 max_concurrent_trials=at_once,
                 scheduler=cut,
-                search_alg=Proposals(book, todo, cut, budgets, tpe, watch.pulse),
+                search_alg=Proposals(book, todo, cut, budgets, tpe, watch),
                 reuse_actors=False,
             ),
             run_config=tune.RunConfig(
@@ -282,6 +302,7 @@ def search(book: TrialTable, trials: Mapping[int, Trial]) -> None:
                 storage_path=cluster.train_storage(book.base.out),
                 failure_config=tune.FailureConfig(max_failures=scale.max_failures),
                 verbose=0,
+                callbacks=[Bound(watch)],
             ),
         )
         tuner.fit()

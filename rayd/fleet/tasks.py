@@ -21,9 +21,10 @@ R = TypeVar("R")
 
 
 def run_tasks(
-    run: Run, stage: str, work: Callable[..., R], units: Sequence[U], *shared: Any, fresh: bool = False
+    run: Run, stage: str, work: Callable[..., R], units: Sequence[U], *shared: Any, fresh: bool = False, place: str = ""
 ) -> Iterator[tuple[U, R]]:
-    """`work(run, *shared, unit)` of every unit. `fresh`: each in a process of its own.
+    """`work(run, *shared, unit)` of every unit. `fresh`: each in a process of its own. `place`: the stage whose nodes they
+    take, if another.
 
     A task whose process or node is lost, or which the watchdog ends, is tried again. `work` keeps its own progress, so
     only what it had not kept is done twice.
@@ -32,21 +33,31 @@ def run_tasks(
         return
     cluster.start(run.scale)
     need = cluster.bundle(run.scale)
-    cluster.require(need, 1, f"task of {stage}", run.scale.wait)
-    options = cluster.task_options(need, max_retries=run.scale.max_failures, **({"max_calls": 1} if fresh else {}))
+    labels = run.scale.selector(place or stage)
+    cluster.require(need, 1, f"task of {stage}", run.scale.wait, labels)
+    more = {"max_calls": 1} if fresh else {}
+    options = cluster.task_options(need, labels, max_retries=run.scale.max_failures, **more)
     task: Any = ray.remote(**options)(_call)
     plain = to_dict(run)
     with Watch(run.scale, run.out, stage) as watch:
-        names = [f"{stage} {number}" for number in range(len(units))]
-        refs = {
-            task.remote(watch.pulse, name, work, plain, (*shared, unit)): (name, unit)
-            for name, unit in zip(names, units, strict=True)
-        }
+
+        def submit(name: str, unit: U) -> Any:
+            away = {"ray.io/node-id": f"!in({','.join(sorted(watch.leaving))})"} if watch.leaving else {}
+            placed = task.options(label_selector={**labels, **away}) if away else task
+            return placed.remote(watch.pulse, name, work, plain, (*shared, unit))
+
+        named = ((f"{stage} {number}", unit) for number, unit in enumerate(units))
+        refs = {submit(name, unit): (name, unit) for name, unit in named}
         while refs:
             done, _ = ray.wait(list(refs), num_returns=1, timeout=TICK)
             if done:
                 name, unit = refs.pop(done[0])
-                yield unit, _result(done[0], name, watch)
+                result = _result(done[0], name, watch)
+                if isinstance(result, Elsewhere):
+                    watch.notices()
+                    refs[submit(name, unit)] = (name, unit)
+                else:
+                    yield unit, result
             elif watch.quiet > run.scale.startup:
                 for ref in refs:
                     ray.cancel(ref, force=True)
@@ -56,7 +67,15 @@ def run_tasks(
                 )
 
 
-def _call(pulse: Pulse, name: str, work: Callable[..., R], plain: dict[str, Any], arguments: tuple[Any, ...]) -> R:
+class Elsewhere:
+    """The answer of a task that Ray sent to a node which was told to stop: its process was still leased."""
+
+
+def _call(
+    pulse: Pulse, name: str, work: Callable[..., R], plain: dict[str, Any], arguments: tuple[Any, ...]
+) -> R | Elsewhere:
+    if ray.get_runtime_context().get_node_id() in cluster.draining():
+        return Elsewhere()
     with beating(pulse, name):
         run = parse(Run, plain)
         use_threads(run.scale.threads)

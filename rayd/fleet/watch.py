@@ -13,13 +13,11 @@ import json
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
@@ -28,15 +26,20 @@ from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayd import machine
-from rayd.config import ScaleConfig
 from rayd.errors import Failed
-from rayd.fleet.cluster import same_versions, versions
+from rayd.fleet.cluster import draining, same_versions, versions
+from rayd.fleet.monitor import Member, Monitor, birth
 from rayd.fleet.policy import Beat, hung
+from rayd.scale import ScaleConfig
 from rayd.store import Store
 
 log = logging.getLogger(__name__)
 
 EVENTS = "events.jsonl"
+WORK = "work.json"
+"""Who is at work, how old their beats are, and process seconds by stage: for those who look at the folder alone."""
+DRAINS_EVERY = 5.0
+"""Seconds between two questions which nodes are told to stop."""
 TICK = 1.0
 """Seconds between two looks of the watchdog."""
 NOTES_EVERY = 10.0
@@ -50,29 +53,6 @@ ANSWER = 30.0
 
 
 @dataclass(frozen=True)
-class Member:
-    """A process at work."""
-
-    host: str
-    node: str
-    pid: int
-    born: str
-    """The system's start time of the process: a number of its own where process ids are used again."""
-
-    @classmethod
-    def here(cls) -> Member:
-        return cls(socket.gethostname(), ray.get_runtime_context().get_node_id(), os.getpid(), birth(os.getpid()))
-
-
-def birth(pid: int) -> str:
-    """When a process started, in the system's own unit; empty where it does not run."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
-@dataclass(frozen=True)
 class Pulse:
     """What a worker needs to register: plain values, which travel with its work."""
 
@@ -81,50 +61,6 @@ class Pulse:
     beat: float
     versions: Mapping[str, str]
     """The driver's."""
-
-
-@dataclass
-class _Entry:
-    note: str
-    at: float
-    allowed: float
-
-
-class Monitor:
-    """The actor that hears every beat. Ages are by its own clock, so the machines' clocks do not matter."""
-
-    def __init__(self) -> None:
-        self.entries: dict[tuple[str, Member], _Entry] = {}
-        self.attempts: dict[str, int] = {}
-        self.events: list[dict[str, Any]] = []
-        self.heard = time.monotonic()
-
-    def begin(self, group: str, member: Member, allowed: float, about: Mapping[str, Any]) -> None:
-        self.attempts[group] = self.attempts.get(group, 0) + 1
-        self.beat(group, member, "starting", allowed)
-        self.say(group, member, "start", "", node=member.node, attempt=self.attempts[group], **about)
-
-    def beat(self, group: str, member: Member, note: str, allowed: float) -> None:
-        self.heard = time.monotonic()
-        self.entries[group, member] = _Entry(note, self.heard, allowed)
-
-    def end(self, group: str, member: Member) -> None:
-        self.entries.pop((group, member), None)
-        self.heard = time.monotonic()
-
-    def say(self, group: str, member: Member, kind: str, text: str, **more: Any) -> None:
-        who = {"group": group, "host": member.host, "pid": member.pid}
-        self.events.append({"time": time.time(), "event": kind, **who, **({"text": text} if text else {}), **more})
-
-    def look(self) -> tuple[list[tuple[Beat, Member]], list[dict[str, Any]], float]:
-        """Beats of all that is at work, the events since the last look, and seconds since the last sign of anybody."""
-        now = time.monotonic()
-        beats = [
-            (Beat(group, entry.note, now - entry.at, entry.allowed), member)
-            for (group, member), entry in self.entries.items()
-        ]
-        events, self.events = self.events, []
-        return beats, events, now - self.heard
 
 
 # ---- in a worker -----------------------------------------------------------------------------------------------------
@@ -142,8 +78,9 @@ class _Warnings(logging.Handler):
 
 
 @contextlib.contextmanager
-def beating(pulse: Pulse, group: str) -> Iterator[None]:
-    """While this process works for `group`, its beats and its warnings reach the driver."""
+def beating(pulse: Pulse, group: str, place: int = 0) -> Iterator[None]:
+    """While this process works for `group`, its beats and its warnings reach the driver. `place`: its number in a group that
+    works together."""
     monitor, member, sent = ray.get_actor(pulse.monitor), Member.here(), 0.0
     same_versions(versions(), pulse.versions, f"{group} on {member.host}")
     least = min(1.0, pulse.beat / 10)
@@ -154,7 +91,7 @@ def beating(pulse: Pulse, group: str) -> Iterator[None]:
             sent = time.monotonic()
             monitor.beat.remote(group, member, note, pulse.beat)
 
-    monitor.begin.remote(group, member, max(pulse.startup, pulse.beat), versions())
+    monitor.begin.remote(group, member, max(pulse.startup, pulse.beat), versions(), place)
     handler, logger = _Warnings(monitor, group, member), logging.getLogger("rayd")
     logger.addHandler(handler)
     machine.on_beat(send)
@@ -169,10 +106,12 @@ def beating(pulse: Pulse, group: str) -> Iterator[None]:
 # ---- in the driver ---------------------------------------------------------------------------------------------------
 
 
-def _kill(member: Member) -> None:
-    """On the member's node. A process that ended meanwhile is left alone, whoever has its number now."""
-    if birth(member.pid) == member.born:
+def _kill(member: Member) -> bool:
+    """On the member's node; whether it ran. A process that ended meanwhile is left alone, whoever has its number now."""
+    runs = birth(member.pid) == member.born
+    if runs:
         os.kill(member.pid, signal.SIGKILL)
+    return runs
 
 
 @dataclass
@@ -190,6 +129,10 @@ class Watch:
     """What each group did last."""
     ended: dict[str, str] = field(default_factory=dict)
     """Why the process of a group was killed."""
+    places: dict[str, str] = field(default_factory=dict)
+    """Node of each group's last process."""
+    leaving: set[str] = field(default_factory=set)
+    """Nodes that were told to stop."""
 
     def __enter__(self) -> Watch:
         name = f"rayd-monitor-{uuid.uuid4().hex[:12]}"
@@ -201,7 +144,10 @@ class Watch:
         ray.get(self._monitor.look.remote(), timeout=READY)
         self._store = Store(self.out)
         self._lines = self._store.read(EVENTS).decode().splitlines() if self._store.exists(EVENTS) else []
-        self._written = self._noted = time.monotonic()
+        self._spent: dict[str, float] = self._store.facts(WORK).get("seconds", {})
+        self._beats: list[dict[str, Any]] = []
+        self._written = self._noted = self._looked = time.monotonic()
+        self._asked = -DRAINS_EVERY
         self._oldest = Gauge("rayd_beat_age_seconds", "Age of the oldest beat of a stage", tag_keys=("stage",))
         self._hung = Counter("rayd_hung", "Processes that the watchdog has ended", tag_keys=("stage",))
         self._warnings = Counter("rayd_warnings", "Warnings of workers", tag_keys=("stage",))
@@ -215,6 +161,7 @@ class Watch:
         self._thread.join()
         with contextlib.suppress(RayError):
             self._look()
+        self._beats = []
         self._write()
         ray.kill(self._monitor)
 
@@ -222,9 +169,26 @@ class Watch:
         """An event of the driver's own."""
         self._lines.append(json.dumps({"time": time.time(), "event": kind, "stage": self.stage, "text": text, **more}))
 
+    def forget(self, group: str) -> None:
+        """Nobody is at work for this group any more: the driver has ended its process, or knows that it died."""
+        self._monitor.forget.remote(group)
+
     def why(self, group: str, otherwise: str) -> str:
         """Why work was lost: what the watchdog did, or what Ray said."""
         return self.ended.pop(group, otherwise)
+
+    def notices(self) -> set[str]:
+        """The nodes that were told to stop, asked of Ray now."""
+        for node in draining() - self.leaving:
+            groups = ", ".join(group for group, place in self.places.items() if place == node)
+            self.record("notice", f"a node is about to be taken away; it had {groups or 'no work'}", node=node)
+            self.leaving.add(node)
+        self._asked = time.monotonic()
+        return self.leaving
+
+    def taken(self, group: str) -> bool:
+        """Whether work was lost with a node that was taken away after a notice."""
+        return self.places.get(group) in self.notices()
 
     def _run(self) -> None:
         while not self._over.wait(TICK):
@@ -245,30 +209,42 @@ class Watch:
                 log.log(level, "%s on %s: %s", event["group"], event["host"], event["text"])
         self._oldest.set(max((beat.age for beat, _ in looked), default=0.0), tags={"stage": self.stage})
         self.notes |= {beat.group: beat.note for beat, _ in looked if beat.note}
+        self.places = self.places | {beat.group: member.node for beat, member in looked}  # others read it
+        if time.monotonic() - self._asked > DRAINS_EVERY:
+            self.notices()
         if self.shows and time.monotonic() - self._noted > NOTES_EVERY:
             self._noted = time.monotonic()
-            for group in {beat.group for beat, _ in looked}:
+            for group in {beat.group for beat, _ in looked if beat.note}:
                 log.info("%s  %s", group, self.notes.get(group, ""))
+        passed, self._looked = time.monotonic() - self._looked, time.monotonic()
+        self._spent[self.stage] = self._spent.get(self.stage, 0.0) + passed * len(looked)
+        self._beats = [{**asdict(beat), "host": member.host, "pid": member.pid} for beat, member in looked]
         stale = set(hung([beat for beat, _ in looked]))
         for beat, member in looked:
             if beat in stale:
                 self._end(beat, member)
 
     def _end(self, beat: Beat, member: Member) -> None:
+        """End a process that is hung, and forget one that died: whoever waits for its work hears of that from Ray."""
+        there = NodeAffinitySchedulingStrategy(member.node, soft=False)
+        task: Any = ray.remote(_kill).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
         reason = f"no beat for {beat.age:.0f} s, more than {beat.allowed:g} s; the last was '{beat.note}'"
-        self.ended[beat.group] = reason
+        ran, self.ended[beat.group] = False, reason
+        with contextlib.suppress(RayError):  # with its node, the process is gone too
+            ran = ray.get(task.remote(member), timeout=ANSWER)
+        self._monitor.end.remote(beat.group, member)
+        if not ran:
+            self.ended.pop(beat.group, None)
+            return
         log.warning("%s on %s, process %d is hung: %s; it is ended", beat.group, member.host, member.pid, reason)
         self._hung.inc(tags={"stage": self.stage})
         self.record("hung", reason, group=beat.group, host=member.host, pid=member.pid)
-        there = NodeAffinitySchedulingStrategy(member.node, soft=False)
-        task: Any = ray.remote(_kill).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-        with contextlib.suppress(RayError):  # with its node, the process is gone too
-            ray.get(task.remote(member), timeout=ANSWER)
-        self._monitor.end.remote(beat.group, member)
 
     def _write(self) -> None:
         self._written = time.monotonic()
         try:
             self._store.write(EVENTS, ("\n".join(self._lines) + "\n").encode() if self._lines else b"")
+            work = {"time": time.time(), "stage": self.stage, "seconds": self._spent, "beats": self._beats}
+            self._store.write_json(WORK, work)
         except Failed as error:
             log.warning("%s; the events are written later", error)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from rayd import plugins
 from rayd.data.images import Spec
 from rayd.errors import refuse
 from rayd.nets.layers import Moments, Net, NetLayout, Scope, Side, halve
 from rayd.nets.zoo import VGG11, AlexNet, ResNet18, ResNet50, ViT
+from rayd.schema import DERIVED, read
 
 __all__ = ["ConvNet", "Moments", "Net", "NetConfig"]
 
@@ -23,33 +26,44 @@ ZOO: dict[str, Callable[[NetConfig, Spec], Net]] = {
     "alexnet": AlexNet,
     "vit": ViT,
 }
+NAMES = ("convnet", *ZOO)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetConfig:
     """One network; `None` means what the papers use at the dataset's size."""
 
-    name: Literal["convnet", "resnet18", "resnet50", "vgg11", "alexnet", "vit"] = "convnet"
-    """The architecture."""
+    name: str = "convnet"
+    """convnet | resnet18 | resnet50 | vgg11 | alexnet | vit, or a network of the folder `methods`."""
     depth: int | None = None
     """Blocks of a ConvNet or layers of the ViT (ConvNet: 32 px 3, 64 px 4, 128 px 5, 256 px 6; 8 px 2)."""
     width: int | None = None
     """Channels of a ConvNet's block or AlexNet's first (128), a ResNet's or VGG's first stage (64), the ViT (192)."""
     norm: Literal["instance", "group", "batch", "none"] = "instance"
     """instance (group norm with one group a channel, as the field's code) | group (32 groups) | batch | none."""
+    own: plugins.Own | None = field(default=None, metadata=DERIVED)
+    """A network of one's own."""
+
+    @classmethod
+    def from_plain(cls, mapping: Mapping[str, Any], where: str = "net") -> NetConfig:
+        return read(cls, mapping, where, {"own": plugins.own("nets", mapping.get("name"), NAMES)})
 
     def __post_init__(self) -> None:
-        for field in ("depth", "width"):
-            value = getattr(self, field)
+        if self.own is None and self.name not in NAMES:
+            near = get_close_matches(self.name, NAMES, n=1)
+            raise refuse("net.name", self.name, " | ".join(NAMES), f"did you mean {near[0]}?" if near else "")
+        for key in ("depth", "width"):
+            value = getattr(self, key)
             if value is not None and value < 1:
-                raise refuse(f"net.{field}", value, "a whole number of at least 1, or none for the default")
-        if self.depth is not None and self.name not in ("convnet", "vit"):
+                raise refuse(f"net.{key}", value, "a whole number of at least 1, or none for the default")
+        if self.depth is not None and self.own is None and self.name not in ("convnet", "vit"):
             raise refuse("net.depth", self.depth, f"none for {self.name}, whose depth is its name")
 
     def build(self, spec: Spec) -> Net:
-        if self.name == "convnet":
-            return ConvNet(self, spec)
-        return ZOO[self.name](self, spec)
+        if self.own is not None:
+            net: Net = self.own.thing(self, spec)
+            return net
+        return ConvNet(self, spec) if self.name == "convnet" else ZOO[self.name](self, spec)
 
 
 class ConvNet(Net):

@@ -15,6 +15,7 @@ A section without its data says which command would fill it. The folder of a lon
     page      the sections of the page
     tables    the same numbers as CSV and LaTeX
     draw      figures as SVG; the door to matplotlib
+    live      a run while it goes on, for jobs.watch
     shell     elements, tables and the frame of every page; what escapes text
     style     the style sheet
 """
@@ -25,17 +26,25 @@ import json
 from dataclasses import replace
 from typing import Any
 
-import rayd
+from rayd.artifact.load import load
 from rayd.errors import Refused
+from rayd.experts.shards import read_marker
 from rayd.report import page, tables
 from rayd.report.facts import Facts
 from rayd.run.cost import against
 from rayd.store import Store
 
 
-def report(uri: str, buffer: str | None = None, to: str | None = None, published: tuple[str, ...] = ()) -> str:
-    """Draw the page of the run (or artifact) at `uri`; where it is. Default: its folder `report`."""
-    facts = replace(gather(Store(uri), Store(buffer) if buffer else None), published=published)
+def report(
+    uri: str,
+    buffer: str | None = None,
+    to: str | None = None,
+    published: tuple[str, ...] = (),
+    methods: str | None = None,
+) -> str:
+    """Draw the page of the run (or artifact) at `uri`; where it is. Default: its folder `report`. `methods`: the folder of
+    a codec of one's own."""
+    facts = replace(gather(Store(uri), Store(buffer) if buffer else None, methods), published=published)
     out = Store(to) if to else Store(uri).sub("report")
     out.write("index.html", page.html(facts).encode())
     for name, text in tables.texts(facts).items():
@@ -43,17 +52,17 @@ def report(uri: str, buffer: str | None = None, to: str | None = None, published
     return out.where("index.html")
 
 
-def gather(store: Store, buffer: Store | None = None) -> Facts:
+def gather(store: Store, buffer: Store | None = None, methods: str | None = None) -> Facts:
     alone = store.exists("card.json")
     if not alone and not store.exists("artifact/card.json"):
         raise Refused(f"out={store.uri}: holds no artifact; run jobs.distill first, or give the folder of an artifact")
     kept = store if alone else store.sub("artifact")
-    artifact = rayd.load(kept)
+    artifact = load(kept, methods)
     buffer = buffer or store.sub("experts")
     plan = against(store.read_json("plan.json"), store, buffer) if store.exists("plan.json") else []
     return Facts(
         artifact,
-        table=json.loads(artifact.contents.get("controls.json", b"{}")),
+        table=artifact.table or {},
         steps=_lines(store.read("metrics.jsonl").decode()) if store.exists("metrics.jsonl") else [],
         experts=_experts(buffer),
         timing=kept.facts("timing.json") | ({} if alone else store.facts("timing.json")),
@@ -62,10 +71,23 @@ def gather(store: Store, buffer: Store | None = None) -> Facts:
 
 
 def _lines(text: str) -> list[dict[str, float]]:
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    """The numbers of every step; those that are not finite are left out."""
+    lines = []
+    for line in text.splitlines():
+        try:
+            read = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # a line that was cut short
+        if isinstance(read, dict) and isinstance(read.get("step"), int):
+            lines.append({name: float(number) for name, number in read.items() if _is_number(number)})
+    return lines
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e30
 
 
 def _experts(buffer: Store) -> list[dict[str, Any]]:
     markers = [name for name in buffer.sizes("experts-") if name.endswith(".json") and ".failed" not in name]
-    rows = [row for name in sorted(markers) for row in buffer.read_json(name)["experts"]]
-    return [row for row in rows if row.get("val_accuracy")]
+    rows = [row for name in sorted(markers) for row in read_marker(buffer, name)["experts"]]
+    return [row for row in rows if row["val_accuracy"] and None not in row["val_accuracy"]]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rayd.report.facts import Facts
 
 CLASSES, COLUMNS, TILES, THIN, TALL = 20, 10, 24, 6, 48
+MOST = 1e6
+"""Larger numbers than this are drawn as this."""
 LEAST = 64
 """Numbers that a tensor must have to be drawn."""
 EMPTY = Html()
@@ -159,7 +161,7 @@ def size(facts: Facts) -> Html:
     head = ["trained on", "view", "images", "test accuracy, %", "n", "95 %"]
     robust = facts.table.get("robust", {})
     scores = {key.upper(): f"{robust[key]:.3f}" for key in ("lrs", "ars", "hlr", "ior") if key in robust}
-    figure = both(partial(draw.against_bytes, points))
+    figure = both(partial(draw.against_bytes, points)) if points else EMPTY
     return joined([figure, table(head, body, marked=0), *notes, _cells(scores) if scores else EMPTY])
 
 
@@ -195,10 +197,10 @@ def curves(facts: Facts) -> Html:
 def experts(facts: Facts) -> Html:
     if not facts.experts or len(facts.experts[0]["val_accuracy"]) < 2:
         return EMPTY
-    objective = (facts.artifact.card["config"] or {}).get("method", {}).get("objective", {})
-    window = None
-    if "expert_epochs" in objective:
-        window = (objective["first"], objective["last"] - 1 + objective["expert_epochs"])
+    objective = facts.artifact.card["config"].get("method", {}).get("objective", {})
+    first, last, epochs = (objective.get(name) for name in ("first", "last", "expert_epochs"))
+    known = isinstance(first, int) and isinstance(last, int) and isinstance(epochs, int)
+    window = (first, last - 1 + epochs) if known else None
     return both(partial(draw.experts, facts.experts, window))
 
 
@@ -221,7 +223,9 @@ def ledger(facts: Facts) -> Html:
 
 
 def time(facts: Facts) -> Html:
-    timing = {name: value for name, value in facts.timing.items() if isinstance(value, int | float) and value > 0}
+    timing = {
+        name: value for name, value in facts.timing.items() if isinstance(value, int | float) and 0 < value < 1e15
+    }
     seconds = [
         (name.removesuffix("_s"), value, duration(value), draw.BLUE)
         for name, value in timing.items()
@@ -282,7 +286,8 @@ def _scaled(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 def singular(images_NCHW: Tensor) -> list[float]:
-    values: list[float] = torch.linalg.svdvals(images_NCHW.float().flatten(0, 1)).mean(0).tolist()
+    finite = images_NCHW.float().nan_to_num(0, 0, 0).clamp(-MOST, MOST)
+    values: list[float] = torch.linalg.svdvals(finite.flatten(0, 1)).mean(0).tolist()
     return values
 
 

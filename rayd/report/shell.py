@@ -29,11 +29,13 @@ def tag(name: str, /, *children: Any, **attrs: Any) -> Html:
     return Html(f"<{name}{text}>" if name in VOID else f"<{name}{text}>{joined(children)}</{name}>")
 
 
-def page(title: str, *body: Html) -> str:
-    """A whole page, which needs no network."""
+def page(title: str, *body: Html, refresh: float = 0.0) -> str:
+    """A whole page, which needs no network; it loads itself again every `refresh` seconds, if any."""
+    again = tag("meta", **{"http-equiv": "refresh", "content": f"{refresh:g}"}) if refresh else Html()
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
+        again,
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("title", title),
         tag("style", Html(CSS)),

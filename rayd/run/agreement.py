@@ -6,6 +6,7 @@ everybody else's zeros. For the check, each worker writes its step and a hash of
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Sequence
 
@@ -18,16 +19,21 @@ from rayd.errors import Failed
 
 
 class AllReduce:
-    """Sums a flat vector over the workers; counts what it sent."""
+    """Sums a flat vector over the workers; counts what it sent and how long it waited for the others."""
 
     def __init__(self) -> None:
         self.bytes = 0
         self.calls = 0
+        self.seconds = 0.0
 
     def __call__(self, flat: Tensor) -> Tensor:
         self.bytes += flat.numel() * flat.element_size()
         self.calls += 1
+        began = time.perf_counter()
         dist.all_reduce(flat)
+        if flat.is_cuda:  # which is read at once anyway
+            torch.cuda.synchronize(flat.device)
+        self.seconds += time.perf_counter() - began
         return flat
 
 
@@ -56,6 +62,13 @@ class Agreement:
         count = int(self._sum(torch.tensor([float(len(numbers))]))[0])
         vector = torch.zeros(count) if self.rank else torch.tensor(numbers, dtype=torch.float64)
         return self._sum(vector).tolist()
+
+    def total(self, numbers: Sequence[float]) -> list[float]:
+        """The sum of everybody's numbers, place by place, on every worker."""
+        if self.size == 1:
+            return list(numbers)
+        vector: list[float] = self.reduce(torch.tensor(numbers, dtype=torch.float64, device=self.device)).tolist()
+        return vector
 
     def share_state(self) -> None:
         """Worker 0's state, on every worker: a start computed on another kind of processor may differ in its last bits."""

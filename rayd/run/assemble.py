@@ -152,11 +152,14 @@ def _teacher(inputs: ResidentInputs) -> Callable[[Tensor, Tensor], Tensor]:
 def buffer_identity(run: Run, splits: Splits, transform: Transform, net: Net) -> dict[str, Any]:
     """What a buffer must agree in with a run that reads it."""
     train_set = splits.train
+    own = [run.net.own, *(own for _, own in run.expert.augment.own)]
+    code = sorted({one.source for one in own if one is not None})
     return {
         "data": {"name": train_set.name, "content": train_set.manifest["content"], "images": len(train_set)},
         "transform": {"kind": transform.kind, "fingerprint": transform.fingerprint()},
         "net": {"name": run.net.name, "norm": run.net.norm, "parameters": net.size, "fingerprint": net.fingerprint()},
         "expert": run.expert.recipe(),
+        **({"methods": code[0]} if code else {}),
     }
 
 

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rayd.artifact.fields import ledger as read_ledger
 from rayd.config import Run
 from rayd.run.progress import Progress
+from rayd.schema import fields
 from rayd.store import Store
+
+PLAN: Mapping[str, Any] = {
+    "experts": Mapping[str, Any], "ledger": Mapping[str, Any], "seconds": Mapping[str, float], "peak": Mapping[str, float],
+}  # fmt: skip
+TIMES = ("distill_s", "distill_peak", "evaluate_s", "evaluate_peak")
 
 
 def account(store: Store, progress: Progress) -> None:
@@ -20,14 +27,18 @@ def account(store: Store, progress: Progress) -> None:
 def against(planned: Mapping[str, Any], store: Store, buffer: Store) -> list[tuple[str, float, float]]:
     """(what, planned, actual) of everything that the run has finished so far."""
     rows: list[tuple[str, float, float]] = []
+    fields(planned, PLAN, "plan.json")
+    fields(planned["experts"], dict.fromkeys(("experts", "shards", "bytes"), int), "plan.json: experts")
     if planned["experts"]["experts"]:
         shards = {name: size for name, size in buffer.sizes("experts-").items() if name.endswith(".tar")}
         if len(shards) == planned["experts"]["shards"]:
             rows.append(("buffer bytes", planned["experts"]["bytes"], sum(shards.values())))
     if store.exists("artifact/ledger.json"):
-        ledger = store.read_json("artifact/ledger.json")
+        ledger = read_ledger(store.read("artifact/ledger.json"))
+        fields(planned["ledger"], dict.fromkeys(("floats", "bytes"), int), "plan.json: ledger")
         rows += [(f"artifact {name}", planned["ledger"][name], ledger[name]) for name in ("floats", "bytes")]
-        timing = store.read_json("artifact/timing.json")
+        timing = store.facts("artifact/timing.json")
+        fields(timing, {name: float for name in TIMES if name in timing}, "artifact/timing.json")
         if "distill" in planned["seconds"] and "distill_s" in timing:
             rows.append(("distill seconds", planned["seconds"]["distill"], timing["distill_s"]))
         promised = planned["peak"]

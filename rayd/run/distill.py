@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from rayd.config import Run
+from rayd.artifact.load import read_card
+from rayd.config import Run, config_identity
 from rayd.data.load import load as load_data
 from rayd.distill.loop import Reduce, Step
 from rayd.distill.loop import identity as unshared
@@ -23,7 +24,7 @@ from rayd.machine import arithmetic, device_for, device_kind, out_of_memory, rel
 from rayd.run.agreement import Agreement
 from rayd.run.assemble import assemble, own_experts
 from rayd.run.checkpoints import Checkpoints
-from rayd.run.identity import config_identity, refuse_differing, surroundings_identity, whole_identity
+from rayd.run.identity import refuse_differing, surroundings_identity, whole_identity
 from rayd.run.recorder import Recorder
 from rayd.store import Lease, Store, configure
 
@@ -53,7 +54,7 @@ def finished(run: Run, store: Store) -> bool:
     """
     if not store.exists("artifact/card.json"):
         return False
-    card = store.read_json("artifact/card.json")
+    card = read_card(store.sub("artifact"))
     what, do = f"out={run.out}: holds the artifact", "give another out, or remove its artifact folder"
     if card.get("fingerprint") != run.fingerprint():
         config = config_identity(card["config"]) if card.get("config") else {}

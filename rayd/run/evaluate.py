@@ -16,15 +16,18 @@ from itertools import chain
 from statistics import fmean
 from typing import Any
 
+from rayd.artifact import fields
 from rayd.artifact.load import Artifact, load
 from rayd.artifact.write import amend, settle
 from rayd.config import Run
+from rayd.data.load import load as load_data
 from rayd.evaluate.recipe import FEWEST, RecipeConfig
 from rayd.evaluate.row import RowName, image_bytes
 from rayd.evaluate.score import Score, check
 from rayd.evaluate.verdict import concluded, undecided
 from rayd.run.rows import CONTROLS, Outcome, RowTask, Scorer, attempt, row_tasks, score_task
-from rayd.schema import fingerprint, parse, to_dict
+from rayd.run.scores import KEPT, KeptScores
+from rayd.schema import fingerprint, to_dict
 from rayd.stats import summary
 from rayd.store import Store
 
@@ -48,7 +51,7 @@ def score(
 ) -> dict[str, Any]:
     """Score the artifact at `uri` and its controls under the run's recipe. `run_tasks`: the fleet's."""
     store, began = Store(uri), time.monotonic()
-    artifact = load(store)
+    artifact = load(store, run.methods)
     check(run.recipe, artifact.step_size, artifact.teacher)
     scorer = Scorer.of(run, uri, artifact)
 
@@ -70,7 +73,8 @@ def score(
     table = score_table(run, artifact, outcomes, len(scorer.train))
 
     def update(card: Mapping[str, Any], contents: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, bytes]]:
-        merged = _merged(json.loads(contents.get("controls.json", b"{}")), table)
+        there = fields.table(contents["controls.json"]) if "controls.json" in contents else {}
+        merged = _merged(there, table)
         scores = {f"{row['set']}/{row['net']}/{row['recipe']}": row for row in table["rows"]}
         verdict = merged["verdict"]
         claim = {**card["claim"], "verdict": verdict["overall"], "why": verdict["why"]}
@@ -110,11 +114,12 @@ def all_or_enough(
     yield from outcomes.items()
 
 
-def rows_asked(controls: bool | Sequence[str]) -> tuple[str, ...]:
-    """All of them, none, or those named; a name that is none is refused before anything is scored."""
+def rows_asked(controls: bool | Sequence[str], own: Iterable[str] = ()) -> tuple[str, ...]:
+    """All of them, none, or those named; a name that is none is refused before anything is scored. `own`: kinds of one's
+    own, of which none is asked unless it is named."""
     if isinstance(controls, bool):
         return CONTROLS if controls else ()
-    return tuple(str(RowName.control(name)) for name in controls)
+    return tuple(str(RowName.control(name, own)) for name in controls)
 
 
 def is_scored(run: Run, uri: str, controls: Sequence[str]) -> bool:
@@ -123,10 +128,15 @@ def is_scored(run: Run, uri: str, controls: Sequence[str]) -> bool:
     if not store.exists("card.json"):
         return False
     settle(store)
-    table = store.facts("controls.json")
-    if not table or parse(RecipeConfig, table["recipe"]) != run.recipe:
+    if not store.exists("controls.json"):
         return False
-    return set(controls) <= {row["set"] for row in table["rows"]} | set(table["skipped"])
+    table = fields.table(store.read("controls.json"))
+    if {"until": "seeds", **table["recipe"]} != to_dict(run.recipe):
+        return False
+    whole = set(controls) <= {row["set"] for row in table["rows"]} | set(table["skipped"])
+    if whole and store.list(KEPT):
+        KeptScores(store, run, load(store), load_data(run.data)).clear()
+    return whole
 
 
 def _merged(there: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,7 +189,9 @@ def score_table(run: Run, artifact: Artifact, outcomes: Outcomes, whole: int) ->
         images, size = _images(row, artifact, whole), ledger["bytes"]
         if images is not None and row.kind not in ("distilled", "start"):
             size = images * image_bytes(artifact.spec)
-        what = {"set": str(row), "view": row.view, "budget": row.budget, "images": images, "bytes": size}
+        passes = run.recipe.full_epochs if row.kind == "full" else None
+        view = row.view + (f", {passes} epochs" if passes else "")
+        what = {"set": str(row), "view": view, "budget": row.budget, "images": images, "bytes": size}
         how = {"net": nets[task.net], "recipe": run.recipe.name, "protocol": protocol}
         seeds = {"seed_list": [score.seed for score in outcome]}
         rows.append({**what, **how, **seeds, **_summary(outcome)})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +11,7 @@ from rayd.config import Run
 from rayd.data.images import Splits
 from rayd.errors import Refused
 from rayd.machine import can_compile
-
-UNPLACED = ("out", "buffer", "scores", "methods", "recipe", "scale", "store")
-"""Parts of a config that decide nothing of a distillation."""
+from rayd.plugins import source_hash
 
 
 def surroundings_identity(run: Run, splits: Splits, device: torch.device) -> dict[str, Any]:
@@ -27,24 +23,6 @@ def surroundings_identity(run: Run, splits: Splits, device: torch.device) -> dic
         "device": device.type,
         "arithmetic": "compiled" if compiled else "eager",
     }
-
-
-def source_hash(folder: str | None) -> str | None:
-    """sha256 of the Python files in a folder of methods."""
-    if folder is None:
-        return None
-    total = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*.py")):
-        total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()
-
-
-def config_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`Run.identity` of a config as a card records it, whose words this version need not know any more."""
-    plain = {key: value for key, value in config.items() if key not in UNPLACED}
-    data = {key: value for key, value in config["data"].items() if key != "path"}
-    expert = {key: value for key, value in config["expert"].items() if key not in ("micro", "memory")}
-    return {**plain, "data": data, "expert": expert, "threads": config["scale"]["threads"]}
 
 
 def whole_identity(run: Run, splits: Splits, device: torch.device) -> dict[str, Any]:

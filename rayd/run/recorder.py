@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -87,7 +87,7 @@ class Recorder:
             if self.writes:
                 self._save(step.number, state)
         elif self.writes and not last and self.notice():
-            log.info("a machine is about to be taken away: checkpoint of step %d", step.number)
+            log.warning("a machine is about to be taken away: checkpoint of step %d", step.number)
             self._save(step.number, self.work.state())
 
     def _save(self, step: int, state: State) -> None:
@@ -103,11 +103,11 @@ class Recorder:
         self.store.write("preview.png", write.preview(self.work.averaged(), inputs.transform, inputs.spec))
 
     def _validate(self) -> float:
-        """Accuracy on the validation split. Worker 0 decides; selection is its alone to hand over."""
-        if not self.writes:
-            return float("nan")
+        """Accuracy on the validation split. Each worker trains its share of the networks: none waits for all of them."""
         codec = self.work.averaged()
-        accuracy = validate(self.assembled, codec)
+        shares = range(self.agreement.rank, VALIDATION_NETS, self.agreement.size)
+        mine = dict(zip(shares, validate(self.assembled, codec, shares), strict=True))
+        accuracy = fmean(self.agreement.total([mine.get(number, 0.0) for number in range(VALIDATION_NETS)]))
         if self.best is None or accuracy > self.best[0]:
             self.best = (accuracy, codec.state())
         return accuracy
@@ -153,8 +153,10 @@ def distillation(assembled: Assembled, share: tuple[int, int] = (0, 1), reduce: 
     )
 
 
-def validate(assembled: Assembled, codec: Codec) -> float:
-    """Mean accuracy, on the validation split, of a few networks trained for a part of the recipe."""
+def validate(assembled: Assembled, codec: Codec, numbers: Sequence[int]) -> list[float]:
+    """Accuracy on the validation split of the networks with these numbers, trained for a part of the recipe."""
+    if not numbers:
+        return []
     run, recipe = assembled.run, assembled.run.recipe
     teachers = [number.tensor for number in assembled.objective.stored().values() if number.role == "teacher"]
     scores = evaluate(
@@ -163,13 +165,13 @@ def validate(assembled: Assembled, codec: Codec) -> float:
         codec,
         assembled.splits.val.sample(VALIDATION_IMAGES, run.seed),
         assembled.inputs.transform,
-        [seed_of(run.seed, "validate", i) for i in range(VALIDATION_NETS)],
+        [seed_of(run.seed, "validate", i) for i in numbers],
         device=assembled.device,
         step_size=assembled.objective.step_size(),
         teacher=(assembled.inputs.net, teachers[0].flatten()) if teachers else None,
         compile=assembled.inputs.compiled,
     )
-    return fmean(score.accuracy for score in scores)
+    return [score.accuracy for score in scores]
 
 
 def stored_numbers(assembled: Assembled, codec: Codec) -> dict[str, Stored]:

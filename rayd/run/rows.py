@@ -77,7 +77,7 @@ class Scorer:
     @classmethod
     def of(cls, run: Run, uri: str, artifact: Artifact | None = None) -> Scorer:
         """`artifact`: the one at `uri`, if it is loaded already."""
-        return cls(run, artifact or load(uri), store=Store(uri))
+        return cls(run, artifact or load(uri, run.methods), store=Store(uri))
 
     @property
     def train(self) -> Images:
@@ -116,9 +116,10 @@ class Scorer:
         return [[seed] for seed in seeds]
 
     def _evaluate(self, task: RowTask, source: ImageSet, seeds: list[int]) -> list[Score]:
+        asked = self.recipe.of_full if task.row.kind == "full" else self.recipe
         recipe = {
-            "": self.recipe, "hard": replace(self.recipe, labels="hard"),
-            "bare": replace(self.recipe, augment=None, cutmix=0.0, mixup=0.0),
+            "": asked, "hard": replace(asked, labels="hard"),
+            "bare": replace(asked, augment=None, cutmix=0.0, mixup=0.0),
         }[task.row.way]  # fmt: skip
         return evaluate(
             recipe, self.nets[task.net], source, self._test, None, seeds,
@@ -140,7 +141,8 @@ class Scorer:
         if row.kind == "start":
             experts = self.artifact.card.get("identity", {}).get("experts")
             return ImageSet.of(assemble(self.run, self.device, (lambda buffer: experts) if experts else None).codec)
-        return ImageSet.of(self.real(RowName.control(str(replace(row, way=""))), seed), self.transform)
+        control = RowName.control(str(replace(row, way="")), self.run.own.controls)
+        return ImageSet.of(self.real(control, seed), self.transform)
 
     def real(self, row: RowName, seed: int) -> Images:
         """The real images of a control."""
@@ -154,7 +156,7 @@ class Scorer:
         if (kind, seed) not in self._orders:
             most = len(self.train) if kind == "random" else self._most()
             features = None if kind == "random" else self._features
-            self._orders[kind, seed] = coreset.orders(kind, self.train, most, seed, features)
+            self._orders[kind, seed] = coreset.orders(kind, self.train, most, seed, features, self.run.own.controls)
         return self._orders[kind, seed]
 
     def _most(self) -> int:

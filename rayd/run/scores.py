@@ -21,6 +21,8 @@ from rayd.machine import device_kind
 from rayd.schema import fingerprint, parse, to_dict
 from rayd.store import Store
 
+KEPT = "score-"
+"""How the names of a set's own files begin."""
 COUNTED = ("seeds", "until")
 """Keys of a recipe that say how many networks there are, and nothing of one."""
 NAMED = ("name", "nets", *COUNTED)
@@ -40,8 +42,8 @@ class KeptScores:
             "recipe": _without(run.recipe, COUNTED),
             "images": _contents(splits),
             "device": device_kind(run.scale.gpus),
-        }
-        self.store, self.prefix = store, f"score-{fingerprint(decides)[:12]}-"
+        } | ({"methods": run.own.source} if run.own.source else {})
+        self.store, self.prefix = store, f"{KEPT}{fingerprint(decides)[:12]}-"
 
     def find(self, row: RowName, net: int, seed: int) -> Score | None:
         name = self._name(row, net, seed)
@@ -97,6 +99,8 @@ class ControlScores:
         }
         if row.is_coreset and row.kind != "random":
             decides["features"] = nets[0]
+        if row.kind in run.own.controls:
+            decides["methods"] = run.own.source
         if row.budget == "jpeg":
             return decides | {"bytes": int(ledger["bytes"])}
         if row.is_coreset:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from rayd import plugins
 from rayd.artifact.load import Artifact, load, quantise
 from rayd.artifact.png import unpng
 from rayd.artifact.write import preview_grid
@@ -55,7 +56,7 @@ def verify(
     of this machine, whatever the artifact was made on.
     """
     try:
-        artifact = load(uri)
+        artifact = load(uri, methods)
     except Refused as error:
         yield Finding("files are as they were written", False, str(error))
         return
@@ -68,13 +69,19 @@ def verify(
     if source is None:
         yield Finding("data", False, "the card holds no resolved config, and no run was given")
         return
+    if run is None and source.data.path is not None:
+        # What a stranger's card names is not opened.
+        yield Finding(
+            "data are those of the card", False, f"they lay in a folder, {source.data.path}: give data.path=..."
+        )
+        return
     try:
         splits = load_data(source.data)
     except Refused as error:
-        yield Finding("data are those of the card", False, f"{error}; a card names no folder: give data.path=...")
+        yield Finding("data are those of the card", False, str(error))
         return
     yield from _data(artifact, splits)
-    if scores and "controls.json" in artifact.contents:
+    if scores and artifact.table:
         origin = card_run or source
         yield from _scores(artifact, splits, replace(origin, scale=replace(origin.scale, gpus=gpus)))
 
@@ -107,6 +114,9 @@ def _stored(artifact: Artifact) -> Iterator[Finding]:
 
 def _data(artifact: Artifact, splits: Splits) -> Iterator[Finding]:
     """The data are those that the card names, and the transform was fitted on them."""
+    if splits.train.spec != artifact.spec:
+        yield Finding("data are those of the card", False, f"{splits.train.spec} here, {artifact.spec} in the card")
+        return
     here, claimed = (str(manifest.get("content")) for manifest in (splits.train.manifest, artifact.card["data"]))
     yield Finding("data are those of the card", here == claimed, f"{here[:12]} here, {claimed[:12]} in the card")
     fitted, stored = Transform.fit(splits.train, artifact.transform.kind).tensors(), artifact.transform.tensors()
@@ -116,8 +126,12 @@ def _data(artifact: Artifact, splits: Splits) -> Iterator[Finding]:
 
 def _scores(artifact: Artifact, splits: Splits, run: Run) -> Iterator[Finding]:
     """The set's own rows, with networks of the same seeds."""
-    table = json.loads(artifact.contents["controls.json"])
-    scorer = Scorer(replace(run, recipe=parse(RecipeConfig, table["recipe"])), artifact, splits)
+    table = artifact.table
+    if table is None:
+        return
+    with plugins.using(run.own):
+        recipe = parse(RecipeConfig, table["recipe"])
+    scorer = Scorer(replace(run, recipe=recipe), artifact, splits)
     for row in table["rows"]:
         name = RowName.parse(row["set"])
         if row["net"] != table["nets"][0] or not name.is_distilled:

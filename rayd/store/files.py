@@ -115,7 +115,11 @@ class LocalFiles:
     def write(self, name: str, data: bytes) -> None:
         with self.scratch(name) as temporary:
             temporary.write_bytes(data)
-            self.publish(temporary, name)
+            try:
+                self.publish(temporary, name)
+            except FileNotFoundError:  # another writer of the folder has ended, and swept it
+                temporary.write_bytes(data)
+                self.publish(temporary, name)
 
     def write_new(self, name: str, data: bytes) -> bool:
         """Write unless the name is taken, in one step; whether it was free."""

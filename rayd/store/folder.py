@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rayd.errors import Failed
+from rayd.schema import from_json
 from rayd.store.files import TEMPORARY, LocalFiles, files_of
 from rayd.store.patience import current, persist, speaking
 
@@ -76,14 +77,19 @@ class Store:
 
     def read_json(self, name: str) -> Any:
         try:
-            return json.loads(self.read(name))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            return from_json(self.read(name))
+        except ValueError as error:
             problem = f"{self.where(name)}: not readable as JSON ({error})"
             raise Failed(f"{problem}; remove it and run what wrote it again") from error
 
     def facts(self, name: str) -> dict[str, Any]:
         """What a JSON file holds; nothing where there is none."""
-        return dict(self.read_json(name)) if self.exists(name) else {}
+        if not self.exists(name):
+            return {}
+        facts = self.read_json(name)
+        if not isinstance(facts, dict):
+            raise Failed(f"{self.where(name)}: holds no mapping; remove it and run what wrote it again")
+        return facts
 
     def claim(self, name: str, plan: Mapping[str, Any]) -> list[str]:
         """Leave the plan under this name; where one is there already, the keys (a.b) in which it differs from ours.

@@ -130,5 +130,5 @@ def spoken(error: OSError, doing: str, where: str, waited: float) -> Failed | Re
     return Failed(f"{where}: {doing} failed: {first_line(error)}")
 
 
-def first_line(error: OSError) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,12 +36,33 @@ def test_parquet_opens_as_images_with_class_names(tmp_path, made, monkeypatch):
     assert torch.equal(pixels[:, None], made.images("uint8"))
 
 
+ODD_NAMES = ("l'été", 'say "hi": {yes}', "猫", "- a, [b]", "no", "7")
+
+
+def test_the_folder_is_ready_for_the_hub(tmp_path, monkeypatch):
+    """The metadata of its card is read without complaint, and the folder loads, whatever its classes are called."""
+    datasets, hub = pytest.importorskip("datasets"), pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    made = rayd.load(an_artifact(tmp_path / "artifact", small_run(data={"name": "generated", "classes": 6, "size": 8})))
+    artifact = replace(made, card={**made.card, "classes": list(ODD_NAMES)})
+    for name, data in rendered(artifact, "parquet").items():
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_bytes(data)
+    card = hub.DatasetCard.load(tmp_path / "out" / "README.md")
+    about = card.data.to_dict()
+    assert about["size_categories"] == ["n<1K"] and about["configs"][0]["data_files"][0]["path"] == "data/*.parquet"
+    assert about["dataset_info"]["splits"][0]["num_examples"] == len(artifact)
+    data = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert data.features["label"].names == list(ODD_NAMES) and len(data) == len(artifact)
+
+
 def test_soft_labels_go_along(tmp_path, made, monkeypatch):
     pq = pytest.importorskip("pyarrow.parquet")
     method = {"codec": {"name": "pixel", "labels": "soft"}, "objective": {"name": "mtt"}}
     folder = an_artifact(tmp_path / "soft", small_run(method=method, budget={"ipc": 2}))
     data = rendered(rayd.load(folder), "parquet")["data/train-00000-of-00001.parquet"]
     table = pq.read_table(io.BytesIO(data))
+    assert "soft_label" in rendered(rayd.load(folder), "parquet")["README.md"].decode().split("---")[1]
     assert np.allclose(np.array(table["soft_label"].to_pylist()), rayd.load(folder).targets, atol=1e-3)
 
 

@@ -122,7 +122,7 @@ def test_transforms_invert_and_come_back(kind: str) -> None:
     x = transform(pixels)
     assert x.dtype == torch.float32 and torch.equal(x, transform(pixels.float() / 255))
     assert torch.allclose(transform.inverse(x), pixels.float() / 255, atol=1e-4)
-    back = Transform.restore(transform.meta(), transform.tensors())
+    back = Transform.restore(transform.meta(), transform.tensors(), train.spec)
     assert torch.equal(back(pixels), x) and back.fingerprint() == transform.fingerprint()
     bounds = transform.bounds()
     if kind == "zca":

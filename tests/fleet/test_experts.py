@@ -6,16 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError
 
+import rayd.run.experts
 from rayd.errors import Failed, Refused
 from rayd.experts.buffer import verify
 from rayd.fleet.policy import Loss, after_loss, capacity, copies, pool_size, shortfall
 from rayd.run.experts import ExpertPlan, build
+from rayd.run.progress import Built, Progress
 from tests.support.hashes import hashes
 from tests.support.loopback import s3_server
 from tests.support.runs import digits_run
@@ -185,3 +190,82 @@ def test_an_object_store_gets_the_same_bytes(
     out, _ = second.communicate(timeout=240)
     assert second.returncode == 0, out
     assert hashes(bucket) == undisturbed
+
+
+# ---- many actors, simulated ------------------------------------------------------------------------------------------
+
+
+class Simulated:
+    """Stands for Ray where the dispatcher asks it: 64 places, eight of them on a node on which every actor dies at its
+    start. A free place on that node is taken first, as by a scheduler that packs."""
+
+    def __init__(self, fingerprint: Any, bad: int, good: int) -> None:
+        self.fingerprint, self.free = fingerprint, {"bad": bad, "good": good}
+        self.starts = {"bad": 0, "good": 0}
+        self.answers: dict[int, Any] = {}
+        self.ready: deque[int] = deque()
+
+    def remote(self, **options: Any) -> Any:
+        return lambda cls: SimpleNamespace(remote=self._actor)
+
+    def _actor(self, plain: Any, last_epoch: Any, pulse: Any, name: str) -> Any:
+        node = next(node for node in ("bad", "good") if self.free[node])
+        self.free[node] -= 1
+        self.starts[node] += 1
+        answer = {"pid": self.starts["good"], "host": node, "node": node, "fingerprint": self.fingerprint}
+        ready = ActorDiedError() if node == "bad" else answer
+        return SimpleNamespace(
+            node=node,
+            ready=SimpleNamespace(remote=lambda: self._later(ready)),
+            build=SimpleNamespace(remote=lambda number: self._later(Built(f"unit {number}", 1, 1, 0.1))),
+        )
+
+    def _later(self, answer: Any) -> int:
+        self.answers[len(self.answers)] = answer
+        self.ready.append(len(self.answers) - 1)
+        return len(self.answers) - 1
+
+    def wait(self, refs: list[int], num_returns: int, timeout: float) -> tuple[list[int], list[int]]:
+        done = next((ref for ref in self.ready if ref in set(refs)), None)
+        if done is None:
+            return [], refs
+        self.ready.remove(done)
+        return [done], []
+
+    def get(self, ref: int, timeout: float) -> Any:
+        answer = self.answers[ref]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def kill(self, actor: Any) -> None:
+        self.free[actor.node] += 1
+
+
+def test_sixty_four_actors_of_which_eight_die_at_their_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run goes on with the others: every unit of 200 is built once, from one load of the dataset."""
+    from rayd.fleet import experts as fleet
+
+    loads: list[Any] = []
+    whole = rayd.run.experts.load_data
+    monkeypatch.setattr("rayd.run.experts.load_data", lambda config: loads.append(config) or whole(config))
+    changes = {"scale": {"name": "laptop", "actors": 64, "max_failures": 3}}
+    plan = ExpertPlan.open(digits_run(tmp_path, experts=200, changes=changes))
+    fake = Simulated(plan.writer.fingerprint, bad=8, good=56)
+    monkeypatch.setattr(fleet, "ray", fake)
+    monkeypatch.setattr(fleet.cluster, "nodes", lambda selector=None: [{"CPU": 56.0}, {"CPU": 8.0}])
+    recorded: list[str] = []
+    watch: Any = SimpleNamespace(
+        pulse=None, notes={}, leaving=set(), notices=set, forget=lambda group: None, why=lambda group, otherwise: otherwise,
+        record=lambda kind, text, **more: recorded.append(text),
+    )  # fmt: skip
+    progress = Progress(total=200, skipped=0, planned=200)
+    most = 0
+    for now in fleet.Dispatcher(plan, None, list(plan.units), progress, watch).run():
+        most = max(most, now.actors)
+    assert (progress.done, progress.experts, progress.retried) == (200, 200, 0)
+    assert len(loads) == 1
+    assert most == 56 and fake.starts["good"] == 56
+    assert 8 <= fake.starts["bad"] <= 8 * 4, "every place is tried max_failures + 1 times at most"
+    assert any("the run goes on with" in text for text in recorded)
+    assert fake.free == {"bad": 8, "good": 56}, "every actor is ended"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
+import signal
 import subprocess
 import time
 import warnings
@@ -18,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.grounds import PATIENCE, Ground, Nodes, end, until
+from tests.support.grounds import PATIENCE, Ground, Nodes, descendants, end, until
 from tests.support.hashes import hashes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
@@ -200,17 +202,96 @@ def test_a_node_that_is_told_to_stop_gets_no_further_units() -> None:
             job = ground.start(words, env={**ground.env, **env}, stdout=file, stderr=subprocess.STDOUT)
         until(lambda: len(list((out / "experts").glob("experts-*.json"))) >= 2 and starts(out) != [])
         node = starts(out)[-1]["node"]
-        drain = ["ray", "drain-node", "--address", nodes.address, "--node-id", node]
-        drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice"]
-        drain += ["--deadline-remaining-seconds", "300"]
-        code, text = ground.run(drain, env)
-        assert code == 0, text
+        nodes.notice(nodes.ids.index(str(node)), 300)
         told = time.time()
         assert job.wait(PATIENCE) == 0, log.read_text()[-3000:]
         late = [event for event in starts(out) if event["node"] == node and event["time"] > told + 10]
         assert late == [], late
         assert "is told to stop and gets no further units" in log.read_text()
         assert any(event["node"] != node and event["time"] > told for event in starts(out))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["distill", "evaluate", "search", "prepare"])
+def test_a_notice_costs_no_failure_and_little_work(name: str) -> None:
+    """A node at work is told to stop and goes 15 s later. The run goes on elsewhere, though no failure is allowed."""
+    stage, lasting = (
+        STAGES.get(name),
+        {"evaluate": ("recipe.steps=400", "recipe.seeds=8"), "search": ("search.steps=200",)},
+    )
+    with Ground.made() as ground:
+        del ground.env["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"]
+        nodes, out = Nodes(ground, (1, 1, 1)), ground.folder / "out"
+        env = {**ground.env, "RAY_ADDRESS": nodes.address}
+        for verb in stage.before if stage else ():
+            code, said = ground.run(command(verb, out, ("scale=inline",)))
+            assert code == 0, said[-3000:]
+        own = (*stage.words, *stage.apart) if stage else ("data.limit=null", "per_shard=16")
+        more = ("method.steps=1000",) if name == "distill" else lasting.get(name, ())
+        words = command(name, out, ON_NODES, *own, *more, "scale.max_failures=0")
+        log, at = ground.folder / "job.log", out / "data" if name == "prepare" else out
+        with open(log, "w") as file:
+            job = ground.start(words, env=env, stdout=file, stderr=subprocess.STDOUT)
+        apart = nodes.ids[1:]
+        until(lambda: any(one["node"] in apart for one in starts(at)) or job.poll() is not None)
+        assert job.poll() is None, log.read_text()[-3000:]
+        victim = next(str(one["node"]) for one in starts(at) if one["node"] in apart)
+        nodes.notice(nodes.ids.index(victim), 15)
+        told = time.time()
+        time.sleep(15)
+        nodes.kill(nodes.ids.index(victim))
+        assert job.wait(PATIENCE) == 0, log.read_text()[-5000:]
+        late = [one for one in starts(at) if one["node"] == victim and float(str(one["time"])) > told + 6]
+        assert late == [] or name == "prepare", late  # Ray Data hands its units out itself
+        if name == "distill":
+            lines = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+            assert lines == list(range(1, 1001))
+            assert "a machine is about to be taken away: checkpoint of step" in log.read_text()
+        elif name == "prepare":
+            assert hashes(out / "data", "*.npy") != {}
+
+
+PROCESSES = {"evaluate": "ray::_call", "search": "ray::ImplicitFunc", "prepare": "ray::MapWorker"}
+"""What Ray calls the processes of a stage."""
+LEAVES = {"evaluate": "none", "search": "search/trials/*/*/artifact/codec.*", "prepare": "data/*.npy"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_process_that_stands_still_is_ended_and_its_work_done_again(name: str) -> None:
+    """Stopped by its process id; the run ends by itself, and what it leaves is that of one process without Ray."""
+    with Ground.made() as ground:
+        out, calm = ground.folder / "out", ground.folder / "calm"
+        before = STAGES[name].before if name in STAGES else ()
+        own = STAGES[name].words if name in STAGES else ("data.limit=null", "per_shard=32")
+        own += {"evaluate": ("recipe.steps=1500",), "search": ("search.steps=400",)}.get(name, ())
+        for verb in before:
+            code, said = ground.run(command(verb, out, ("scale=inline",)))
+            assert code == 0, said[-3000:]
+        if before:
+            shutil.copytree(out, calm)
+        code, said = ground.run(command(name, calm, ("scale=inline",), *own))
+        assert code == 0, said[-3000:]
+        log = ground.folder / "job.log"
+        words = command(name, out, ("scale=laptop", "scale.cpus=1", "scale.beat=12"), *own)
+        with open(log, "w") as file:
+            job = ground.start(words, stdout=file, stderr=subprocess.STDOUT)
+
+        def at_work() -> list[int]:
+            place = out / "data" if name == "prepare" else out
+            known = {one["pid"] for one in starts(place)}
+            found = [pid for pid, title in descendants(job.pid) if title.startswith(PROCESSES[name])]
+            return [pid for pid in found if pid in known]
+
+        until(lambda: bool(at_work()) or job.poll() is not None)
+        assert job.poll() is None, log.read_text()[-3000:]
+        os.kill(at_work()[0], signal.SIGSTOP)
+        assert job.wait(PATIENCE) == 0, log.read_text()[-3000:]
+        assert "is hung: no beat for" in log.read_text(), log.read_text()[-3000:]
+        assert hashes(out, LEAVES[name]) == hashes(calm, LEAVES[name])
+        if name == "evaluate":
+            scores = [json.loads((at / "artifact" / "card.json").read_text())["scores"] for at in (out, calm)]
+            assert scores[0] == scores[1]
 
 
 def starts(out: Path) -> list[dict[str, object]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from typing import Any
 
 import pytest
 
 from rayd.errors import Refused
+from tests.support.grounds import ROOT, Ground, Nodes
 
 pytestmark = pytest.mark.ray
 
@@ -18,10 +21,10 @@ def test_nodes_that_may_come_are_waited_for(ray_local: None, monkeypatch: pytest
     requests: list[list[dict[str, float]]] = []
     withdrawn: list[Any] = []
     nodes = [{"CPU": 4.0}]
-    monkeypatch.setattr(cluster, "nodes", lambda: list(nodes))
+    monkeypatch.setattr(cluster, "nodes", lambda selector: list(nodes))
     monkeypatch.setattr(cluster, "PLACED_SECONDS", 0)
 
-    def launch(bundles: list[dict[str, float]]) -> str:
+    def launch(bundles: list[dict[str, float]], bundle_label_selector: Any) -> str:
         requests.append(bundles)
         nodes.append({"CPU": 8.0, "GPU": 2.0})
         return f"request {len(requests)}"
@@ -37,6 +40,61 @@ def test_nodes_that_may_come_are_waited_for(ray_local: None, monkeypatch: pytest
     with pytest.raises(Refused, match=r"none came within scale\.wait=0\.5 s"):
         cluster.require({"GPU": 8.0}, 1, wait=0.5)
     assert time.monotonic() - began < 10 and withdrawn == ["request 1", "request 2"]
+
+
+def test_labels_are_matched_as_ray_matches_them(ray_local: None) -> None:
+    """The refusal's own reading of a selector agrees with Ray's placement: what it lets through runs, what not does not."""
+    import ray
+
+    from rayd.fleet import cluster
+    from rayd.fleet.policy import matches
+
+    node = ray.nodes()[0]  # type: ignore[no-untyped-call]
+    here = node["NodeID"]
+    selectors = {
+        here: True, "other": False, "!other": True, f"!{here}": False, f"in({here}, other)": True, "in(a, b)": False,
+        f"!in({here})": False, "!in(a, b)": True,
+    }  # fmt: skip
+    remote: Any = ray.remote(num_cpus=0)(lambda: 1)
+    for text, fits in selectors.items():
+        selector = {"ray.io/node-id": text}
+        assert matches(node["Labels"], selector) is fits, text
+        placed, _ = ray.wait([remote.options(label_selector=selector).remote()], timeout=30 if fits else 0.5)
+        assert bool(placed) is fits, text
+    assert matches({}, {"spot": "!yes"}) and not matches({}, {"spot": "yes"})
+    cluster.require({"CPU": 1.0}, 1, selector={"ray.io/node-id": here})
+    with pytest.raises(Refused, match=r"1 asked for; the 0 nodes with market=spot have none"):
+        cluster.require({"CPU": 1.0}, 1, selector={"market": "spot"})
+    with pytest.raises(Refused, match=r"scale\.labels"):
+        cluster.require({"CPU": 1.0}, 1, selector={"market": "-spot-"})
+
+
+def test_each_stage_has_its_own_nodes() -> None:
+    from rayd.scale import ScaleConfig
+    from rayd.schema import parse
+
+    labels = {"experts": {"ray.io/market-type": "spot"}, "all": {"ray.io/market-type": "on-demand"}}
+    scale = parse(ScaleConfig, {"labels": labels})
+    assert scale.selector("experts") == labels["experts"] and scale.selector("distill") == labels["all"]
+    assert ScaleConfig().selector("experts") == {}
+    with pytest.raises(Refused, match=r"scale\.labels=expert: allowed is prepare \| experts"):
+        parse(ScaleConfig, {"labels": {"expert": {}}})
+
+
+@pytest.mark.slow
+def test_seven_kinds_of_the_impossible_are_refused_by_every_verb() -> None:
+    """Asked all at once of three nodes with one core each."""
+    with Ground.made() as ground:
+        nodes = Nodes(ground, (1, 1, 1))
+        env = {"RAY_ADDRESS": nodes.address, "PYTHONPATH": str(ROOT)}
+        code, said = ground.run([sys.executable, "-m", "tests.support.refusals", str(ground.folder / "out")], env)
+        lines = [line for line in said.splitlines() if line.startswith("ANSWERS ")]
+        assert code == 0 and lines, said[-3000:]
+    answers: dict[str, tuple[float, str]] = json.loads(lines[0].removeprefix("ANSWERS "))
+    assert len(answers) == 7 * 7 - 3 - 2
+    for asked, (seconds, text) in answers.items():
+        assert text.startswith("scale: one ") and "the " in text and "nodes" in text, f"{asked}: {text}"
+        assert seconds < 10, f"{asked}: {seconds:.1f} s"
 
 
 def standing() -> set[str]:

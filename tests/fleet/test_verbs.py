@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.grounds import Ground
+from tests.support.grounds import Ground, Nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -59,13 +59,40 @@ def test_the_verbs_on_a_laptop(out: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_other_verbs_on_a_laptop(ground: Ground, out: Path) -> None:
+    code, text = ground.run(command("search", out, "scale=laptop", *EVERY["search"]))
+    assert code == 0 and "Traceback" not in text and (out / "search" / "outcome.json").exists(), text[-3000:]
+    code, text = ground.run(command("pipeline", ground.folder / "whole", "scale=laptop"))
+    assert code == 0 and "Traceback" not in text, text[-3000:]
+    assert (ground.folder / "whole" / "report" / "index.html").exists()
+
+
+@pytest.mark.slow
+def test_every_verb_on_three_nodes_with_a_token() -> None:
+    """As a user types them on a cluster, one after another; and with another token, none of them."""
+    with Ground.made() as ground:
+        nodes, out = Nodes(ground, (1, 1, 1)), ground.folder / "run"
+        there = ("scale=cluster", "scale.cpus=1", "scale.gpus=0", "scale.threads=1")
+        other = ground.folder / "other"
+        other.write_text("0" * 64)
+        env = {"RAY_ADDRESS": nodes.address}
+        code, text = ground.run(command("experts", out, *there), {**env, "RAY_AUTH_TOKEN_PATH": str(other)})
+        assert code == 2 and "token" in text and "Traceback" not in text, text[-3000:]
+        for verb, more in EVERY.items():
+            place = ground.folder / "whole" if verb == "pipeline" else out
+            code, text = ground.run(command(verb, place, *there, *more), env)
+            assert code == 0 and "Traceback" not in text, f"{verb}:\n{text[-3000:]}"
+        assert (ground.folder / "whole" / "report" / "index.html").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", EVERY)
 def test_what_no_node_holds_is_refused(ground: Ground, verb: str, request: pytest.FixtureRequest) -> None:
     """Soon: Ray's own start on a busy machine is most of the time; the longest that a placement may take is its rest."""
     place = ground.folder / f"refused-{verb}"
     words = ["scale=laptop", "scale.cpus=99", *EVERY[verb]]
     if verb == "evaluate":
-        words.append(f"artifact={request.getfixturevalue('out') / 'artifact'}")
+        words += ["recipe.steps=21", f"artifact={request.getfixturevalue('out') / 'artifact'}"]  # not scored before
     began = time.monotonic()
     code, text = ground.run(command(verb, place, *words))
     assert code == 2 and "needs CPU 99" in text and "Traceback" not in text, text[-3000:]

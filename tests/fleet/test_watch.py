@@ -42,6 +42,28 @@ def test_an_actor_that_never_starts_ends_the_run_only_where_no_other_works() -> 
     assert not left_out.again and "the run goes on with 7 actors" in left_out.reason
 
 
+def test_a_process_takes_the_place_of_the_one_that_died_there() -> None:
+    """In a group that works together every number has a place; elsewhere there is one."""
+    from rayd.fleet.monitor import Member, Monitor
+
+    first, second, third = (Member("node", "id", pid, "0") for pid in (1, 2, 3))
+    monitor = Monitor()
+    monitor.begin("distill", first, 60.0, {}, 0)
+    monitor.begin("distill", second, 60.0, {}, 1)
+    assert {member.pid for _, member in monitor.look()[0]} == {1, 2}
+    monitor.begin("distill", third, 60.0, {}, 1)
+    assert {member.pid for _, member in monitor.look()[0]} == {1, 3}
+    monitor.begin("evaluate 4", first, 60.0, {})
+    monitor.begin("evaluate 4", second, 60.0, {})
+    assert [member.pid for beat, member in monitor.look()[0] if beat.group == "evaluate 4"] == [2]
+    monitor.forget("distill")
+    assert [beat.group for beat, _ in monitor.look()[0]] == ["evaluate 4"]
+    Monitor.beat(monitor, "trial 1", third, "step 9", 60.0)
+    assert [beat.note for beat, member in monitor.look()[0] if member == third] == ["step 9"], (
+        "after a start of the monitor"
+    )
+
+
 def scale(**more: Any) -> dict[str, Any]:
     return {"name": "laptop", "cpus": 1.0, **more}
 
@@ -158,6 +180,8 @@ def test_a_hung_task_is_tried_again_and_its_warning_is_heard(
     with caplog.at_level(logging.WARNING):
         assert dict(run_tasks(run, "test", work, [0, 1, 2], str(tmp_path))) == {0: 0, 1: 10, 2: 20}
     assert "about to hang" in caplog.text and "is hung: no beat for" in caplog.text
+    left = json.loads((tmp_path / "work.json").read_text())
+    assert left["seconds"]["test"] > 3 and left["beats"] == [], "who worked how long, and nobody works any more"
 
 
 @pytest.mark.ray
@@ -171,8 +195,33 @@ def test_a_task_that_always_hangs_ends_the_run_with_the_reason(ray_local: None, 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_stopped_train_worker_is_replaced(ray_local: None, tmp_path: Path) -> None:
-    """One of two workers stands still, and the other waits for it: both are ended, and the group goes on."""
+@pytest.mark.parametrize("verb", ["prepare", "search"])
+def test_a_cluster_that_others_hold_is_waited_for_within_bounds(ray_local: None, tmp_path: Path, verb: str) -> None:
+    import ray
+
+    from tests.support.refusals import verbs
+
+    @ray.remote(num_cpus=4)
+    class Other:
+        def ready(self) -> None:
+            pass
+
+    other = Other.remote()  # type: ignore[attr-defined]
+    ray.get(other.ready.remote())
+    busy = digits_run(tmp_path, changes={"scale": scale(startup=5.0, actors=1)})
+    try:
+        with pytest.raises(Failed, match=r"scale\.startup=5 s"):
+            verbs()[verb](busy)
+    finally:
+        ray.kill(other)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["RayTrainWorker", "TrainController"])
+def test_a_stopped_part_of_train_is_replaced(ray_local: None, tmp_path: Path, victim: str) -> None:
+    """One of two workers stands still, and the other waits for it: both are ended, and the group goes on. Or their
+    controller does: it is ended, and another takes its place."""
     from rayd.fleet.distill import distill
     from rayd.run import distill as here
 
@@ -181,7 +230,7 @@ def test_a_stopped_train_worker_is_replaced(ray_local: None, tmp_path: Path) -> 
 
     def run(folder: str, **place: Any) -> Run:
         objective = {"items": 2, "inner_steps": 6, "batch": 10}
-        method = {"compiled": False, "steps": 60, "checkpoint": 5, "objective": objective}
+        method = {"compiled": False, "steps": 200, "checkpoint": 5, "objective": objective}
         changes = {"method": method, "buffer": experts.experts_at, "scale": place}
         return digits_run(tmp_path / folder, changes=changes)
 
@@ -191,7 +240,7 @@ def test_a_stopped_train_worker_is_replaced(ray_local: None, tmp_path: Path) -> 
     def worker() -> int:
         if not any((tmp_path / "torn" / "checkpoints").glob("step-*.json")):
             return 0
-        return next((pid for pid, name in descendants(os.getpid()) if "RayTrainWorker" in name), 0)
+        return next((pid for pid, name in descendants(os.getpid()) if victim in name), 0)
 
     stopper = Stopper(worker)
     list(distill(torn))
@@ -199,6 +248,8 @@ def test_a_stopped_train_worker_is_replaced(ray_local: None, tmp_path: Path) -> 
     until(lambda: (tmp_path / "torn" / "artifact" / "card.json").exists(), seconds=5)
     codecs = [(tmp_path / name / "artifact" / "codec.safetensors").read_bytes() for name in ("calm", "torn")]
     assert codecs[0] == codecs[1]
+    hangs = [event for event in events(tmp_path / "torn") if event["event"] == "hung"]
+    assert any(event["pid"] == stopper.pid for event in hangs)
 
 
 def test_a_notice_makes_a_checkpoint_and_changes_no_number(tmp_path: Path) -> None:

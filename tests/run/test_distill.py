@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from dataclasses import replace
@@ -19,9 +20,8 @@ from rayd.run.assemble import _teacher, surroundings
 from rayd.run.checkpoints import Checkpoints
 from rayd.run.distill import Worker, distill
 from rayd.run.experts import ExpertPlan, build
-from rayd.run.identity import config_identity, refuse_differing, whole_identity
+from rayd.run.identity import refuse_differing, whole_identity
 from rayd.run.recorder import VALIDATION_IMAGES
-from rayd.schema import to_dict
 from rayd.store import Store
 from tests.support.runs import digits_run, small_run
 from tests.support.workers import Meeting
@@ -60,9 +60,9 @@ def test_the_best_validation_is_kept(tmp_path, monkeypatch):
     """Validated at steps 2, 4 and 6 as 0.3, 0.9 and 0.5: the artifact is the set of step 4, resumed in between or not."""
     seen = []
 
-    def validated(assembled, codec):
+    def validated(assembled, codec, numbers):
         seen.append(codec.pixels.detach().clone())
-        return {1: 0.3, 2: 0.9, 3: 0.5}[len(seen)]
+        return [{1: 0.3, 2: 0.9, 3: 0.5}[len(seen)]] * len(numbers)
 
     monkeypatch.setattr("rayd.run.recorder.validate", validated)
     list(distill(run_at(tmp_path / "a", validate=2, select="best_val")))
@@ -186,7 +186,6 @@ def test_the_command_line_refuses_other_images_and_edited_methods(tmp_path, caps
 
 
 def test_another_config_is_refused_by_its_keys(tmp_path):
-    assert config_identity(to_dict(run_at(tmp_path))) == run_at(tmp_path).identity()
     interrupted(run_at(tmp_path), 3)
     with pytest.raises(Refused, match=r"another run: config\.method\.steps \(6 there, 8 here\); give another out"):
         next(distill(run_at(tmp_path, steps=8)))
@@ -301,6 +300,37 @@ def together(run, size=2, between=lambda rank, walk: None):
     for thread in threads:
         thread.join()
     return ends
+
+
+def test_the_networks_of_a_validation_are_shared_out(tmp_path, monkeypatch):
+    """Each of two workers trains one of the two, a third none; all know the mean, which is that of one worker."""
+    keys = {
+        "validate": 3,
+        "select": "best_val",
+        "objective": {"name": "distribution", "batch_real": 8, "classes_per_item": 1},
+    }
+    list(distill(run_at(tmp_path / "alone", **keys)))
+    whole, trained = rayd.run.recorder.evaluate, {}
+
+    def watched(recipe, net, source, test, transform, seeds, **more):
+        trained.setdefault(threading.get_ident(), []).extend(seeds)
+        return whole(recipe, net, source, test, transform, seeds, **more)
+
+    monkeypatch.setattr("rayd.run.recorder.evaluate", watched)
+    for size in (2, 3):
+        trained.clear()
+        assert together(run_at(tmp_path / f"{size}", **keys), size) == dict.fromkeys(range(size))
+        assert sorted(map(len, trained.values())) == [2, 2], "one network at each of two validations"
+        vals = [
+            [
+                line["val"]
+                for line in map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+                if "val" in line
+            ]
+            for name in ("alone", f"{size}")
+        ]
+        assert vals[0] == vals[1] and len(vals[0]) == 2
+        assert pixels(tmp_path / f"{size}").equal(pixels(tmp_path / "alone"))
 
 
 def test_workers_start_from_worker_0s_codec_and_resume_where_it_does(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from rayd.evaluate import coreset, verdict
 from rayd.evaluate.recipe import RecipeConfig
 from rayd.evaluate.row import RowName
 from rayd.evaluate.score import Score
-from rayd.run import evaluate
+from rayd.run import evaluate, rows
 from rayd.run.evaluate import all_or_enough
 from rayd.run.rows import RowTask, Scorer
 from rayd.run.verify import verify
@@ -170,6 +170,22 @@ def test_a_full_set_as_its_own_synthetic_set(tmp_path):
     assert made["robust"]["hlr"] == pytest.approx(means["full"] - means["distilled"])
     assert abs(made["robust"]["hlr"]) < 0.1 and made["robust"]["lrs"] == pytest.approx(0.269, abs=0.03)
     assert made["robust"]["ars"] == pytest.approx(0.269, abs=0.03), "as many random images are the whole set again"
+
+
+def test_the_full_set_has_epochs_of_its_own(tmp_path, monkeypatch):
+    """The whole training set for three epochs, every other set for one; the table says so."""
+    run = small_run(recipe={"steps": None, "epochs": 1, "full_epochs": 3, "batch": 27, "seeds": 1})
+    folder = an_artifact(tmp_path / "a", run)
+    steps: dict[int, int] = {}
+    real = rows.evaluate
+    monkeypatch.setattr(rows, "evaluate", lambda recipe, net, source, *args, **kwargs: (
+        steps.update({len(source): source.length(recipe).steps}) or real(recipe, net, source, *args, **kwargs)
+    ))  # fmt: skip
+    made = evaluate.score(run, str(folder), ["full"])
+    assert steps == {3: 1, 81: 9}
+    views = {row["set"]: row["view"] for row in made["rows"]}
+    assert views == {"distilled": "exact", "distilled-8bit": "8-bit", "full": "exact, 3 epochs"}
+    assert "exact, 3 epochs" in (folder / "README.md").read_text()
 
 
 def test_an_ask_is_answered_alike_alone_and_in_company(tmp_path):

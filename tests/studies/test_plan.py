@@ -51,6 +51,8 @@ def test_the_buffer_is_as_large_as_planned(tmp_path: Path, expert: dict[str, Any
     run = small(tmp_path, **expert)
     planned = plan(run, probe_seconds=0)
     assert planned.experts.slack == 0
+    opened = ExpertPlan.open(run)
+    assert planned.experts.micro == opened.run.expert.micro > 0, "what the fleet will pass at once"
     for _ in build(ExpertPlan.open(run)):
         pass
     tars = list((tmp_path / "experts").glob("*.tar"))
@@ -166,6 +168,10 @@ def test_scoring_follows_the_recipe(tmp_path: Path) -> None:
     epochs = replace(run.recipe, steps=None, epochs=3, batch=8)
     scoring = plan(replace(run, recipe=epochs), probe_seconds=0).scoring
     assert (scoring.epochs, scoring.steps) == (3, 9), "an epoch of 20 images is 3 steps of 8"
+    capped = plan(replace(run, recipe=replace(epochs, full_epochs=1)), probe_seconds=0).scoring
+    steps = -(-train // 8)
+    assert scoring.control_images - capped.control_images == 2 * 8 * steps, "one pass instead of three"
+    assert capped.full_epochs == 8 * steps / train and "`full` 1 epochs" in capped.text()
 
 
 def test_the_ledger_follows_the_budget(tmp_path: Path) -> None:

@@ -151,16 +151,24 @@ class Nodes:
     """A cluster of raylets, of which one can be killed."""
 
     def __init__(self, ground: Ground, cpus: tuple[int, ...]) -> None:
+        self.ground = ground
         words = [sys.executable, str(Path(__file__).with_name("nodes.py")), str(ground.folder), *map(str, cpus)]
         with open(ground.folder / "nodes.log", "w") as log:
             self.child = ground.start(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
-        self.address = self._hear()
+        self.address, *self.ids = self._hear()
 
     def kill(self, number: int) -> None:
         self._tell(f"kill {number}")
 
     def add(self, cpus: int) -> None:
         self._tell(f"add {cpus}")
+
+    def notice(self, number: int, seconds: int) -> None:
+        """What a cloud's watcher passes on: that node stops in so many seconds."""
+        words = ["ray", "drain-node", "--address", self.address, "--node-id", self.ids[number]]
+        words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice"]
+        code, text = self.ground.run([*words, "--deadline-remaining-seconds", str(seconds)])
+        assert code == 0, text
 
     def _tell(self, line: str) -> None:
         pipe: IO[str] | None = self.child.stdin
@@ -169,31 +177,40 @@ class Nodes:
         pipe.flush()
         self._hear()
 
-    def _hear(self) -> str:
+    def _hear(self) -> list[str]:
         assert self.child.stdout is not None
         for line in self.child.stdout:
             if line.startswith("RAYD "):
-                return line.split()[1]
+                return line.split()[1:]
         raise AssertionError("the cluster ended")
 
 
 class Head:
     """A head node with a job server, started as a user would; token authentication is the ground's."""
 
-    def __init__(self, ground: Ground, cpus: int = 2) -> None:
+    def __init__(self, ground: Ground, cpus: int = 2, more: tuple[str, ...] = ()) -> None:
+        """`more`: further words of `ray start`."""
         self.ground = ground
         self.port, gcs, agent, metrics = (free_port() for _ in range(4))
+        self.address = f"127.0.0.1:{gcs}"
         self.url = f"http://127.0.0.1:{self.port}"
         self.metrics = f"http://127.0.0.1:{metrics}/metrics"
         words = [
             "ray", "start", "--head", "--block", f"--port={gcs}", f"--num-cpus={cpus}", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.port}", f"--dashboard-agent-listen-port={agent}",
             f"--metrics-export-port={metrics}", f"--temp-dir={ground.folder / 'ray'}", "--disable-usage-stats",
-            f"--object-store-memory={100 * 2**20}",
+            f"--object-store-memory={100 * 2**20}", *more,
         ]  # fmt: skip
         self.log = ground.folder / "head.log"
         with open(self.log, "a") as log:
             self.child = ground.start(words, stdout=log, stderr=subprocess.STDOUT, cwd=ground.folder)
+
+    def join(self, cpus: int) -> None:
+        """A worker node, which comes when it comes."""
+        words = ["ray", "start", "--block", f"--address={self.address}", f"--num-cpus={cpus}", "--disable-usage-stats"]
+        words += [f"--object-store-memory={100 * 2**20}"]
+        with open(self.log, "a") as log:
+            self.ground.start(words, stdout=log, stderr=subprocess.STDOUT, cwd=self.ground.folder)
 
     def submit(
         self, words: list[str], env: Mapping[str, str] | None = None, more: tuple[str, ...] = ()

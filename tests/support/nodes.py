@@ -1,6 +1,6 @@
 """A cluster of several raylets on this machine, held by this process and commanded over its standard input.
 
-    python nodes.py FOLDER CPUS...      one raylet each, the first is the head; its address is the first line out
+    python nodes.py FOLDER CPUS...      one raylet each, the first is the head; the first line out: address, all nodes' ids
     kill N | add CPUS | quit            answered with a line each
 
 Every raylet is a child of this process, with its own folder; they end with it, and nothing else here is touched.
@@ -29,7 +29,7 @@ def main(folder: str, *cpus: str) -> None:
     cluster = Cluster(initialize_head=True, connect=False, head_node_args=head)
     nodes: list[Any] = [cluster.head_node]
     nodes += [cluster.add_node(num_cpus=int(one), object_store_memory=STORE) for one in cpus[1:]]
-    say(cluster.address)
+    say(f"{cluster.address} {' '.join(node.node_id for node in nodes)}")
     for line in sys.stdin:
         verb, *words = line.split()
         if verb == "kill":

@@ -17,7 +17,7 @@ from torch import Tensor
 
 Array = np.ndarray[Any, Any]
 Payload = bytes | Array
-"""A picture file's bytes, or a decoded uint8 [C, H, W]."""
+"""A picture file's bytes, or a decoded uint8 or uint16 [C, H, W]."""
 T = TypeVar("T")
 U = TypeVar("U")
 BLOCK = 32
@@ -35,6 +35,8 @@ class Shape:
     channels: int
     resize: str
     """squash: whole image to a square; crop: short side to size, middle kept; pad: long side to size, black borders."""
+    bits: int = 16
+    """Of 16-bit pictures that are in use."""
 
 
 def decode(payload: Payload, shape: Shape) -> Array | str:
@@ -43,15 +45,20 @@ def decode(payload: Payload, shape: Shape) -> Array | str:
 
     try:
         if isinstance(payload, np.ndarray):
-            if shape.size in (None, payload.shape[-1]) and len(payload) == shape.channels:
+            if payload.dtype == np.uint16:
+                payload = to_8_bits(payload, shape.bits)
+            sides = {shape.size or payload.shape[-1], *payload.shape[1:]}
+            if len(sides) == 1 and len(payload) == shape.channels:
                 return payload
             picture = Image.fromarray(payload[0] if len(payload) == 1 else payload.transpose(1, 2, 0))
         else:
             picture = Image.open(io.BytesIO(payload))
         if math.prod(picture.size) > (Image.MAX_IMAGE_PIXELS or 0):
             return f"{picture.size[0]}x{picture.size[1]} is more than {Image.MAX_IMAGE_PIXELS:,} pixels"
-        if picture.mode.startswith("I;16"):
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        if picture.mode.startswith("I"):
+            picture = Image.fromarray(to_8_bits(np.asarray(picture), shape.bits))
+        elif picture.mode == "F":
+            return "32-bit floats; save it with 8 or 16 bits"
         picture = picture.convert("L" if shape.channels == 1 else "RGB")
         if shape.size is not None and picture.size != (shape.size, shape.size):
             picture = _fit(picture, shape.size, shape.resize)
@@ -59,6 +66,43 @@ def decode(payload: Payload, shape: Shape) -> Array | str:
         return str(error).split("<")[0].strip() or type(error).__name__
     pixels = np.asarray(picture)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a picture is before anything is done to it."""
+
+    width: int
+    height: int
+    mode: str
+    """Pillow's word: L, RGB, RGBA, P, CMYK; I;16 for one channel of 16 bits."""
+    white: int = 0
+    """Of 16 bits: the largest value."""
+
+
+def facts(payload: Payload) -> Facts | str:
+    """Out of the header alone, but for pictures of 16 bits; or why this is no picture."""
+    from PIL import Image
+
+    try:
+        if isinstance(payload, np.ndarray):
+            deep = payload.dtype == np.uint16
+            mode = "I;16" if deep else "L" if len(payload) == 1 else "RGB"
+            return Facts(payload.shape[2], payload.shape[1], mode, int(payload.max(initial=0)) if deep else 0)
+        picture = Image.open(io.BytesIO(payload))
+        deep = picture.mode.startswith("I")
+        white = int(np.asarray(picture).max(initial=0)) if deep else 0
+        return Facts(*picture.size, "I;16" if deep else picture.mode, white)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        return str(error).split("<")[0].strip() or type(error).__name__
+
+
+def to_8_bits(values: Array, bits: int) -> Array:
+    """The upper 8 of the bits in use; what is brighter is white."""
+    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise ValueError("values beyond 16 bits; save it with 8 or 16 bits")
+    eight: Array = np.minimum(values.astype(np.int64) >> (bits - 8), 255).astype(np.uint8)
+    return eight
 
 
 def _fit(picture: Any, size: int, rule: str) -> Any:

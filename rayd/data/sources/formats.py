@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from rayd.data.config import DataConfig
 from rayd.data.sources import bundled
-from rayd.data.sources.decode import LARGEST, in_threads
 from rayd.data.sources.listing import (
     Contents,
     Files,
@@ -17,18 +16,20 @@ from rayd.data.sources.listing import (
     Listing,
     Numbered,
     Source,
+    by_files,
     choose,
     label_index,
     split_test,
 )
-from rayd.data.sources.parquet import Rows
-from rayd.data.sources.places import Bucket, Folder
+from rayd.data.sources.parquet import Rows, columns_of, names_of
+from rayd.data.sources.places import WHOLE, Bucket, Folder
 from rayd.data.sources.prepared import prepared
-from rayd.data.sources.tars import webdataset
+from rayd.data.sources.saved import saved
+from rayd.data.sources.table import table
+from rayd.data.sources.tars import PICTURES, webdataset
+from rayd.data.sources.tensors import tensors
 from rayd.errors import refuse
 
-READERS = 8
-"""Threads that read picture files."""
 SUBSETS = {
     "imagenette": "01440764 02102040 02979186 03000684 03028079 03394916 03417042 03425413 03445777 03888257",
     "imagewoof": "02096294 02093754 02111889 02088364 02086240 02089973 02087394 02115641 02099601 02105641",
@@ -51,32 +52,30 @@ def parquet(files: Files, config: DataConfig) -> Source | None:
     chosen = {part: names for part, names in chosen.items() if names}
 
     def contents() -> Contents:
-        columns = {"data.image_column": config.image_column, "data.label_column": config.label_column}
-        rows = {part: Rows([files.open(name) for name in names]) for part, names in chosen.items()}
-        for part, table in rows.items():
-            for key, column in columns.items():
-                if column not in table.columns:
-                    raise refuse(key, column, " | ".join(table.columns), f"these are the columns of {chosen[part][0]}")
-        labels = {part: table.column(config.label_column) for part, table in rows.items()}
-        names = rows["train"].label_names(config.label_column)
-        classes, number = label_index(names, [label for column in labels.values() for label in column], config)
+        rows = {part: Rows([files.open(name) for name in names], files.where) for part, names in chosen.items()}
+        features, known = rows["train"].features, rows["train"].columns
+        image, label = columns_of(features, known, config, chosen["train"][0])
+        labels = {part: table.column(label) for part, table in rows.items()}
+        every = [value for column in labels.values() for value in column]
+        classes, number = label_index(names_of(features, label), every, config)
         parts = {
             part: Listing(
                 Numbered(chosen[part][0], len(table)),
-                [number[label] for label in labels[part]],
-                partial(table.pictures, config.image_column),
+                [number[value] for value in labels[part]],
+                partial(table.pictures, image),
             )
             for part, table in rows.items()
         }
-        return Contents(classes, split_test(parts))
+        return Contents(classes, split_test(parts, config.name == "folder"))
 
-    return Source([files.stamp(name) for names in chosen.values() for name in names], contents, 3, files.where)
+    stamps = [files.stamp(name) for names in chosen.values() for name in names]
+    return Source(stamps, contents, 3, files.where, layout="parquet with pictures in it")
 
 
 def folder(files: Files, config: DataConfig) -> Source | None:
     """One folder a class, under train/ and test/ or val/, or under the root. Every file is meant to be a picture."""
     names = files.names()
-    chosen = choose(names, lambda name, word: name.startswith(f"{word}/") and name.count("/") >= 2)
+    chosen = choose(names, lambda name, word: name.lower().startswith(f"{word}/") and name.count("/") >= 2)
     if not chosen["train"]:
         chosen = {"train": [f"./{name}" for name in names if "/" in name]}
     folders = {name.split("/")[1] for name in chosen["train"]}
@@ -88,7 +87,13 @@ def folder(files: Files, config: DataConfig) -> Source | None:
     parts = {part: _by_class(files, names, index) for part, names in chosen.items()}
     parts = {part: listing for part, listing in parts.items() if len(listing)}
     stamps = [files.stamp(name) for listing in parts.values() for name in listing.names]
-    return Source(stamps, lambda: Contents(classes, split_test(parts)), 3, files.where)
+    return Source(
+        stamps,
+        lambda: Contents(classes, split_test(parts, config.name == "folder")),
+        3,
+        files.where,
+        layout="a folder a class",
+    )
 
 
 def _by_class(files: Files, names: list[str], index: dict[str, int]) -> Listing:
@@ -97,13 +102,16 @@ def _by_class(files: Files, names: list[str], index: dict[str, int]) -> Listing:
     return by_files(files, [name for _, name in labelled], [label for label, _ in labelled])
 
 
-def by_files(files: Files, names: Sequence[str], labels: Sequence[int]) -> Listing:
-    """One file a picture, read some ahead: a network disk answers many questions at once."""
-
-    def read(name: str) -> bytes:
-        return files.read(name) if files.stamp(name)[1] <= LARGEST else b""
-
-    return Listing(names, labels, lambda start, stop: in_threads(read, names[start:stop], READERS))
+def any_layout(files: Files, config: DataConfig) -> Source | None:
+    """A folder of one's own, in whichever layout it is."""
+    pictures = [name for name in files.names() if name.rpartition(".")[2].lower() in PICTURES]
+    files_of_data = (tensors, parquet, webdataset)
+    order: tuple[Format, ...] = (folder, *files_of_data) if pictures else (*files_of_data, folder)
+    for read in (saved, table, *order):
+        source = read(files, config)
+        if source is not None:
+            return source
+    return None
 
 
 def tiny(files: Files, config: DataConfig) -> Source | None:
@@ -129,7 +137,7 @@ FORMATS: dict[str, tuple[Format, ...]] = {
     **dict.fromkeys(bundled.TORCHVISION, (parquet, bundled.torchvision_set)),
     "tiny": (parquet, tiny),
     **dict.fromkeys(("imagenette128", *SUBSETS), (parquet, folder)),
-    "folder": (folder,),
+    "folder": (any_layout,),
     "parquet": (parquet,),
     "webdataset": (webdataset,),
     "prepared": (prepared,),
@@ -142,7 +150,10 @@ ALSO = {
 }
 """Other names under which people keep them."""
 LAYOUTS = {
-    "folder": "one folder of images a class, under train/ and val/ or alone",
+    "folder": (
+        "a folder of images for each class, alone or under train/ and test/; images beside a CSV or parquet of files and "
+        "labels; what datasets saved; tensors named images and labels (.npz, .npy, .safetensors, not .pt); parquet; tars"
+    ),
     "parquet": "train*.parquet and test*.parquet",
     "webdataset": "*.tar",
     "prepared": "the manifest.json that jobs.prepare wrote",
@@ -175,7 +186,7 @@ def find(config: DataConfig) -> Source:
     else:
         folders = map(place, where)
     for files in folders:
-        for read in FORMATS[config.name] if files else ():
+        for read in ((config.own.thing,) if config.own else FORMATS[config.name]) if files else ():
             source = read(files, config) if files else None
             if source is not None:
                 return source
@@ -190,12 +201,14 @@ def find(config: DataConfig) -> Source:
 
 
 def place(where: str | Path) -> Files | None:
-    """The folder, or None where there is none."""
+    """The folder, or the file of a dataset in its folder; None where there is none."""
     text = str(where).removeprefix("file://")
     if "://" in text:
         bucket = Bucket(text.rstrip("/"))
         return bucket if bucket.infos else None
     path = Path(text).expanduser()
+    if path.is_file() and path.name.endswith(WHOLE):
+        return Folder(path.parent, path.name)
     return Folder(path) if path.is_dir() else None
 
 

@@ -16,11 +16,15 @@ AHEAD = 2**20
 """Bytes fetched at a time from behind a URI: a tar's headers lie close together."""
 
 
-class Folder:
-    """A local folder; hidden files are not seen."""
+WHOLE = (".csv", ".tsv", ".parquet", ".npz", ".npy", ".safetensors", ".tar")
+"""Endings of files that hold a dataset or its labels."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.where = path, str(path)
+
+class Folder:
+    """A local folder; hidden files are not seen. `only`: of the files that hold datasets, the one that was named."""
+
+    def __init__(self, path: Path, only: str = "") -> None:
+        self.path, self.where, self.only = path, str(path / only), only
 
     def names(self, prefix: str = "") -> list[str]:
         listed: list[str] = []
@@ -28,7 +32,7 @@ class Folder:
             folders[:] = [name for name in folders if not name.startswith(".")]
             below = Path(here).relative_to(self.path)
             listed += [str(below / name) for name in names if not name.startswith(".")]
-        return sorted(listed)
+        return sorted(name for name in listed if not self.only or name == self.only or not name.endswith(WHOLE))
 
     def read(self, name: str) -> bytes:
         path = self.path / name

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from rayd.data.config import DataConfig
 from rayd.data.sources.decode import LARGEST
-from rayd.data.sources.listing import Contents, Files, Listing, Source, choose, label_index, split_test
+from rayd.data.sources.listing import Contents, Files, Listing, Source, choose, label_index, split_test, word_in
 from rayd.errors import Refused, refuse
 
 PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff", "img", "image"}
@@ -32,7 +32,7 @@ def webdataset(files: Files, config: DataConfig) -> Source | None:
     """Tars of samples (KEY.jpg with KEY.cls, or KEY.json with a label), in train/ and val/ or named train-*, val-*."""
     listed = files.names()
     tars = [name for name in listed if name.endswith(".tar")]
-    chosen = choose(tars, lambda name, word: re.search(rf"(^|[/_.-]){word}([/_.-]|\d)", name) is not None)
+    chosen = choose(tars, word_in)
     chosen["train"] = chosen["train"] or [name for name in tars if name not in chosen["test"]]
     if not chosen["train"]:
         return None
@@ -50,10 +50,10 @@ def webdataset(files: Files, config: DataConfig) -> Source | None:
             part: Listing(samples, [number[label] for label in samples.labels], samples.fetch(files), skipped)
             for part, (samples, skipped) in indexed.items()
         }
-        return Contents(classes, split_test(parts))
+        return Contents(classes, split_test(parts, config.name == "folder"))
 
     used = [*names_files, *(name for names in chosen.values() for name in names)]
-    return Source([files.stamp(name) for name in used], contents, 3, files.where)
+    return Source([files.stamp(name) for name in used], contents, 3, files.where, layout="tars of samples")
 
 
 @dataclass

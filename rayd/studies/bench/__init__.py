@@ -7,6 +7,7 @@
     evaluate      five networks, against the same five one after another over torch.nn
     buffer        reading segments, against scanning a shard; floor: the disk
     scaling       actors and workers, against one; Ray Train, against inline
+    trust         a step whose workers compare their parameters, a score that is kept, against none of it
     field         the torch.nn network that the ratios are against
 
 A bench has `rows(size) -> Iterator[BenchRow]`. Ways that are compared take turns in one process (`interleaved`): a ratio is
@@ -32,7 +33,7 @@ import torch
 from rayd.errors import Failed
 from rayd.machine import peak_memory
 
-BENCHES = ("experts", "unroll", "codecs", "objectives", "evaluate", "buffer", "scaling")
+BENCHES = ("experts", "unroll", "codecs", "objectives", "evaluate", "buffer", "scaling", "trust")
 TURNS = 5
 NOISY = 0.1
 """Spread of the middle half of the pairs, as a share of their median, above which a ratio is marked."""

@@ -24,9 +24,10 @@ from rayd.config import Run
 from rayd.data.images import Splits
 from rayd.data.load import load as load_data
 from rayd.errors import Failed
+from rayd.machine import device_kind, free_memory
 from rayd.nets.convnet import Net
 from rayd.readable import duration, size_text
-from rayd.run.experts import units_of
+from rayd.run.experts import planned_chunk, units_of
 from rayd.run.recorder import VALIDATION_NETS, VALIDATION_SHARE
 from rayd.store import Store
 from rayd.studies.plan.probe import STAGES, request
@@ -59,6 +60,9 @@ class BufferSize:
     """More bytes that the shards may take, where the length of a loss's text decides; 0: exact."""
     images: int = 0
     """Training images gone through by all experts."""
+    batch: int = 0
+    micro: int = 0
+    """Images of each expert in one pass; 0: as many as fit on the GPU that trains them, which is not here."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,9 @@ class Plan:
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
     def lines(self) -> list[str]:
         """For people."""
         return [f"{name:<9} {value}" for name, value in self._facts()]
@@ -117,7 +124,8 @@ class Plan:
         yield "data", f"{images} of {'x'.join(map(str, d.shape))}, {d.classes} classes: {size_text(d.bytes)} decoded"
         if e.experts:
             snapshots = f"{e.kept} of {e.of} snapshots kept, {e.trained} epochs trained"
-            yield "experts", f"{e.experts} x {e.parameters:,} parameters in {e.shards} shards, {snapshots}"
+            passes = f"{e.micro or 'as many as fit'} of {e.batch} images in a pass"
+            yield "experts", f"{e.experts} x {e.parameters:,} parameters in {e.shards} shards, {snapshots}, {passes}"
             exact = f", at most {e.slack:,} more" if e.slack else ""
             saved = f" ({size_text(e.bytes * e.of // e.kept)} if all were kept)" if e.of > e.kept else ""
             yield "buffer", f"{e.bytes:,} bytes{exact}: {size_text(e.bytes)}{saved}"
@@ -173,6 +181,7 @@ def _buffer(run: Run, splits: Splits, net: Net) -> BufferSize:
     units = units_of(run)
     epochs = units[0].epochs
     checked = min(config.check, len(splits.val))
+    resident = len(splits.train) * splits.train.spec.floats
     shards = [shard_bytes(config, unit, net.size, checked) for unit in units]
     least, most = (sum(sizes) for sizes in zip(*shards, strict=True))
     return BufferSize(
@@ -186,6 +195,8 @@ def _buffer(run: Run, splits: Splits, net: Net) -> BufferSize:
         bytes=least,
         slack=most - least,
         images=config.experts * epochs[-1] * len(splits.train),
+        batch=config.batch,
+        micro=planned_chunk(run, net, device_kind(run.scale.gpus), resident, free_memory),
     )
 
 

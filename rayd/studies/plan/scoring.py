@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rayd.config import Run
 from rayd.data.images import Spec
+from rayd.evaluate.recipe import RecipeConfig
 from rayd.evaluate.row import LABEL_BYTES, RowName
 from rayd.nets.convnet import Net
 from rayd.run.rows import CONTROLS, FEATURE_STEPS
@@ -32,6 +33,8 @@ class Scoring:
     """Trained on the set: as decoded, in 8 bits, under hard labels, and of other architectures."""
     controls: int
     """Trained on real images and on the start."""
+    full_epochs: float
+    """Of the control `full`: passes over the training set."""
     control_images: int
     """Images that the networks of controls go through, and the network whose features herding takes."""
     operations: float
@@ -42,21 +45,23 @@ class Scoring:
         recipe = run.recipe
         stored = max(1, round(ledger.floats / spec.floats))
         raw = min(max(ledger.bytes // (spec.floats + LABEL_BYTES), spec.classes), train)
-        same = {"start": (ledger.images, stored), "full": (train, train)}
+        start = (ledger.images, stored)
         sizes = {"floats": (stored, stored), "raw": (raw, raw), "jpeg": (raw, raw)}
         cross = max(0, len(recipe.nets) - 1)
         labelled = "labels" in ledger.by_role or recipe.labels == "teacher"
         views = [(ledger.images, stored)] * ((3 if labelled else 2) + cross)
-        controls = [same.get(name) or sizes[RowName.parse(name).budget] for name in CONTROLS]
+        controls = [
+            start if name == "start" else sizes[RowName.parse(name).budget] for name in CONTROLS if name != "full"
+        ]
         controls += [sizes["floats"]] * ((2 if recipe.augment else 0) + cross)
 
-        def seen(decoded: int, stored: int) -> int:
+        def seen(decoded: int, stored: int, recipe: RecipeConfig = recipe) -> int:
             """Images that one network goes through."""
             return recipe.length(decoded, stored).steps * min(recipe.batch, decoded)
 
         length = recipe.length(ledger.images, stored)
         set_images = recipe.seeds * sum(seen(*size) for size in views)
-        control_images = recipe.seeds * sum(seen(*size) for size in controls)
+        control_images = recipe.seeds * (sum(seen(*size) for size in controls) + seen(train, train, recipe.of_full))
         control_images += min(FEATURE_STEPS, recipe.length(train, train).steps) * min(recipe.batch, train)
         net = (recipe.nets or (run.net,))[0].build(spec)
         return cls(
@@ -65,14 +70,17 @@ class Scoring:
             steps=length.steps,
             batch=min(recipe.batch, ledger.images),
             networks=recipe.seeds * len(views),
-            controls=recipe.seeds * len(controls),
+            controls=recipe.seeds * (len(controls) + 1),
+            full_epochs=seen(train, train, recipe.of_full) / train,
             control_images=control_images,
             operations=float(TRAINING * (set_images + control_images) * forward_operations(net)),
         )
 
     def text(self) -> str:
         each = f"{self.epochs:,.4g} epochs = {self.steps:,} steps of {self.batch} a network"
-        return f"{each}, {self.networks} networks and {self.controls} of controls: {self.operations / 1e15:.3g} PFLOP"
+        full = f"`full` {self.full_epochs:,.4g} epochs"
+        rest = f"{self.networks} networks and {self.controls} of controls ({full})"
+        return f"{each}, {rest}: {self.operations / 1e15:.3g} PFLOP"
 
 
 def forward_operations(net: Net) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rayd.config import MethodConfig, Run, words
+from rayd.config import Run, words
 from rayd.data.images import Spec
 from rayd.distill.budget import STEP, Budget, Shape, file_bytes, pack_shape
 from rayd.experts.config import ExpertConfig, ExpertUnit
@@ -95,7 +95,7 @@ def ledger_size(run: Run, spec: Spec, budget: Budget | None = None) -> LedgerSiz
     """The ledger of the run's artifact, from the codec's shapes; refuses what does not fit the budget."""
     method = run.method
     config: Any = method.codec.fit(budget or run.budget, spec)
-    shapes = dict(config.all_shapes(spec)) | (dict(STEP) if learns_step(method, run.methods) else {})
+    shapes = dict(config.all_shapes(spec)) | (dict(STEP) if learns_step(run) else {})
     files: dict[str, tuple[Shape, torch.dtype]] = {}
     by_role: dict[str, int] = {}
     for name, (shape, role) in shapes.items():
@@ -108,6 +108,6 @@ def ledger_size(run: Run, spec: Spec, budget: Budget | None = None) -> LedgerSiz
     return LedgerSize(floats, file_bytes(files), ipc, config.decoded(spec), by_role, moved)
 
 
-def learns_step(method: MethodConfig, folder: str | None) -> bool:
+def learns_step(run: Run) -> bool:
     """Whether the artifact carries a step size of the inner loop."""
-    return "step_size" in words(folder).objectives[method.part_names[1]].gives
+    return "step_size" in words(run.own).objectives[run.method.part_names[1]].gives

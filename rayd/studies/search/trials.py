@@ -98,7 +98,7 @@ def scored(runs: Sequence[Run], split: Literal["val", "test"], purpose: str) -> 
     device = device_for(runs[0].scale.gpus)
     means, scores = list[float](), list[Score]()
     for run in runs:
-        artifact = load(run.at("artifact"))
+        artifact = load(run.at("artifact"), run.methods)
         seeds = [seed_of(run.seed, purpose, i) for i in range(run.recipe.seeds)]
         networks = evaluate(
             run.recipe, net, ImageSet.of(artifact.codec), getattr(splits, split), transform, seeds, device=device,

@@ -1,0 +1,10 @@
+#!/bin/bash
+# Class-incremental learning: digits in five tasks, memories of equal bytes: real images against distilled ones.
+#
+#   bash examples/continual.sh runs/continual
+#
+# The page is OUT/continual/index.html; the same line again goes on where it stood.
+set -eu
+out=$1
+
+python -m jobs.continual data=digits net=convnet_digits recipe=quick continual.tasks=5 continual.orders=1 continual.bytes_per_class=130 out=$out
