@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parents[1]
 CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
 """In the package of a wheel, beside it in a checkout."""
 GROUPS = ("preset", "data", "net", "expert", "method", "recipe", "scale")
-PATHS = ("out", "buffer", "methods", "data.path", "to", "artifact", "verify")
+PATHS = ("out", "buffer", "scores", "methods", "data.path", "to", "artifact", "verify")
 """Keys that hold a path or URI: made absolute before anything else sees them, since workers live in other folders."""
 Changes = list[tuple[str, Any]]
 """Keys (`method.steps`) and their values, in order."""
@@ -245,7 +245,7 @@ def absolute(mapping: dict[str, Any]) -> None:
             continue
         expanded = os.path.expanduser(value)
         submitted = isinstance(scale, dict) and scale.get("name") == "cluster"
-        if submitted and path in ("out", "buffer") and not os.path.isabs(expanded):
+        if submitted and path in ("out", "buffer", "scores") and not os.path.isabs(expanded):
             where = "an absolute path every node sees, or a URI"
             raise refuse(path, value, where, f"a submitted job runs in a folder that is thrown away: {path}=/...")
         holder[key] = os.path.abspath(expanded)

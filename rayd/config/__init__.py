@@ -37,7 +37,7 @@ from rayd.schema import (
     value,
     written,
 )
-from rayd.store import StoreConfig, within
+from rayd.store import StoreConfig, beside, within
 
 __all__ = ["GuardConfig", "MethodConfig", "OptimiserConfig", "Run", "ScaleConfig", "fingerprint", "parse", "to_dict"]
 
@@ -227,6 +227,8 @@ class Run:
     """Run directory or URI: every stage finds the earlier ones there."""
     buffer: str | None = None
     """Expert buffer; null: `experts` under `out`."""
+    scores: str | None = None
+    """Folder of the scores of controls, shared by runs on the same data; null: `scores` beside the buffer."""
     methods: str | None = None
     """Folder of code of one's own: methods, networks, formats, augmentations, controls."""
     own: plugins.Plugins = field(default=plugins.NONE, metadata=DERIVED, compare=False, repr=False)
@@ -248,6 +250,11 @@ class Run:
         """Where the expert buffer is."""
         return self.buffer if self.buffer is not None else self.at("experts")
 
+    @property
+    def scores_at(self) -> str:
+        """Where scores of controls are kept."""
+        return self.scores if self.scores is not None else beside(self.experts_at, "scores")
+
     def at(self, name: str) -> str:
         """What lies at `name` in the run's folder."""
         return within(self.out, name)
@@ -262,7 +269,7 @@ class Run:
 
 def config_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config, of this version or as a card records it, without its place, evaluation and paths."""
-    elsewhere = ("out", "buffer", "methods", "recipe", "scale", "store")
+    elsewhere = ("out", "buffer", "scores", "methods", "recipe", "scale", "store")
     plain = {key: part for key, part in config.items() if key not in elsewhere}
     for part, places in {"data": ("path",), "expert": ("micro", "memory")}.items():
         plain[part] = {key: value for key, value in plain[part].items() if key not in places}

@@ -211,6 +211,7 @@ def test_an_interrupted_evaluation_repeats_no_network(tmp_path, monkeypatch):
         return real(recipe, net, source, test, transform, seeds, **keys)
 
     monkeypatch.setattr("rayd.run.rows.evaluate", interrupted)
+    run = replace(run, scores=str(tmp_path / "scores"))
     with pytest.raises(KeyboardInterrupt):
         evaluate.score(run, str(torn), ["random@raw", "start"])
     assert rayd.load(torn).card["reads"] == 0 and len([name for name in os.listdir(torn) if "score-" in name]) == 5
