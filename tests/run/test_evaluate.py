@@ -325,7 +325,7 @@ def test_stopping_early_does_not_raise_the_error():
     rng, wrong, tables = random.Random(1), 0, 1000
     for _ in range(tables):
         recipe, values = asked(0.0, rng=rng)
-        rows = [{"set": name, **stats.summary(values[name])} for name in ("distilled", "herding@jpeg")]
+        rows = [{"set": name, **numbers.summary(values[name])} for name in ("distilled", "herding@jpeg")]
         wrong += verdict.verdict(rows, recipe.looks)["overall"] != "undecided"
     assert wrong <= 0.05 * tables
 
