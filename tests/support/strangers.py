@@ -50,9 +50,9 @@ FORBIDDEN = {
 
 def make_corpus(folder: Path) -> None:
     """A folder of each kind, as rayd or a dataset's maker writes it."""
-    for path in GOLDEN.iterdir():
+    for path in GOLDEN.parent.glob("[0-9]*/*"):
         if (path / "card.json").exists():
-            out = folder / "artifact" / path.name
+            out = folder / "artifact" / (path.name if path.parent == GOLDEN else f"{path.name}-{path.parent.name}")
             shutil.copytree(path, out / "artifact")
             shutil.copytree(GOLDEN / "buffer", out / "experts")
             (out / "artifact" / "timing.json").write_text('{"distill_s": 2.5, "distill_peak": 1e8, "steps": 3}')
