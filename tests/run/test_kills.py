@@ -111,6 +111,8 @@ def test_every_write_of_the_last_two_seconds_of_a_stage(forked: tuple[Forks, Pat
 
 @pytest.mark.slow
 def test_any_moment(forked: tuple[Forks, Path], whole: Whole) -> None:
+    """Twenty times, which with the writes of every stage makes more than a hundred moments."""
+    assert sum(map(len, whole.moments.values())) + 20 >= 100
     rng = random.Random(3)
     for number in range(20):
         killed(forked, whole, f"any-{number}", [rng.uniform(0, whole.seconds) for _ in range(1 + number % 3)])
