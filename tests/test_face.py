@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import rayd
-from rayd.errors import Refused
-from rayd.extras import EXTRAS
+from rayd.errors import EXTRAS, Refused
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSED = "words='', *, out, data=None, methods=None, progress=None, **changes"
@@ -218,8 +219,6 @@ def test_tensors_that_are_no_dataset_are_refused(images: torch.Tensor, labels: l
 
 def test_images_of_ones_own_are_the_same_by_every_way(tmp_path: Path) -> None:
     """The content is that of the tensors, whoever handed them over."""
-    from PIL import Image
-
     datasets = pytest.importorskip("datasets")
     pixels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     names, labels = ("cat", "dog"), [0, 1, 0, 1, 0, 1]
@@ -238,6 +237,23 @@ def test_images_of_ones_own_are_the_same_by_every_way(tmp_path: Path) -> None:
     folder = rayd.Images.from_folder(str(tmp_path))
     order = torch.tensor(labels).argsort(stable=True)
     assert torch.equal(folder.pixels_NCHW[torch.arange(6)], pixels[order]) and folder.classes == names
+
+
+def test_a_mapping_changes_keys_and_leaves_the_rest_to_the_data(tmp_path: Path) -> None:
+    """As words do: expert={"experts": 2} is expert.experts=2, and the other settings follow from the data."""
+    from rayd.api.arguments import configured
+
+    (tmp_path / "set").mkdir()
+    for c, name in enumerate(("cat", "dog")):
+        (tmp_path / "set" / name).mkdir()
+        for i in range(20):
+            array = np.full((16, 16, 3), 40 * c + i, np.uint8)
+            Image.fromarray(array).save(tmp_path / "set" / name / f"{i}.png")
+    runs = [
+        configured(words, tmp_path / "out", str(tmp_path / "set"), None, changes)
+        for words, changes in (("", {"expert": {"experts": 2}}), ("expert.experts=2", {}))
+    ]
+    assert runs[0] == runs[1] and runs[0].expert.experts == 2 and runs[0].data.size == 16
 
 
 def test_other_images_at_the_same_place_are_refused(tmp_path: Path) -> None:
@@ -341,12 +357,12 @@ def test_a_missing_package_is_named_with_its_extra(
     from jobs import distill, pipeline
     from jobs.compose import command
 
-    monkeypatch.setattr("rayd.extras.find_spec", lambda name: None if name in ("yaml", "matplotlib") else name)
+    monkeypatch.setattr("rayd.errors.find_spec", lambda name: None if name in ("yaml", "matplotlib") else name)
     with pytest.raises(Refused, match=r"rayd\.run: needs yaml, not installed; pip install 'rayd\[jobs\]'"):
         rayd.run("smoke", out=tmp_path)
     assert command("distill", "", distill.act, argv=["preset=smoke"]) == 2
     assert "pip install 'rayd[jobs]'" in capsys.readouterr().err
-    monkeypatch.setattr("rayd.extras.find_spec", lambda name: None if name == "matplotlib" else name)
+    monkeypatch.setattr("rayd.errors.find_spec", lambda name: None if name == "matplotlib" else name)
     assert command("pipeline", "", pipeline.act, pipeline.KEYS, argv=["preset=smoke", f"out={tmp_path}"]) == 2
     assert "pip install 'rayd[report]'" in capsys.readouterr().err and not list(tmp_path.iterdir())
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import rayd
-from rayd import plugins
+from rayd.choices import plugins
 from rayd.errors import Refused
 from tests.support import own
 

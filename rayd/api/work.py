@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from rayd.extras import require
+from rayd.errors import require
 
 if TYPE_CHECKING:
     from rayd.config import Run

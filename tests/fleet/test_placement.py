@@ -70,7 +70,7 @@ def test_labels_are_matched_as_ray_matches_them(ray_local: None) -> None:
 
 
 def test_each_stage_has_its_own_nodes() -> None:
-    from rayd.scale import ScaleConfig
+    from rayd.config.scale import ScaleConfig
     from rayd.schema import parse
 
     labels = {"experts": {"ray.io/market-type": "spot"}, "all": {"ray.io/market-type": "on-demand"}}
