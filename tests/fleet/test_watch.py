@@ -78,7 +78,7 @@ class Stopper:
         self.thread.start()
 
     def _run(self) -> None:
-        stop = time.monotonic() + 300
+        stop = time.monotonic() + 1200
         while not self.pid and time.monotonic() < stop:
             pid = self.find()
             if pid:
