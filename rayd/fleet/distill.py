@@ -157,6 +157,7 @@ def trainer(
     """The Train job of a run: workers, limits, and no checkpoints of its own."""
     scale = run.scale
     limits: dict[str, Any] = {"max_failures": scale.max_failures, "controller_failure_limit": 2}
+    labels: dict[str, Any] = {"label_selector": scale.selector(stage) or None}
     settings: dict[str, Any] = {
         "callbacks": [*callbacks, ControllerBeats(pulse, group)],
         "failure_config": FailureConfig(**limits),
@@ -169,7 +170,7 @@ def trainer(
             num_workers=scale.workers,
             use_gpu=scale.gpus > 0,
             resources_per_worker=cluster.bundle(scale),
-            label_selector=scale.selector(stage) or None,
+            **labels,
         ),
         torch_config=TorchConfig(timeout_s=int(scale.timeout)),
         run_config=RunConfig(
