@@ -51,9 +51,6 @@ class Split:
         """Which images of a step are here."""
         return slice(self.images * self.number // self.of, self.images * (self.number + 1) // self.of)
 
-    def whole(self, here: int) -> int:
-        return self.images or here
-
 
 WHOLE = Split()
 
@@ -96,8 +93,9 @@ class Inner:
         self._gradient = compiled(gradient, device, compile, graphs=compile)
         self._products = compiled(products, device, compile, graphs=compile)
 
-    def gradient(self, theta: Tensor, x: Tensor, y: Tensor, of: int) -> Tensor:
-        """The part of g that these images have in a step of `of`."""
+    def gradient(self, theta: Tensor, x: Tensor, y: Tensor, of: int = 0) -> Tensor:
+        """The part of g that these images have in a step of `of`; 0: of these alone."""
+        of = of or len(x)
         if self.micro == 1 and len(x) == of:
             return self._gradient(theta, x, y)  # type: ignore[no-any-return]
         total = torch.zeros_like(theta)
@@ -106,10 +104,11 @@ class Inner:
         return total
 
     def products(
-        self, theta: Tensor, x: Tensor, y: Tensor, lam: Tensor, of: int
+        self, theta: Tensor, x: Tensor, y: Tensor, lam: Tensor, of: int = 0
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """The part of g . lambda and of its derivatives by theta (None when not exact), images and targets that these
-        images have in a step of `of`."""
+        images have in a step of `of`; 0: of these alone."""
+        of = of or len(x)
         if self.micro == 1 and len(x) == of:
             value, *by = self._products(theta, x, y, lam)
             return value, by[0] if self.exact else None, by[-2], by[-1]
@@ -134,7 +133,7 @@ class _Unroll(torch.autograd.Function):
         thetas = [theta_P.detach()]
         for i in range(steps):
             x, y = batch(i)
-            gradient = split.sum(inner.gradient(thetas[-1], x.detach(), y.detach(), split.whole(len(x))))
+            gradient = split.sum(inner.gradient(thetas[-1], x.detach(), y.detach(), split.images))
             thetas.append(thetas[-1] - lr * gradient)
         ctx.inner, ctx.batch, ctx.split, ctx.leaves = inner, batch, split, leaves
         ctx.thetas, ctx.lr = thetas[:-1], lr.detach()
@@ -149,9 +148,7 @@ class _Unroll(torch.autograd.Function):
         for i in reversed(range(len(ctx.thetas))):
             with torch.enable_grad():
                 x, y = ctx.batch(i)
-            value, by_theta, by_x, by_y = ctx.inner.products(
-                ctx.thetas[i], x.detach(), y.detach(), lam, split.whole(len(x))
-            )
+            value, by_theta, by_x, by_y = ctx.inner.products(ctx.thetas[i], x.detach(), y.detach(), lam, split.images)
             by_lr = by_lr - value
             roots = [(out, -lr * by) for out, by in ((x, by_x), (y, by_y)) if out.requires_grad]
             if roots and wanted:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,7 @@ from rayd.errors import Failed
 class AllReduce:
     """Sums a flat vector over the workers, or some of them; counts what it sent and how long it waited for the others."""
 
-    def __init__(self, among: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, among: Any = None) -> None:
         self.among, self.groups = among, list[AllReduce]()
         self.bytes = 0
         self.calls = 0
