@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rayd.distill.contract import Codec, Inputs, Item, Match, Objective, Player, Term
 from rayd.distill.contract import OptimiserConfig as OptimiserConfig
-from rayd.distill.guard import TALLY, Act, Record, Tally, Verdict, bad, verdict
+from rayd.distill.guard import TALLY, Act, Record, Tally, Verdict, bad, knobs, verdict
 from rayd.distill.guard import GuardConfig as GuardConfig
 from rayd.distill.storage import through
 from rayd.distill.unroll import WHOLE
@@ -203,10 +203,14 @@ class Distillation:
             term.balance(norms[1], norms[0])
         self.objective.split = split
 
+    def _as_kept(self) -> AbstractContextManager[None]:
+        """Within, the codec holds the numbers of its file, from the step `through` on."""
+        rounds = self.through is not None and self.number >= self.through
+        return through(self.codec, self.codec.quantise) if rounds else nullcontext()
+
     def _step(self, items: list[Item], data: Iterator[Any]) -> Step:
         self._schedule()
-        rounds = self.through is not None and self.number >= self.through
-        with through(self.codec, self.codec.quantise) if rounds else nullcontext():
+        with self._as_kept():
             flat, metrics = self._sum(items, data)
         tally, gradient = Tally(*flat[:TALLY].tolist()), flat[TALLY:]
         mean = self.objective.reduction == "mean" and tally.items > 0
@@ -283,7 +287,7 @@ class Distillation:
             part.project(self.inputs.transform)
         if self._exploded():
             return bad(self.guard, decision.record, f"step size {self.objective.step_size():.3g}", at_once=True)
-        with self._stored():
+        with self._as_kept():
             self.objective.after(self.codec, self.number)
         with torch.no_grad():
             for k, v in (self.codec.state_dict() if self.average else {}).items():
@@ -302,18 +306,9 @@ class Distillation:
         assert self.good is not None
         self.load(self.good)
         if decision.act is Act.END:
-            raise Failed(f"step {decision.record.number}: {decision.why}. {self._knobs()}")
+            raise Failed(f"step {decision.record.number}: {decision.why}. {knobs(self.objective.step_size())}")
         good, self.record = self.number, decision.record
         return f"{decision.why}: rolled back to step {good}"
-
-    def _knobs(self) -> str:
-        rate = self.objective.step_size()
-        learned = "" if rate is None else f" The learned step size is {rate:.3g} in it."
-        return (
-            f"The last good state is kept.{learned} Knobs: method.objective.step_size and lr_step, first, last and "
-            "grow_from (the window of start epochs), skip_above (larger or null); method.optimiser.lr (smaller); "
-            "method.precision=fp32. Then submit again with another out."
-        )
 
     def _schedule(self) -> None:
         """The rate of this step, by each optimiser's own decay."""
