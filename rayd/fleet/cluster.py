@@ -117,7 +117,7 @@ def require(
             if wait > 0 and request is None:
                 log.info("waiting up to %.0f s for nodes: %s", wait, why)
                 labels = [selector] * count if selector else None
-                request = placement_group([dict(need)] * count, bundle_label_selector=labels)  # type: ignore[arg-type]
+                request = placement_group([dict(need)] * count, bundle_label_selector=labels)
             if time.monotonic() - began > max(wait, PLACED_SECONDS):
                 do = "Lower scale.gpus, scale.cpus, scale.actors or scale.workers, or add nodes"
                 hint = (

@@ -83,7 +83,7 @@ def worker(config: Mapping[str, Any]) -> None:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     reduce = AllReduce()
-    place = run_distill.Worker(rank, size, reduce if size > 1 else identity, get_device(), Notice())
+    place = run_distill.Worker(rank, size, reduce if size > 1 else identity, reduce.group, get_device(), Notice())
     waited = 0.0
     with beating(Pulse(**config["pulse"]), config["group"], rank):
         try:
@@ -142,8 +142,8 @@ def _raise_recorded(store: Store) -> None:
 
 
 def _metrics(step: Step, reduce: AllReduce) -> dict[str, float]:
-    sent = reduce.bytes / max(reduce.calls, 1)
-    return {"step": step.number, "loss": step.value, "seconds": step.seconds, "bytes_per_step": sent, **step.metrics}
+    numbers = {"step": step.number, "loss": step.value, "seconds": step.seconds}
+    return {**numbers, "bytes_per_step": reduce.bytes_per_step, **step.metrics}
 
 
 def trainer(
@@ -157,6 +157,7 @@ def trainer(
     """The Train job of a run: workers, limits, and no checkpoints of its own."""
     scale = run.scale
     limits: dict[str, Any] = {"max_failures": scale.max_failures, "controller_failure_limit": 2}
+    labels: dict[str, Any] = {"label_selector": scale.selector(stage) or None}
     settings: dict[str, Any] = {
         "callbacks": [*callbacks, ControllerBeats(pulse, group)],
         "failure_config": FailureConfig(**limits),
@@ -169,7 +170,7 @@ def trainer(
             num_workers=scale.workers,
             use_gpu=scale.gpus > 0,
             resources_per_worker=cluster.bundle(scale),
-            label_selector=scale.selector(stage) or None,
+            **labels,
         ),
         torch_config=TorchConfig(timeout_s=int(scale.timeout)),
         run_config=RunConfig(

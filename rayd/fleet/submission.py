@@ -64,7 +64,7 @@ class Submission:
         variables: dict[str, Any] = {"env_vars": dict(self.vars)} if self.vars else {}
         if self.env == "image":  # which Ray does not combine with a working_dir
             return {"image_uri": self.image, **variables}
-        packages = {} if self.env == "none" else {self.env: requirements(self.extras, root)}
+        packages: dict[str, Any] = {} if self.env == "none" else {self.env: requirements(self.extras, root)}
         return {**({"working_dir": str(root)} if root else {}), **packages, **variables}
 
 

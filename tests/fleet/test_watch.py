@@ -78,7 +78,7 @@ class Stopper:
         self.thread.start()
 
     def _run(self) -> None:
-        stop = time.monotonic() + 300
+        stop = time.monotonic() + 1200
         while not self.pid and time.monotonic() < stop:
             pid = self.find()
             if pid:
@@ -270,7 +270,7 @@ def test_a_stopped_part_of_train_is_replaced(ray_local: None, tmp_path: Path, vi
 
     def run(folder: str, **place: Any) -> Run:
         objective = {"items": 2, "inner_steps": 6, "batch": 10}
-        method = {"compiled": False, "steps": 200, "checkpoint": 5, "objective": objective}
+        method = {"compiled": False, "steps": 60, "checkpoint": 5, "objective": objective}
         changes = {"method": method, "buffer": experts.experts_at, "scale": place}
         return digits_run(tmp_path / folder, changes=changes)
 

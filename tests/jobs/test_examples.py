@@ -17,7 +17,9 @@ from PIL import Image
 
 from jobs.compose import Asked, ask
 from rayd.artifact.export import export
+from rayd.data.images import Spec
 from rayd.data.load import load
+from rayd.studies.continual.memory import check
 from tests.support.runs import an_artifact, digits_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +77,10 @@ def test_the_sweep_shares_its_experts_and_goes_to_a_cluster_by_a_word(tmp_path: 
 
 def test_the_memories_of_continual_learning(tmp_path: Path) -> None:
     (only,) = (asked(line) for line in commands("continual.sh", tmp_path, "runs/c"))
-    assert only.own.continual.tasks == 5 and {"random", "herding", "nsd"} <= set(only.own.continual.memories)
+    config = only.own.continual
+    assert config.tasks == 5 and {"random", "herding", "nsd"} <= set(config.memories)
+    for name in config.memories:
+        check(name, config.memory(name), config.bytes_per_class, Spec((1, 8, 8), 10), 2)
 
 
 @pytest.mark.slow
