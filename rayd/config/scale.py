@@ -19,7 +19,7 @@ class ScaleConfig:
     actors: int = 0
     """Expert actors; 0: as many as the resources hold."""
     workers: int = 1
-    """Ray Train workers that share a distillation's items."""
+    """Ray Train workers that share a distillation's items, and the images of an item where they are more."""
     cpus: float = 1.0
     """CPU cores of one actor, worker or task."""
     gpus: float = 0.0
@@ -36,6 +36,9 @@ class ScaleConfig:
     """Seconds without a step, a batch or a network after which work counts as hung: it is ended and tried again."""
     wait: float = 0.0
     """Seconds that nodes may take to come where an autoscaler launches them; 0 refuses at once what cannot be placed."""
+    images: Literal["auto", "resident", "streamed"] = "auto"
+    """The training images: resident on the device, or read from their files in blocks while it computes. auto: resident
+    where they take at most half of its memory. Results are the same."""
     labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Label selectors of Ray by stage (all: the other stages), as in {experts: {ray.io/market-type: spot}}."""
 

@@ -5,6 +5,7 @@ A block is `pixels[index]` to the byte, so streamed and resident training see th
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from rayd.data.images import Pixels
 from rayd.machine import memory
+from rayd.numbers import size_text
+
+log = logging.getLogger(__name__)
 
 AHEAD = 2
 """Blocks read while one is used; so many and one more are in memory."""
@@ -26,9 +30,11 @@ Residence = Literal["auto", "resident", "streamed"]
 
 def is_streamed(pixels_NCHW: Tensor | Pixels, device: torch.device, residence: Residence = "auto") -> bool:
     """Whether images are read by blocks from disk rather than held on the device; `auto` goes by size and memory."""
-    if residence == "auto":
-        return pixels_NCHW.numel() > SHARE * memory(device)
-    return residence == "streamed"
+    room = memory(device)
+    streamed = pixels_NCHW.numel() > SHARE * room if residence == "auto" else residence == "streamed"
+    log.info("images  %s: %s of %s on the %s (%s)", "streamed" if streamed else "resident",
+             size_text(pixels_NCHW.numel()), size_text(room), device.type, residence)  # fmt: skip
+    return streamed
 
 
 def blocks(

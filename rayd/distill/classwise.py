@@ -29,6 +29,9 @@ from rayd.seeds import generator, seed_of
 BLOCK = {"cpu": 64, "cuda": 1024}
 """Real images per forward pass: on a CPU what stays near the cache is three times faster than a whole class."""
 
+ITEM = 2**27
+"""Bytes of the real images of one item, as floats: what a step holds of them, and as much again for each one ahead."""
+
 SIAMESE = AugmentConfig(share="batch")
 
 
@@ -83,7 +86,8 @@ class Classwise(Objective):
         batch_syn: int | None = None
         """Synthetic images of each class a step; null: all of them."""
         classes_per_item: int = 0
-        """Classes of one item; 0: all in one. Lower it to share a step among workers; the result stays the same."""
+        """Classes of one item; 0: all in one, or as many as have ITEM bytes of real images. Lower it to share a step among
+        workers; the result stays the same."""
         augment: AugmentConfig = field(default_factory=lambda: SIAMESE)
         """Siamese: one draw for the real and synthetic images of a class; no operations: none."""
 
@@ -130,7 +134,9 @@ class Classwise(Objective):
 
     def plan(self, step: int) -> list[Item]:
         classes = self.inputs.spec.classes
-        size = self.frame.classes_per_item or classes
+        size = self.frame.classes_per_item or max(
+            1, min(classes, ITEM // (4 * self.batch_real * self.inputs.spec.floats))
+        )
         runs = [(first, min(first + size, classes)) for first in range(0, classes, size)]
         return [
             Item(step, number, seed_of(self.inputs.seed, "item", step, number), {"first": first, "last": last})

@@ -11,7 +11,8 @@ Written against the hardest methods first:
   the perturbed teacher.
 
 A step is a planned list of numbered items. Workers share the items out; the engine sums every player's gradient over all
-items with one all-reduce, divides by the number of items if the objective says `mean`, and every worker steps alike.
+items with one all-reduce, divides by the number of items if the objective says `mean`, and every worker steps alike. More
+workers than items share the images of an item (`Objective.share`).
 
 Shapes: N images, C channels, H, W sides, K classes, P network parameters. Images are in *network space* (normalised or
 whitened), which is what every codec decodes to; its projection onto legal pixels is done there too.
@@ -31,6 +32,7 @@ from rayd.data.images import Spec
 from rayd.data.transform import Transform
 from rayd.distill.budget import Budget, Stored
 from rayd.distill.storage import rounded
+from rayd.distill.unroll import WHOLE, Split
 from rayd.errors import Failed, refuse
 from rayd.experts.trajectory import Segment
 from rayd.nets.convnet import Net
@@ -231,6 +233,8 @@ class Objective(Part):
     """Keys of the scene that terms may ask for."""
     reduction: ClassVar[str] = "mean"
     """mean | sum over the items of a step."""
+    split: Split = WHOLE
+    """Which of an item's images this worker takes, where an item has several workers."""
 
     def plan(self, step: int) -> list[Item]:
         raise NotImplementedError
@@ -245,6 +249,11 @@ class Objective(Part):
 
     def forward(self, codec: Codec, item: Item, data: Any) -> Match:
         raise NotImplementedError
+
+    def share(self, split: Split) -> None:
+        """Take a part of the images of each item, and of the gradient what follows from them. The value is the whole one."""
+        knobs = "raise method.objective.items, or lower method.objective.classes_per_item, whichever this objective has"
+        raise refuse("scale.workers", f"{split.of} for one item", "at most as many as a step has items", knobs)
 
     def halve(self) -> bool:
         """Ask for half as much memory a step from now on, for the same result but for rounding; False: it cannot."""

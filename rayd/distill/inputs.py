@@ -1,4 +1,4 @@
-"""What a method may see: the network, the training images resident on the device, and rows of the expert buffer."""
+"""What a method may see: the network, the training images by number, and rows of the expert buffer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rayd.data.images import Images, Spec
+from rayd.data.stream import Residence, is_streamed
 from rayd.data.transform import Transform
 from rayd.errors import Failed, refuse
 from rayd.experts.trajectory import Segment
@@ -29,8 +30,9 @@ class Rows(Protocol):
 
 
 @dataclass
-class ResidentInputs:
-    """The surroundings of one worker. Images stay uint8 (on the device where that is a GPU, mapped from disk otherwise)."""
+class RunInputs:
+    """The surroundings of one worker. Images stay uint8: on the device where steps match them and they fit, else mapped
+    from disk, where items fetch theirs by number, ahead of the step."""
 
     net: Net
     transform: Transform
@@ -40,11 +42,16 @@ class ResidentInputs:
     precision: str = "fp32"
     compiled: bool = True
     buffer: Rows | None = None
+    residence: Residence = "auto"
+    needs_real: bool = True
+    """Whether steps match real images; where only the start takes some, they are read when it does."""
 
     def __post_init__(self) -> None:
         self.spec: Spec = self.images.spec
         self.transform = self.transform.to(self.device)
-        self._pixels = self.images.pixels_NCHW.to(self.device)
+        pixels = self.images.pixels_NCHW
+        held = self.needs_real and not is_streamed(pixels, self.device, self.residence)
+        self._pixels = pixels.to(self.device) if held else pixels
         self._members = [self.images.of_class(c) for c in range(self.spec.classes)]
 
     @property
@@ -71,7 +78,7 @@ class ResidentInputs:
         return self._members[c]
 
     def real(self, index_N: Tensor) -> Tensor:
-        return self.transform(self._pixels[index_N.to(self._pixels.device)])
+        return self.transform(self._pixels[index_N.to(self._pixels.device)].to(self.device))
 
     def targets(self, index_N: Tensor) -> Tensor:
         labels = self.images.labels_N[index_N].to(self.device)

@@ -13,9 +13,10 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,12 @@ from rayd.distill.contract import Codec, Inputs, Item, Match, Objective, Player,
 from rayd.distill.contract import OptimiserConfig as OptimiserConfig
 from rayd.distill.guard import TALLY, Act, Record, Tally, Verdict, bad, verdict
 from rayd.distill.guard import GuardConfig as GuardConfig
+from rayd.distill.storage import through
+from rayd.distill.unroll import WHOLE
 from rayd.errors import Failed
+
+AHEAD = 2
+"""Items whose data are fetched while one is used."""
 
 State = dict[str, Tensor]
 Reduce = Callable[[Tensor], Tensor]
@@ -107,8 +113,7 @@ class Distillation:
     def state(self) -> State:
         """Everything a resume needs, as flat named tensors."""
         out: State = {"step": self.record.tensor()}
-        for name, part in self._parts():
-            out |= {f"{name}/{k}": v for k, v in part.state().items()}
+        out |= {f"{name}/{k}": v for name, part in self._parts() for k, v in part.state().items()}
         out |= {f"ema/{k}": v.clone() for k, v in self.average.items()}
         for player, optimiser in zip(self.players, self.optimisers, strict=True):
             for index, entry in optimiser.state_dict()["state"].items():
@@ -157,18 +162,34 @@ class Distillation:
         self._balance()
         self.good = self.good or self.state()
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch") as pool:
-            ahead = self._ask(pool, self.number)
+            data = self._ahead(pool)
             while self.number < self.steps:
                 began = time.perf_counter()
-                items, data = ahead[0], [f.result() for f in ahead[1]]
-                if self.number + 1 < self.steps:
-                    ahead = self._ask(pool, self.number + 1)
-                step = self._step(items, data)
+                step = self._step(self._items(self.number), data)
                 step.seconds = time.perf_counter() - began
                 yield step
 
+    def _items(self, number: int) -> list[Item]:
+        """This worker's items of a step."""
+        rank, size = self.share
+        items = self.objective.plan(number)
+        place = rank % len(items) if self.objective.split.of > 1 else rank
+        return [item for item in items if item.number % size == place]
+
+    def _ahead(self, pool: ThreadPoolExecutor) -> Iterator[Any]:
+        """The data of this worker's items, step after step; so many are fetched while one is used, whatever a step has."""
+        waiting: deque[Future[Any]] = deque()
+        for number in range(self.number, self.steps):
+            for item in self._items(number):
+                waiting.append(pool.submit(self.objective.fetch, item))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
     def _balance(self) -> None:
         """Weights that follow from gradients, at the first item of the first step: the same on every worker."""
+        split, self.objective.split = self.objective.split, WHOLE
         for term in self.terms:
             if term.ratio is None or not term.unweighted:
                 continue
@@ -180,28 +201,12 @@ class Distillation:
                 parts = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
                 norms.append(math.sqrt(sum(float(g.double().square().sum()) for g in parts if g is not None)))
             term.balance(norms[1], norms[0])
+        self.objective.split = split
 
-    @contextmanager
-    def _stored(self) -> Iterator[None]:
-        """The codec holds the numbers that its file would, and the gradient there moves those behind them."""
-        if self.through is None or self.number < self.through:
-            yield
-            return
-        kept = [(p, p.detach().clone()) for p in self.codec.parameters()]
-        self.codec.quantise()
-        yield
-        with torch.no_grad():
-            for p, behind in kept:
-                p.copy_(behind)
-
-    def _ask(self, pool: ThreadPoolExecutor, number: int) -> tuple[list[Item], list[Future[Any]]]:
-        rank, size = self.share
-        mine = [item for item in self.objective.plan(number) if item.number % size == rank]
-        return mine, [pool.submit(self.objective.fetch, item) for item in mine]
-
-    def _step(self, items: list[Item], data: list[Any]) -> Step:
+    def _step(self, items: list[Item], data: Iterator[Any]) -> Step:
         self._schedule()
-        with self._stored():
+        rounds = self.through is not None and self.number >= self.through
+        with through(self.codec, self.codec.quantise) if rounds else nullcontext():
             flat, metrics = self._sum(items, data)
         tally, gradient = Tally(*flat[:TALLY].tolist()), flat[TALLY:]
         mean = self.objective.reduction == "mean" and tally.items > 0
@@ -217,19 +222,21 @@ class Distillation:
         step.skipped = self._conclude(decision)
         return step
 
-    def _sum(self, items: list[Item], data: list[Any]) -> tuple[Tensor, dict[str, float]]:
+    def _sum(self, items: list[Item], data: Iterator[Any]) -> tuple[Tensor, dict[str, float]]:
         """The tally and every player's gradient over the items of all workers, and the metrics of this one's."""
         params = [p for player in self.players for p in player.params]
         totals = [torch.zeros_like(p, dtype=torch.float64) for p in params]
         tally = torch.zeros(TALLY, dtype=torch.float64, device=self.inputs.device)
         metrics: dict[str, Tensor] = {}
-        for item, datum in zip(items, data, strict=True):
-            match = self.objective(self.codec, item, datum)
-            for term in self.terms:
+        first = self.objective.split.number == 0  # of the workers of an item: it counts the item and has its terms
+        for item in items:
+            match = self.objective(self.codec, item, next(data))
+            for term in self.terms if first else ():
                 match = term(self.codec, item, match)
             value = match.value.detach().double().reshape(())
             nothing, one = torch.zeros_like(value), torch.ones_like(value)
-            tally += torch.stack([nothing, nothing, one] if match.skip else [value, one, nothing])
+            if first:
+                tally += torch.stack([nothing, nothing, one] if match.skip else [value, one, nothing])
             if match.skip:
                 continue
             for k, v in match.metrics.items():

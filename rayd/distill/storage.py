@@ -21,13 +21,14 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayd.errors import refuse
 
@@ -168,6 +169,19 @@ def rounded(tensor: Tensor, storage: str) -> Tensor:
     levels_GN, scale_G = _levels(_rows(tensor.float(), how), how)
     values_GN = _values(levels_GN, scale_G.float(), 0.0 if how.legacy else (2**how.bits - 1) / 2)
     return _ungrouped(values_GN, shape, how.grouping(shape)[0]).view(shape)
+
+
+@contextmanager
+def through(module: nn.Module, quantise: Callable[[], None]) -> Iterator[None]:
+    """Within, the module holds the numbers of its file, and a gradient taken there moves the numbers behind them."""
+    behind = [(p, p.detach().clone()) for p in module.parameters()]
+    quantise()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in behind:
+                p.copy_(value)
 
 
 def pack_shape(shape: Shape, storage: str) -> dict[str, tuple[Shape, torch.dtype]]:

@@ -1,10 +1,10 @@
 """Experts: networks trained plainly on the real images; their parameters at the end of every epoch are what is matched.
 
-`train` yields the Snapshots of the experts of one shard, trained on one device: the images stay there as uint8 and are
-augmented in batches. On a GPU the experts advance together, stacked under vmap; on a CPU one after another, compiled,
-in bf16 and channels-last. Plain SGD as in the papers' buffers (MTT: lr 0.01, batch 256, no momentum), with momentum,
-weight decay and schedules for teachers and pools. Every random draw comes from the expert's own generators, so an
-expert's numbers do not depend on its neighbours.
+`train` yields the Snapshots of the experts of one shard, trained on one device: the images stay there as uint8, or come
+there in blocks of an epoch's order where they are too many, and are augmented in batches. On a GPU the experts advance
+together, stacked under vmap; on a CPU one after another, compiled, in bf16 and channels-last. Plain SGD as in the papers'
+buffers (MTT: lr 0.01, batch 256, no momentum), with momentum, weight decay and schedules for teachers and pools. Every
+random draw comes from the expert's own generators, so an expert's numbers do not depend on its neighbours.
 
 The sharpness-aware step of FTD and DATM (Foret et al., arXiv 2010.01412; adaptive: arXiv 2102.11600; GSAM: arXiv
 2203.08065) takes the gradient at theta + rho * theta^2 g / ||theta g||, less alpha times its part orthogonal to it.
@@ -15,7 +15,7 @@ Shapes: K experts at once, B images of a batch, N images, P parameters (running 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from rayd.data.images import Images
+from rayd.data.stream import Residence, blocks, is_streamed
 from rayd.data.transform import Transform
 from rayd.errors import Failed
 from rayd.experts.config import ExpertConfig
@@ -64,6 +65,7 @@ def train(
     val: Images | None = None,
     device: torch.device | str = "cpu",
     unfinished: Unfinished | None = None,
+    residence: Residence = "auto",
 ) -> Iterator[Snapshot]:
     """Snapshots 0 to `epochs` of one expert per seed. On a CPU an expert is finished before the next begins.
 
@@ -72,7 +74,7 @@ def train(
     device = torch.device(device)
     numbers = list(experts if experts is not None else range(len(seeds)))
     stacked = config.stacks(device.type)
-    step = ExpertStep(config, net, transform.to(device), images, val, device, stacked)
+    step = ExpertStep(config, net, transform.to(device), images, val, device, stacked, residence)
     groups = [list(range(len(seeds)))] if stacked else [[place] for place in range(len(seeds))]
     last = config.epochs if epochs is None else epochs
     for number, group in enumerate(groups):
@@ -140,13 +142,16 @@ class ExpertStep:
         val: Images | None,
         device: torch.device,
         stacked: bool,
+        residence: Residence = "auto",
     ) -> None:
         self.config = config
         self.net = net
         self.transform = transform
         self.device = device
         self.stacked = stacked
-        self.pixels, self.labels = images.pixels_NCHW.to(device), images.labels_N.to(device)
+        self.streamed = is_streamed(images.pixels_NCHW, device, residence)
+        self.pixels = images.pixels_NCHW if self.streamed else images.pixels_NCHW.to(device)
+        self.labels = images.labels_N.to(device)
         self.val = val.sample(config.check, 0) if val is not None and len(val) and config.check else None
         self.augment = config.augment.build()
         self.dtype = DTYPES[config.precision]
@@ -170,15 +175,20 @@ class ExpertStep:
         """Augmented images [K, B, C, H, W] in network space and labels of one epoch, each expert in its own order."""
         n, shape = len(self.labels), tuple(self.pixels.shape[1:])
         order_KN = torch.stack([torch.randperm(n, generator=generator(seed, "order", epoch)) for seed in seeds])
-        order_KN = order_KN.to(self.device)
         rngs = [generator(seed, "augment", epoch) for seed in seeds]
         images = n if self.config.last_batch == "keep" else n - n % self.batch
-        for start in range(0, images, self.batch):
-            index_KB = order_KN[:, start : start + self.batch]
+        order = [order_KN[:, start : start + self.batch] for start in range(0, images, self.batch)]
+        for index_KB, pixels in zip(order, self._pixels(index_KB.flatten() for index_KB in order), strict=True):
             size = index_KB.shape[1]
-            x = self.transform(self.pixels[index_KB.flatten()]).view(len(seeds), size, *shape)
+            x = self.transform(pixels).view(len(seeds), size, *shape)
             draws = [self.augment.draw(rng, size, shape) for rng in rngs]
-            yield self.augment.each(x, draws), self.labels[index_KB]
+            yield self.augment.each(x, draws), self.labels[index_KB.to(self.device)]
+
+    def _pixels(self, order: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The images of each batch, as uint8 on the device: read ahead where they do not lie there."""
+        if self.streamed:
+            return blocks(self.pixels, order, self.device)
+        return (self.pixels[index.to(self.pixels.device)] for index in order)
 
     def step(self, theta_KP: Tensor, velocity_KP: Tensor | None, x: Tensor, y_KB: Tensor, lr: float) -> Tensor:
         """One SGD step of every expert, in place; the losses before it."""

@@ -83,7 +83,7 @@ def worker(config: Mapping[str, Any]) -> None:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     reduce = AllReduce()
-    place = run_distill.Worker(rank, size, reduce if size > 1 else identity, get_device(), Notice())
+    place = run_distill.Worker(rank, size, reduce if size > 1 else identity, reduce.group, get_device(), Notice())
     waited = 0.0
     with beating(Pulse(**config["pulse"]), config["group"], rank):
         try:
@@ -142,8 +142,8 @@ def _raise_recorded(store: Store) -> None:
 
 
 def _metrics(step: Step, reduce: AllReduce) -> dict[str, float]:
-    sent = reduce.bytes / max(reduce.calls, 1)
-    return {"step": step.number, "loss": step.value, "seconds": step.seconds, "bytes_per_step": sent, **step.metrics}
+    numbers = {"step": step.number, "loss": step.value, "seconds": step.seconds}
+    return {**numbers, "bytes_per_step": reduce.bytes_per_step, **step.metrics}
 
 
 def trainer(

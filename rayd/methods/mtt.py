@@ -16,7 +16,7 @@ is left out; its learned labels are the codec's. TESLA: `gradient: tesla` freeze
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -26,7 +26,7 @@ from rayd.data.augment import AugmentConfig
 from rayd.data.transform import Transform
 from rayd.distill.budget import Stored
 from rayd.distill.contract import Codec, Inputs, Item, Match, Objective, OptimiserConfig, Player
-from rayd.distill.unroll import Inner, cross_entropy, unroll
+from rayd.distill.unroll import Inner, Split, cross_entropy, unroll
 from rayd.errors import Failed, refuse
 from rayd.experts.trajectory import Segment
 from rayd.seeds import generator, seed_of
@@ -68,7 +68,7 @@ class Mtt(Objective):
         step_momentum: float = 0.5
         """SGD's, for beta alone."""
         items: int = 1
-        """Segments per step; at least as many as workers."""
+        """Segments per step. More workers than segments share the images of a segment's inner batches."""
         gradient: Literal["exact", "tesla"] = "exact"
         """tesla drops the Hessian terms of the exact one."""
         micro: int = 1
@@ -116,6 +116,12 @@ class Mtt(Objective):
         loss = cross_entropy(inputs.net, inputs.precision)
         exact = config.gradient == "exact"
         self.inner = Inner(loss, inputs.device, compile=inputs.compiled, micro=config.micro, exact=exact)
+
+    def share(self, split: Split) -> None:
+        if self.inputs.net.norm == "batch":
+            allowed = "another norm where workers share a segment: a batch's statistics are of all its images"
+            raise refuse("net.norm", "batch", allowed, "raise method.objective.items to scale.workers")
+        self.split = split
 
     def step_size(self) -> float:
         return float(self.step.detach())
@@ -176,15 +182,18 @@ class Mtt(Objective):
             )
         n = min(c.batch or codec.full_batch, codec.full_batch)
         indices = codec.draws(generator(item.seed, "index"), n, c.inner_steps)
-        shape = (n, *codec.spec.shape)
+        if n < self.split.of:
+            raise refuse("scale.workers", self.split.of, f"at most the {n} images of an inner batch, for each item")
+        split = replace(self.split, images=n)
+        shape, here = (n, *codec.spec.shape), split.places()
         draws = [self.augment.draw(generator(item.seed, "augment", i), n, shape) for i in range(c.inner_steps)]
 
         def batch(i: int) -> tuple[Tensor, Tensor]:
-            images, targets = codec.decode(indices[i])
-            return self.augment(images, draws[i]), targets
+            images, targets = codec.decode(indices[i][here])
+            return self.augment(images, draws[i].rows(here.start, here.stop)), targets
 
         leaves = [p for p in codec.parameters() if p.requires_grad]
-        theta = unroll(self.inner, start, batch, c.inner_steps, self.step, leaves)
+        theta = unroll(self.inner, start, batch, c.inner_steps, self.step, leaves, split)
         value = (theta - end).square().sum() / distance
         skip = c.skip_above is not None and float(value.detach()) > c.skip_above
         metrics: dict[str, Tensor | float] = {"step_size": self.step_size(), "start": float(item.what["first"])}

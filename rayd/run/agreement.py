@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,9 +20,10 @@ from rayd.errors import Failed
 
 
 class AllReduce:
-    """Sums a flat vector over the workers; counts what it sent and how long it waited for the others."""
+    """Sums a flat vector over the workers, or some of them; counts what it sent and how long it waited for the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, among: Any = None) -> None:
+        self.among, self.groups = among, list[AllReduce]()
         self.bytes = 0
         self.calls = 0
         self.seconds = 0.0
@@ -30,11 +32,21 @@ class AllReduce:
         self.bytes += flat.numel() * flat.element_size()
         self.calls += 1
         began = time.perf_counter()
-        dist.all_reduce(flat)
+        dist.all_reduce(flat, group=self.among)
         if flat.is_cuda:  # which is read at once anyway
             torch.cuda.synchronize(flat.device)
         self.seconds += time.perf_counter() - began
         return flat
+
+    def group(self, ranks: Sequence[int]) -> AllReduce:
+        """The sum over these workers. All workers ask for it, whether they are of them or not."""
+        self.groups.append(AllReduce(dist.new_group(list(ranks))))
+        return self.groups[-1]
+
+    @property
+    def bytes_per_step(self) -> float:
+        """Of one sum over all workers, and of those that groups take in between."""
+        return (self.bytes + sum(group.bytes for group in self.groups)) / max(self.calls, 1)
 
 
 class Agreement:

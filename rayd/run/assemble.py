@@ -16,7 +16,7 @@ from rayd.data.images import Splits
 from rayd.data.load import load as load_data
 from rayd.data.transform import Transform
 from rayd.distill.contract import Codec, Inputs, Objective, Term
-from rayd.distill.inputs import ResidentInputs
+from rayd.distill.inputs import RunInputs
 from rayd.errors import refuse
 from rayd.experts.buffer import Buffer
 from rayd.experts.trajectory import Segment
@@ -61,7 +61,7 @@ class Assembled:
 
     run: Run
     splits: Splits
-    inputs: ResidentInputs
+    inputs: RunInputs
     codec_config: Any
     codec: Codec
     objective: Objective
@@ -89,7 +89,7 @@ def assemble(run: Run, device: torch.device, numbers: Callable[[Buffer], Sequenc
     if method.reads_experts:
         buffer = Buffer(Store(run.experts_at), buffer_identity(run, splits, transform, net))
         experts = RunExperts(buffer, (numbers or partial(own_experts, run))(buffer))
-    inputs = ResidentInputs(
+    inputs = RunInputs(
         net,
         transform,
         splits.train,
@@ -98,6 +98,8 @@ def assemble(run: Run, device: torch.device, numbers: Callable[[Buffer], Sequenc
         precision=method.precision,
         compiled=method.compiled,
         buffer=experts,
+        residence=run.scale.images,
+        needs_real="real" in method.needs,
     )
     codec: Codec = codec_config.build(spec, generator(run.seed, "codec")).to(device)
     codec.enter(inputs.transform, budget)
@@ -130,7 +132,7 @@ def surroundings(run: Run) -> tuple[Splits, Transform, Net]:
     return splits, Transform.fit(splits.train, run.transform), run.net.build(splits.train.spec)
 
 
-def _teacher(inputs: ResidentInputs) -> Callable[[Tensor, Tensor], Tensor]:
+def _teacher(inputs: RunInputs) -> Callable[[Tensor, Tensor], Tensor]:
     """All experts at their last epoch, as DATM's labels and start have it (Guo et al., 2024): predict(images, classes)."""
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,10 @@ import torch
 from rayd.artifact.load import read_card
 from rayd.config import Run, config_identity
 from rayd.data.load import load as load_data
+from rayd.distill.contract import Objective
 from rayd.distill.loop import Reduce, Step
 from rayd.distill.loop import identity as unshared
+from rayd.distill.unroll import Split
 from rayd.errors import Failed, OutOfMemory, Refused
 from rayd.machine import arithmetic, device_for, device_kind, out_of_memory, release, use_threads
 from rayd.run.agreement import Agreement
@@ -41,6 +43,8 @@ class Worker:
     rank: int = 0
     size: int = 1
     reduce: Reduce = unshared
+    group: Callable[[Sequence[int]], Reduce] = lambda ranks: unshared
+    """How the numbers of some workers are summed; every worker asks for the same ones."""
     device: torch.device | None = None
     """None: as the scale says."""
     notice: Callable[[], bool] = lambda: False
@@ -122,12 +126,7 @@ def _assembled(run: Run, store: Store, worker: Worker, lease: Lease | None, ran_
     assembled = assemble(run, device, lambda buffer: frozen(own_experts(run, buffer)))
     if ran_out and not assembled.objective.halve():
         raise OutOfMemory(_knobs(ran_out, run, store))
-    items = len(assembled.objective.plan(0))
-    if worker.size > items:
-        raise Refused(
-            f"scale.workers={worker.size}: allowed is at most the {items} items of a step; raise "
-            "method.objective.items, or lower method.objective.classes_per_item, whichever this objective has"
-        )
+    share_items(assembled.objective, worker)
     recorder = Recorder(assembled, agreement, checkpoints, lease, worker.notice)
     recorder.resume()
     with arithmetic(run.method.precision):
@@ -136,6 +135,17 @@ def _assembled(run: Run, store: Store, worker: Worker, lease: Lease | None, ran_
             yield step
     recorder.finish({"halved": ran_out} if ran_out else {})
     store.delete(HALVED)
+
+
+def share_items(objective: Objective, worker: Worker) -> None:
+    """More workers than items: those of one item share its images."""
+    items = len(objective.plan(0))
+    if worker.size <= items:
+        return
+    groups = [range(item, worker.size, items) for item in range(items)]
+    sums = [worker.group(group) for group in groups]
+    mine = worker.rank % items
+    objective.share(Split(worker.rank // items, len(groups[mine]), sums[mine]))
 
 
 def _knobs(ran_out: str, run: Run, store: Store) -> str:

@@ -219,6 +219,7 @@ def _build_unit(plan: ExpertPlan, unit: ExpertUnit) -> Built:
         val=plan.splits.val,
         device=plan.device_type,
         unfinished=unfinished,
+        residence=run.scale.images,
     )
     kept: dict[int, list[Snapshot]] = {expert: [] for expert in unit.experts}
     accuracies: list[float] = []

@@ -12,7 +12,7 @@ from rayd.data.load import load
 from rayd.data.transform import Transform
 from rayd.distill.budget import Budget
 from rayd.distill.contract import OptimiserConfig
-from rayd.distill.inputs import ResidentInputs
+from rayd.distill.inputs import RunInputs
 from rayd.distill.loop import make_optimiser
 from rayd.methods.idc import Formation
 from rayd.methods.ncfm import Ncfm, Psi, PsiConfig, characteristic, discrepancy
@@ -109,7 +109,7 @@ def test_psi_is_above_plain_frequencies_on_real_images_and_climbs(real_images: P
     """CIFAR-10: the discrepancy under psi exceeds the one under N(0, I) before any ascent, and more so after 300."""
     images = load(DataConfig(name="cifar10", path=str(real_images / "cifar10"), limit=600, val=20, split="next")).train
     net, space = NetConfig(width=16).build(images.spec), Transform.fit(images, "normalise")
-    inputs = ResidentInputs(net, space, images, torch.device("cpu"), 0, compiled=False)
+    inputs = RunInputs(net, space, images, torch.device("cpu"), 0, compiled=False)
     codec = Formation.Config(under=Pixel.Config()).fit(Budget(ipc=1), images.spec).build(images.spec, generator(0, "c"))
     codec.encode(inputs.start_images(0), generator(0, "e"))
     rest = {"batch_real": 24, "frequencies": 512, "pool": 0}

@@ -21,7 +21,7 @@ from rayd.config import Run
 from rayd.data.images import Images
 from rayd.data.transform import Transform
 from rayd.distill.budget import Budget
-from rayd.distill.inputs import ResidentInputs
+from rayd.distill.inputs import RunInputs
 from rayd.distill.loop import Distillation
 from rayd.experts.trajectory import Segment
 from rayd.methods.mtt import FLOOR, Mtt
@@ -97,7 +97,7 @@ def shrunk(run: Run) -> Distillation:
     """The run's method on small images of four classes, at four images' floats a class."""
     side = SIDES[{"tiny": 64, "imagenette": 128, "imagenette128": 128}.get(run.data.name, 32)]
     net, space, images, rows = surroundings(side, run.transform)
-    inputs = ResidentInputs(net, space, images, torch.device("cpu"), 0, compiled=False, buffer=rows)
+    inputs = RunInputs(net, space, images, torch.device("cpu"), 0, compiled=False, buffer=rows)
     method = run.method
     dials = {name: None for name in ("rank", "sharing") if getattr(method.codec, name)}
     config = replace(method.codec, **dials)

@@ -286,7 +286,7 @@ def together(run, size=2, between=lambda rank, walk: None):
 
     def work(rank):
         try:
-            walk = distill(run, Worker(rank, size, meeting.reduce(rank)))
+            walk = distill(run, Worker(rank, size, meeting.reduce(rank), meeting.group(rank)))
             for _ in walk:
                 between(rank, walk)
             ends[rank] = None

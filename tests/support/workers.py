@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from rayd.distill.loop import Distillation, Reduce, Step
+from rayd.distill.loop import Distillation, Reduce, Step, identity
 
 
 class Meeting:
-    """Sums the flat vectors of `size` workers, in order of rank; counts the bytes of one of them."""
+    """Sums the flat vectors of `size` workers, in order of rank; counts the bytes of one of them, the last and in all."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.bytes = size, 0
+        self.size, self.bytes, self.total = size, 0, 0
         self.parts: dict[int, Tensor] = {}
+        self.groups: dict[tuple[int, ...], Meeting] = {}
+        self.lock = threading.Lock()
         self.barrier = threading.Barrier(size, timeout=120)
 
     def reduce(self, rank: int) -> Reduce:
         def meet(flat: Tensor) -> Tensor:
             if rank == 0:
-                self.bytes = flat.numel() * flat.element_size()
+                self.bytes, self.total = (
+                    flat.numel() * flat.element_size(),
+                    self.total + flat.numel() * flat.element_size(),
+                )
             self.parts[rank] = flat
             self.barrier.wait()
             total = torch.stack([self.parts[r] for r in range(self.size)]).sum(0)
@@ -30,6 +35,16 @@ class Meeting:
             return total
 
         return meet
+
+    def group(self, rank: int) -> Callable[[Sequence[int]], Reduce]:
+        """As `Worker.group`: the sums of each group are meetings of their own."""
+
+        def among(ranks: Sequence[int]) -> Reduce:
+            with self.lock:
+                meeting = self.groups.setdefault(tuple(ranks), Meeting(len(ranks)))
+            return meeting.reduce(ranks.index(rank)) if rank in ranks else identity
+
+        return among
 
 
 def run_workers(

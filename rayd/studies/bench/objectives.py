@@ -16,7 +16,7 @@ from rayd.data.images import Images
 from rayd.data.transform import Transform
 from rayd.distill.classwise import Classwise
 from rayd.distill.contract import Codec, Player
-from rayd.distill.inputs import ResidentInputs
+from rayd.distill.inputs import RunInputs
 from rayd.distill.loop import Distillation, OptimiserConfig
 from rayd.methods.dc import Gradient
 from rayd.methods.dm import Distribution
@@ -37,7 +37,7 @@ MORE = ("ncfm_calibrate",)
 """With size=full."""
 
 
-class Surroundings(ResidentInputs):
+class Surroundings(RunInputs):
     """Random images and a pool of untrained networks: neither changes the time of a step."""
 
     per_class: int

@@ -18,7 +18,7 @@ from rayd.data.images import Images, Spec
 from rayd.data.transform import Transform
 from rayd.distill.budget import Budget, Ledger
 from rayd.distill.contract import Codec
-from rayd.distill.inputs import ResidentInputs
+from rayd.distill.inputs import RunInputs
 from rayd.distill.loop import Distillation
 from rayd.errors import refuse
 from rayd.evaluate import coreset
@@ -100,7 +100,7 @@ def distill(
     """A synthetic set of the task's images."""
     spec = images.spec
     config = method.codec.fit(budget, spec)
-    inputs = ResidentInputs(net.build(spec), transform, images, transform.device, seed, precision=method.precision,
+    inputs = RunInputs(net.build(spec), transform, images, transform.device, seed, precision=method.precision,
                      compiled=method.compiled)  # fmt: skip
     codec: Codec = config.build(spec, generator(seed, "codec")).to(inputs.device)
     codec.encode(inputs.start_images(seed), generator(seed, "encode"))
