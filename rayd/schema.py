@@ -23,6 +23,10 @@ DERIVED = {"derived": True}
 DEEPEST = 50
 """How deep JSON from a file may be nested."""
 
+ADDED = {"added": True}
+"""Metadata of a field that came after the first fingerprints: written only where it differs from its default, so that runs
+from before it keep theirs."""
+
 
 def parse(cls: type[T], mapping: Any, where: str = "") -> T:
     """Build a dataclass out of a mapping, strictly: no unknown key, no missing one, no value of another type."""
@@ -150,6 +154,12 @@ def fields_of(cls: Any) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(cls) if field.init and "derived" not in field.metadata}
 
 
+def written(obj: Any) -> list[str]:
+    """Fields of a dataclass that its plain form has."""
+    fields = fields_of(obj).items()
+    return [name for name, field in fields if "added" not in field.metadata or getattr(obj, name) != field.default]
+
+
 def fields(mapping: Any, kinds: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """A mapping out of a file that has at least these keys, each of its kind; others may stand beside them."""
     if not isinstance(mapping, Mapping):
@@ -200,7 +210,7 @@ def to_dict(obj: Any) -> Any:
     if to_plain is not None:
         return to_plain()
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
-        return {name: to_dict(getattr(obj, name)) for name in fields_of(obj)}
+        return {name: to_dict(getattr(obj, name)) for name in written(obj)}
     if isinstance(obj, Mapping):
         return {str(key): to_dict(item) for key, item in obj.items()}
     if isinstance(obj, list | tuple):

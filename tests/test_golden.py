@@ -13,6 +13,7 @@ import torch
 import rayd
 from rayd.artifact.export import export
 from rayd.config import run_of_card
+from rayd.distill.storage import TYPES, Storage
 from rayd.errors import Failed, Refused
 from rayd.experts.buffer import Buffer
 from rayd.experts.buffer import verify as verify_buffer
@@ -46,7 +47,9 @@ def flip(path, place):
 def test_every_codec_and_storage_type_is_frozen():
     cards = [EXPECTED[name]["card"] for name in ARTIFACTS]
     assert {card["codec"]["name"] for card in cards} == set(CODECS)
-    assert {storage for card in cards for storage in card["storage"].values()} == {"fp32", "fp16", "bf16", "int8"}
+    storages = {Storage.parse(storage) for card in cards for storage in card["storage"].values()}
+    assert {one.type for one in storages} == set(TYPES)
+    assert {one.scales for one in storages} == {"row", "column", "tensor", "group64"} and any(s.coded for s in storages)
     assert {"labels", "teacher"} <= {role for card in cards for role in card["roles"].values()}
     there = {f"{path.parent.name}/{path.name}" for path in GOLDEN.glob("[0-9]*/*") if path.is_dir()}
     assert there == set(EXPECTED)

@@ -7,8 +7,7 @@ import statistics
 
 import pytest
 
-from rayd.readable import duration, percent, size_text
-from rayd.stats import difference, mean, quantile, summary
+from rayd.numbers import difference, duration, mean, percent, quantile, size_text, summary
 
 
 def test_summary_is_the_textbooks() -> None:

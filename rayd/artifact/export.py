@@ -1,7 +1,8 @@
 """An artifact as files that others read without us: parquet, WebDataset, folders of images, tensors for the field's scripts.
 
-Renderings are larger than what is stored, and an 8-bit one clips: `png` and `exact` are two views with a score each, and
-every export says which one it is and how many bytes it takes beside the artifact's.
+A codec that stores image files (jpeg) exports those. Other renderings are larger than what is stored, and one of 8 bits
+clips: `png` and `exact` are two views with a score each, and every export says which one it is and how many bytes it takes
+beside the artifact's.
 
 `images.pt`, `labels.pt` and `lr.pt` are the one place where torch's own format is written, because those scripts ask for
 it: plain tensors only, readable with `weights_only=True`. Nothing here is ever read back.
@@ -20,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayd import plugins
 from rayd.artifact.card import escaped, percent, size_category, title
 from rayd.artifact.load import Artifact, load
 from rayd.artifact.png import png
+from rayd.choices import plugins
 from rayd.errors import Refused, refuse
 from rayd.nets.convnet import NetConfig
 from rayd.schema import parse
@@ -62,10 +63,12 @@ def rendered(artifact: Artifact, format: str, view: str = "png") -> dict[str, by
     if format == "tensors":
         contents = _tensors(artifact, view)
     else:
-        writer: Mapping[str, Callable[[Artifact, list[bytes]], dict[str, bytes]]] = {
+        writer: Mapping[str, Callable[[Artifact, list[bytes], str], dict[str, bytes]]] = {
             "parquet": _parquet, "webdataset": _webdataset, "folder": _folder,
         }  # fmt: skip
-        contents = writer[format](artifact, [png(image) for image in artifact.images("uint8")])
+        files = artifact.codec.files()
+        images = [png(image) for image in artifact.images("uint8")] if files is None else files
+        contents = writer[format](artifact, images, "png" if files is None else "jpg")
     size = sum(map(len, contents.values()))
     return {**contents, "README.md": _readme(artifact, format, view, size).encode()}
 
@@ -75,13 +78,13 @@ def soft_labels(artifact: Artifact) -> Tensor | None:
     return artifact.targets if artifact.has_soft_labels else None
 
 
-def _parquet(artifact: Artifact, images: list[bytes]) -> dict[str, bytes]:
+def _parquet(artifact: Artifact, images: list[bytes], ending: str) -> dict[str, bytes]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns: dict[str, Any] = {
-        "image": pa.array([{"bytes": image, "path": f"{i:05d}.png"} for i, image in enumerate(images)], picture),
+        "image": pa.array([{"bytes": image, "path": f"{i:05d}.{ending}"} for i, image in enumerate(images)], picture),
         "label": pa.array(artifact.labels.tolist(), pa.int64()),
     }
     features: dict[str, Any] = {
@@ -94,28 +97,28 @@ def _parquet(artifact: Artifact, images: list[bytes]) -> dict[str, bytes]:
         features["soft_label"] = {"feature": {"dtype": "float16", "_type": "Value"}, "_type": "List"}
     about = {"huggingface": json.dumps({"info": {"features": features}})}
     out = io.BytesIO()
-    pq.write_table(pa.table(columns).replace_schema_metadata(about), out)
+    pq.write_table(pa.table(columns).replace_schema_metadata(about), out, compression="zstd")
     return {"data/train-00000-of-00001.parquet": out.getvalue()}
 
 
-def _webdataset(artifact: Artifact, images: list[bytes]) -> dict[str, bytes]:
+def _webdataset(artifact: Artifact, images: list[bytes], ending: str) -> dict[str, bytes]:
     soft, out = soft_labels(artifact), io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for i, (image, label) in enumerate(zip(images, artifact.labels.tolist(), strict=True)):
             about: dict[str, Any] = {"label": label, "class": artifact.classes[label]}
             if soft is not None:
                 about["soft_label"] = [round(v, 6) for v in soft[i].tolist()]
-            parts = {"png": image, "cls": str(label).encode(), "json": json.dumps(about).encode()}
-            for ending, data in parts.items():
-                entry = tarfile.TarInfo(f"{i:05d}.{ending}")
+            parts = {ending: image, "cls": str(label).encode(), "json": json.dumps(about).encode()}
+            for part, data in parts.items():
+                entry = tarfile.TarInfo(f"{i:05d}.{part}")
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
     return {"train-00000.tar": out.getvalue()}
 
 
-def _folder(artifact: Artifact, images: list[bytes]) -> dict[str, bytes]:
+def _folder(artifact: Artifact, images: list[bytes], ending: str) -> dict[str, bytes]:
     names = [f"{c:03d}_{_plain(name)}" for c, name in enumerate(artifact.classes)]
-    return {f"{names[label]}/{i:05d}.png": image for i, (image, label) in
+    return {f"{names[label]}/{i:05d}.{ending}": image for i, (image, label) in
             enumerate(zip(images, artifact.labels.tolist(), strict=True))}  # fmt: skip
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rayd.distill.budget import BESIDE, BOUND, SCALE, STORAGE
+from rayd.distill.budget import BESIDE, BOUND
+from rayd.distill.storage import FORM, SCALE, Storage
 from rayd.errors import Refused, refuse
 from rayd.evaluate.row import BUDGETS, KINDS, WAYS, RowName
 from rayd.schema import fields, from_json
@@ -72,10 +73,9 @@ def card(mapping: Mapping[str, Any]) -> dict[str, Any]:
             f"{about}storage", sorted(read["storage"]), f"the numbers that have a role: {sorted(read['roles'])}"
         )
     for name, role in read["roles"].items():
-        if role not in ROLES or name.endswith(SCALE):
+        if role not in ROLES or name.endswith((SCALE, FORM)):
             raise refuse(f"{about}roles.{name}", role, " | ".join(ROLES))
-        if read["storage"][name] not in STORAGE:
-            raise refuse(f"{about}storage.{name}", read["storage"][name], " | ".join(STORAGE))
+        Storage.parse(read["storage"][name])
     for name, row in read["scores"].items():
         _score(row, f"card.json: scores.{name}")
     fields(read["codec"], {"name": str}, "card.json: codec")

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayd import plugins
 from rayd.artifact import fields, view, zoo
+from rayd.choices import plugins
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
 from rayd.distill.budget import Budget, Stored, from_bytes, unpacked
@@ -37,7 +37,8 @@ from rayd.methods import CODECS
 from rayd.schema import parse
 from rayd.store import Store
 
-FORMAT = 1
+FORMAT = 2
+"""2: levels of fewer than eight bits or with other scales than those of rows, and JPEG files; other cards say 1."""
 KIND = "rayd artifact"
 NEEDED = ("codec.safetensors", "transform.json", "ledger.json")
 READS = 5
@@ -234,7 +235,7 @@ def rebuild(artifact: Artifact) -> Codec:
         config: Any = parse(codecs[name].Config, plain, "card.codec")
     config.need(config.resolved())
     config.fit(Budget(floats=2**62), artifact.spec)
-    shapes = {key: shape for key, (shape, _) in config.all_shapes(artifact.spec).items()}
+    shapes = {key: shape for key, (shape, _) in config.fixed_shapes(artifact.spec).items()}
     there = {key: tuple(number.tensor.shape) for key, number in artifact.stored.items()}
     wrong = [key for key, shape in shapes.items() if there.get(key) != shape]
     if wrong:
@@ -245,7 +246,6 @@ def rebuild(artifact: Artifact) -> Codec:
             "card.json: images", len(artifact), f"the {config.decoded(artifact.spec)} that card.codec describes"
         )
     codec: Codec = config.build(artifact.spec, torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for key, number in codec.stored().items():
-            number.tensor.copy_(artifact.stored[key].tensor)
+    codec.enter(artifact.transform)
+    codec.restore({key: number.tensor for key, number in artifact.stored.items()})
     return codec

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ SMALL = 64
 """A transform of at most so many numbers is written as text."""
 PLACES = ("out", "buffer", "scores", "methods")
 """Where a run lay, which is no part of what it made: two equal runs leave the same card, and it names no folder or user."""
+FORMAT_ONE = ("fp32", "fp16", "bf16", "int8")
+"""Storages of format 1."""
 LOCK = ".card.json.tmp"
 LOCK_SECONDS = 60.0
 """An update takes well under a second; another process that holds the lock for so long hangs."""
@@ -46,6 +48,10 @@ class Decoder(Protocol):
     def decode(self, index_N: Tensor) -> tuple[Tensor, Tensor]: ...
     def of_class(self, c: int) -> Tensor: ...
     def stored(self) -> dict[str, Stored]: ...
+    def restore(self, numbers: Mapping[str, Tensor]) -> None: ...
+
+
+D = TypeVar("D", bound=Decoder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +106,7 @@ def files(
     manifest = dict(provenance.data or {})
     card: dict[str, Any] = {
         "kind": KIND,
-        "format": FORMAT,
+        "format": FORMAT if needs_two(provenance.codec, stored) else 1,
         "sentence": provenance.sentence,
         "fingerprint": provenance.fingerprint,
         "identity": dict(provenance.identity or {}),
@@ -128,6 +134,11 @@ def files(
     return out | {"timing.json": as_json(dict(timing or {}))} | sealed(card, out)
 
 
+def needs_two(codec: Mapping[str, Any], stored: Mapping[str, Stored]) -> bool:
+    """Whether a reader of format 1 would not understand the tensors."""
+    return codec.get("name") == "jpeg" or any(number.storage not in FORMAT_ONE for number in stored.values())
+
+
 def _unplaced(config: Mapping[str, Any]) -> dict[str, Any]:
     """A run's config without the places of its files; of the dataset's, the last part of its name stays."""
     plain = {key: value for key, value in config.items() if key not in PLACES}
@@ -139,12 +150,10 @@ def _last_part(path: str) -> str:
     return PurePath(path.partition("?")[0]).name.rpartition("@")[2]
 
 
-def as_stored(codec: Decoder) -> Decoder:
+def as_stored(codec: D) -> D:
     """A copy that went through its storage types: what a reader of the artifact gets."""
     twin = copy.deepcopy(codec)
-    with torch.no_grad():
-        for name, tensor in unpacked(packed(twin.stored())).items():
-            twin.stored()[name].tensor.copy_(tensor)
+    twin.restore(unpacked(packed(twin.stored())))
     return twin
 
 
@@ -156,12 +165,13 @@ def save(
     transform: Transform,
     timing: Mapping[str, Any] | None = None,
     most: float = math.inf,
+    unit: str = "floats",
 ) -> None:
-    """`files` into a folder. Refused: more floats than `most`, and a folder that holds another artifact."""
+    """`files` into a folder. Refused: more than `most` floats or bytes, and a folder that holds another artifact."""
     contents = files(provenance, codec, stored, transform, timing)
-    floats = json.loads(contents["ledger.json"])["floats"]
-    if floats > most:
-        raise refuse("budget", f"{most} floats", f"at least the {floats} floats that {provenance.sentence} stores")
+    size = json.loads(contents["ledger.json"])[unit]
+    if size > most:
+        raise refuse("budget", f"{most} {unit}", f"at least the {size} {unit} that {provenance.sentence} stores")
     store = target if isinstance(target, Store) else Store(target)
     if store.exists("card.json") and store.read("card.json") != contents["card.json"]:
         raise Refused(f"{store.uri}: holds another artifact; give another folder, or remove this one")

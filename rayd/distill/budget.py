@@ -1,7 +1,7 @@
 """What is stored, counted: every number by role, in floats, in equivalent images per class and in bytes on disk.
 
-The rule that keeps it honest: a float is a number in the saved file. An artifact carries what `packed()` makes of
-`Stored` tensors, and the ledger counts those packed tensors, the scales of an int8 tensor included; nothing is free.
+The rule that keeps it honest: a float is a number in the saved file, of however few bits. An artifact carries what
+`packed()` makes of `Stored` tensors, and the ledger counts those, scales and layout included; nothing is free.
 
 The budget binds the roles of `BOUND`, which lie together in one file. What a consumer also needs (`BESIDE`) is listed.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -20,18 +20,16 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from rayd.distill.storage import FORM, SCALE, Shape, Storage, count, pack, pack_shape, unpack
 from rayd.errors import Refused, refuse
 from rayd.schema import fields_of, positive, read
 
 BOUND = ("pixels", "factors", "decoder", "labels", "step")
 BESIDE = ("transform", "teacher")
-STORAGE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
-SCALE = ".scale"
-"""Suffix of the tensor that holds the scales of an int8 tensor."""
-
-Shape = tuple[int, ...]
 Shapes = Mapping[str, tuple[Shape, str]]
 """What would be stored: name -> (shape, role)."""
+Storages = str | Callable[[str, str], str]
+"""A storage, or that of each tensor by name and role."""
 STEP: Shapes = {"step_size": ((1,), "step")}
 """The learned step size, which every fit reserves."""
 
@@ -50,64 +48,9 @@ def image(spec: Sized) -> int:
     return math.prod(spec.shape)
 
 
-# --- storage types --------------------------------------------------------------------------------------------------
-
-
-def pack(tensor: Tensor, storage: str) -> dict[str, Tensor]:
-    """The tensors a file holds for one stored tensor: `""` and, for int8, its scales (one per row of the first axis).
-
-    Integer tensors are kept as they are, and so is, for int8, what has fewer than two axes. The scale keeps eight bits,
-    so that 127 * scale is exact and packing what was unpacked gives the same bytes.
-    """
-    if storage not in STORAGE:
-        raise refuse("storage", storage, " | ".join(STORAGE))
-    tensor = tensor.detach().cpu().contiguous()
-    if not tensor.is_floating_point():
-        return {"": tensor}
-    if storage != "int8":
-        return {"": _finite(tensor, STORAGE[storage])}
-    if tensor.ndim < 2:
-        return {"": tensor.float()}
-    rows_RD = tensor.float().flatten(1)
-    scale_R = (rows_RD.abs().amax(1) / 127).to(torch.bfloat16)
-    scale_R = torch.where(scale_R == 0, torch.ones_like(scale_R), scale_R)
-    levels_RD = (rows_RD / scale_R.float()[:, None]).round().clamp(-127, 127)
-    return {"": levels_RD.to(torch.int8).view(tensor.shape), SCALE: scale_R}
-
-
-def unpack(tensors: Mapping[str, Tensor]) -> Tensor:
-    """The fp32 tensor that `pack` stored (an integer tensor as it is)."""
-    tensor = tensors[""]
-    if SCALE in tensors:
-        rows = tensors[SCALE]
-        if (
-            tensor.dtype != torch.int8
-            or tensor.ndim < 2
-            or rows.shape != tensor.shape[:1]
-            or not rows.is_floating_point()
-        ):
-            raise refuse("int8", tuple(tensor.shape), f"rows of int8 with a scale each, not {tuple(rows.shape)} scales")
-        return (tensor.float().flatten(1) * tensors[SCALE].float()[:, None]).view(tensor.shape)
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _finite(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    limit = torch.finfo(dtype).max
-    return tensor.clamp(-limit, limit).to(dtype)
-
-
-def pack_shape(shape: Shape, storage: str) -> dict[str, tuple[Shape, torch.dtype]]:
-    """What `pack` would give for a floating tensor of this shape: suffix -> (shape, dtype)."""
-    if storage != "int8":
-        return {"": (shape, STORAGE[storage])}
-    if len(shape) < 2:
-        return {"": (shape, torch.float32)}
-    return {"": (shape, torch.int8), SCALE: (shape[:1], torch.bfloat16)}
-
-
 @dataclass(frozen=True)
 class Stored:
-    """A tensor that an artifact must carry, what it is for, and in which type it is written."""
+    """A tensor that an artifact must carry, what it is for, and how it is written (`rayd.distill.storage`)."""
 
     tensor: Tensor
     role: str
@@ -116,8 +59,7 @@ class Stored:
     def __post_init__(self) -> None:
         if self.role not in BOUND + BESIDE:
             raise refuse("role", self.role, " | ".join(BOUND + BESIDE))
-        if self.storage not in STORAGE:
-            raise refuse("storage", self.storage, " | ".join(STORAGE))
+        Storage.parse(self.storage)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.tensor, self.role))
@@ -136,9 +78,9 @@ def packed(stored: Mapping[str, Stored], roles: tuple[str, ...] = BOUND) -> dict
 def unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `packed`: fp32 tensors by their own names. Needs nothing but the file."""
     return {
-        name: unpack({"": tensor} | ({SCALE: tensors[name + SCALE]} if name + SCALE in tensors else {}))
-        for name, tensor in tensors.items()
-        if not name.endswith(SCALE)
+        name: unpack({suffix: tensors[name + suffix] for suffix in ("", SCALE, FORM) if name + suffix in tensors})
+        for name in tensors
+        if not name.endswith((SCALE, FORM))
     }
 
 
@@ -222,12 +164,16 @@ class Ledger:
         beside: list[Row] = []
         files: dict[str, tuple[Shape, torch.dtype]] = {}
         for name, entry in stored.items():
-            for suffix, part in pack(entry.tensor, entry.storage).items():
+            parts = pack(entry.tensor, entry.storage)
+            for suffix, part in parts.items():
                 size = part.numel() * part.dtype.itemsize
-                row = Row(name + suffix, entry.role, tuple(part.shape), part.numel(), _DTYPES[part.dtype], size)
+                shape, numbers, dtype = tuple(part.shape), part.numel(), _DTYPES[part.dtype]
+                if FORM in parts and suffix == "":
+                    shape, numbers, dtype = tuple(entry.tensor.shape), entry.tensor.numel(), entry.storage
+                row = Row(name + suffix, entry.role, shape, 0 if suffix == FORM else numbers, dtype, size)
                 (rows if entry.role in BOUND else beside).append(row)
                 if entry.role in BOUND:
-                    files[row.name] = (row.shape, part.dtype)
+                    files[row.name] = (tuple(part.shape), part.dtype)
         return cls(tuple(rows), tuple(beside), file_bytes(files, meta))
 
     @property
@@ -288,24 +234,24 @@ class Budget:
         return next(f"{value} {name}" for name, value in asdict(self).items() if value is not None)
 
     def limit(self, spec: Sized, storage: str = "fp32") -> int:
-        """The most floats of this storage type that the budget can hold (the scales of int8 included)."""
+        """The most floats of this storage type that the budget can hold (the scales of whole numbers included)."""
         if self.floats is not None:
             return self.floats
         if self.ipc is not None:
             return math.floor(self.ipc * spec.classes * image(spec) + 1e-6) + 1
         assert self.bytes is not None
-        return self.bytes // STORAGE[storage].itemsize
+        return math.floor(self.bytes / Storage.parse(storage).itemsize)
 
-    def used(self, shapes: Shapes, spec: Sized, storage: str = "fp32") -> float:
-        """Share of the budget that these tensors and a step size take; at most 1 if they fit."""
-        files = {
-            name + suffix: part
+    def used(self, shapes: Shapes, spec: Sized, storage: Storages = "fp32") -> float:
+        """Share of the budget that these tensors and a step size take, before a coder; at most 1 if they fit."""
+        every = {
+            name: (shape, "fp32" if role == "step" else storage if isinstance(storage, str) else storage(name, role))
             for name, (shape, role) in (dict(shapes) | dict(STEP)).items()
-            for suffix, part in pack_shape(shape, "fp32" if role == "step" else storage).items()
         }
-        if self.bytes is not None:
-            return file_bytes(files) / self.bytes
-        return sum(math.prod(shape) for shape, _ in files.values()) / self.limit(spec)
+        if self.bytes is None:
+            return sum(count(*one) for one in every.values()) / self.limit(spec)
+        parts = ((name, pack_shape(*one)) for name, one in every.items())
+        return file_bytes({name + suffix: part for name, by in parts for suffix, part in by.items()}) / self.bytes
 
-    def holds(self, shapes: Shapes, spec: Sized, storage: str = "fp32") -> bool:
+    def holds(self, shapes: Shapes, spec: Sized, storage: Storages = "fp32") -> bool:
         return self.used(shapes, spec, storage) <= 1

@@ -166,7 +166,8 @@ class Family(Codec):
 
     def stored(self) -> dict[str, Stored]:
         roles = {name: role for name, (_, role) in self.config.all_shapes(self.spec).items()}
-        return {name: Stored(p, roles[name], self.config.storage) for name, p in self.named_parameters()}
+        how = {name: self.config.stored_as(name, role) for name, role in roles.items()}
+        return {name: Stored(p, roles[name], how[name]) for name, p in self.named_parameters()}
 
 
 def normal(rng: torch.Generator, shape: Shape, std: float = 1.0) -> nn.Parameter:

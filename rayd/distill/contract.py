@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
-from rayd.distill.budget import Stored
+from rayd.distill.budget import Budget, Stored
+from rayd.distill.storage import rounded
 from rayd.distill.unroll import WHOLE, Split
 from rayd.errors import Failed, refuse
 from rayd.experts.trajectory import Segment
@@ -190,9 +191,29 @@ class Codec(Part):
         """images [N, *spec.shape] in network space and label probabilities [N, K]; differentiable, pure, any subset."""
         raise NotImplementedError
 
+    def enter(self, transform: Transform, budget: Budget | None = None) -> None:
+        """Before anything else: the network space, of a codec that stores pixels of its own, and the budget, of one that
+        has to keep it while it learns; none where a set is only read."""
+
     def encode(self, take: Callable[[int, int], Tensor], rng: torch.Generator) -> None:
         """Start from real images: take(c, n) gives n of class c in network space, chosen by plan."""
         raise NotImplementedError
+
+    def files(self) -> list[bytes] | None:
+        """The image files that are stored, one an image, where a set is stored so."""
+        return None
+
+    @torch.no_grad()
+    def quantise(self) -> None:
+        """Every number becomes the one that a reader of its file gets."""
+        for number in self.stored().values():
+            number.tensor.copy_(rounded(number.tensor, number.storage))
+
+    @torch.no_grad()
+    def restore(self, numbers: Mapping[str, Tensor]) -> None:
+        """Take the numbers that were read from a file, by the names of `stored`."""
+        for name, number in self.stored().items():
+            number.tensor.copy_(numbers[name])
 
     def teach(self, predict: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Start learned labels from the teachers' logits: predict(images, classes)."""

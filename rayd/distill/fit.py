@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, TypeVar
 
 import torch
@@ -15,8 +15,11 @@ import torch
 from rayd.data.images import Spec
 from rayd.distill.budget import Budget, Shapes
 from rayd.errors import Refused, refuse
+from rayd.schema import ADDED
 
 T = TypeVar("T", bound="CodecOptions")
+GROUP = 64
+"""Numbers that share a scale under `scales: group`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,14 @@ class CodecOptions:
     """How much is shared between images; what it means is the family's. None: the family's rule."""
     labels: Literal["hard", "soft"] = "hard"
     """soft: learned logits, one row for each unit, counted by the ledger."""
-    storage: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
-    """The type written to the artifact; scores are of what is stored."""
+    storage: Literal["fp32", "fp16", "bf16", "int8", "int6", "int4", "int3", "int2"] = "fp32"
+    """The type written to the artifact; scores are of what is stored. What images share (kernels, mappers, hallucinators)
+    and learned labels take eight bits at least."""
+    scales: Literal["row", "column", "group", "tensor"] | None = field(default=None, metadata=ADDED)
+    """Whose numbers share a scale, of whole numbers: a unit's, those at one place of the last two axes (a frequency, a
+    pixel), GROUP in turn, all of a tensor; null: columns below eight bits, rows from there on."""
+    coder: Literal["none", "zlib"] = field(default="none", metadata=ADDED)
+    """zlib: levels are coded where that saves a twentieth of them; the budget is kept before the coder."""
     start: Literal["real", "confident", "noise"] = "real"
     """Real images by plan, those first that an expert gets right, or noise."""
     lr_labels: float | None = None
@@ -63,6 +72,20 @@ class CodecOptions:
         """A teacher, where one says how labels or images start."""
         return frozenset({"teacher"} if self.learns_labels or self.start == "confident" else ())
 
+    def stored_as(self, name: str, role: str) -> str:
+        """The storage of a tensor."""
+        if not self.storage.startswith("int"):
+            return self.storage
+        kind = self.storage if self.is_many(name, role) else "int8"
+        scales = self.scales or ("row" if kind == "int8" else "column")
+        parts = (kind, f"group{GROUP}" if scales == "group" else scales, *(["zlib"] if self.coder == "zlib" else []))
+        return "int8" if parts == ("int8", "row") else ".".join(parts)
+
+    @classmethod
+    def is_many(cls, name: str, role: str) -> bool:
+        """Whether a tensor holds what there is one of for each image: most of the bytes, which may be coarse."""
+        return role in ("pixels", "factors")
+
     # What a family says of itself, once resolved.
 
     def shapes(self, spec: Spec) -> Shapes:
@@ -90,16 +113,24 @@ class CodecOptions:
         soft = {"labels": ((self.slots(spec), spec.classes), "labels")} if self.learns_labels else {}
         return {**self.shapes(spec), **soft}
 
+    def fixed_shapes(self, spec: Spec) -> Shapes:
+        """Of the stored tensors whose shapes the configuration alone decides."""
+        return self.all_shapes(spec)
+
+    def filled(self, budget: Budget, spec: Spec) -> int | None:
+        """Bytes of the file where its size follows the budget and not the shapes."""
+        return None
+
     def floats(self, spec: Spec) -> int:
         """Numbers in the file, the step size and the scales of int8 included."""
         unit = Budget(floats=1)
-        return round(unit.used(self.all_shapes(spec), spec, self.storage))
+        return round(unit.used(self.all_shapes(spec), spec, self.stored_as))
 
     def within(self, budget: Budget, spec: Spec) -> bool:
-        return budget.holds(self.all_shapes(spec), spec, self.storage)
+        return budget.holds(self.all_shapes(spec), spec, self.stored_as)
 
     def fill(self, budget: Budget, spec: Spec) -> float:
-        return budget.used(self.all_shapes(spec), spec, self.storage)
+        return budget.used(self.all_shapes(spec), spec, self.stored_as)
 
     def fit(self, budget: Budget, spec: Spec) -> Self:
         """The largest configuration within the budget: pure arithmetic."""

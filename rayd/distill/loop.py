@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +82,7 @@ class Distillation:
         inputs: Inputs,
         guard: GuardConfig | None = None,
         ema: float = 0.0,
+        through: int | None = None,
         share: tuple[int, int] = (0, 1),
         reduce: Reduce = identity,
     ) -> None:
@@ -96,7 +98,7 @@ class Distillation:
         self.rates = [o.param_groups[0]["lr"] for o in self.optimisers]
         self.codec_numbers = sum(p.numel() for player in codec.players() for p in player.params) or None
         self.record = Record()
-        self.ema_decay = ema
+        self.ema_decay, self.through = ema, through
         self.average = {k: v.detach().clone() for k, v in codec.state_dict().items()} if ema else {}
         self.good: State | None = None
 
@@ -201,9 +203,23 @@ class Distillation:
             term.balance(norms[1], norms[0])
         self.objective.split = split
 
+    @contextmanager
+    def _stored(self) -> Iterator[None]:
+        """The codec holds the numbers that its file would, and the gradient there moves those behind them."""
+        if self.through is None or self.number < self.through:
+            yield
+            return
+        kept = [(p, p.detach().clone()) for p in self.codec.parameters()]
+        self.codec.quantise()
+        yield
+        with torch.no_grad():
+            for p, behind in kept:
+                p.copy_(behind)
+
     def _step(self, items: list[Item], data: Iterator[Any]) -> Step:
         self._schedule()
-        flat, metrics = self._sum(items, data)
+        with self._stored():
+            flat, metrics = self._sum(items, data)
         tally, gradient = Tally(*flat[:TALLY].tolist()), flat[TALLY:]
         mean = self.objective.reduction == "mean" and tally.items > 0
         gradient = gradient / tally.items if mean else gradient
@@ -279,7 +295,8 @@ class Distillation:
             part.project(self.inputs.transform)
         if self._exploded():
             return bad(self.guard, decision.record, f"step size {self.objective.step_size():.3g}", at_once=True)
-        self.objective.after(self.codec, self.number)
+        with self._stored():
+            self.objective.after(self.codec, self.number)
         with torch.no_grad():
             for k, v in (self.codec.state_dict() if self.average else {}).items():
                 self.average[k].lerp_(v, 1 - self.ema_decay)

@@ -5,6 +5,7 @@
     KIND@floats          as many real images as the artifact has floats for
     KIND@raw             as many 8-bit images, one byte a label, as the artifact's file has bytes
     KIND@jpeg            as many JPEG files (quality 75), decoded again, as the artifact's file has bytes
+    KIND@best            as many files of the format and quality that are best on validation, in the artifact's bytes
 
 KIND is random (every network draws its own images), herding or kcentre (in the features of a network trained on the real
 set). A name may end in /hard (labels replaced by classes) or /bare (no augmentation): what LRS and ARS need.
@@ -23,7 +24,12 @@ KINDS = {
     "distilled": "distilled", "distilled-8bit": "distilled, 8 bits", "start": "before any step", "full": "full set",
     "random": "random", "herding": "herding", "kcentre": "k-centre",
 }  # fmt: skip
-BUDGETS = {"floats": "same floats", "raw": "same bytes raw", "jpeg": "same bytes JPEG"}
+BUDGETS = {
+    "floats": "same floats",
+    "raw": "same bytes raw",
+    "jpeg": "same bytes JPEG",
+    "best": "same bytes, best compression",
+}
 WAYS = {"hard": "hard labels", "bare": "no augmentation"}
 LABEL_BYTES = 1
 
@@ -69,8 +75,9 @@ class RowName:
 
     @property
     def view(self) -> str:
-        """The pixels that the networks see: exact, of 8 bits, or out of JPEG files."""
-        return {"raw": "8-bit", "jpeg": "jpeg"}.get(self.budget, "8-bit" if self.kind == "distilled-8bit" else "exact")
+        """The pixels that the networks see: exact, of 8 bits, or out of compressed files."""
+        view = "8-bit" if self.kind == "distilled-8bit" else "exact"
+        return {"raw": "8-bit", "jpeg": "jpeg", "best": "compressed"}.get(self.budget, view)
 
     def images(self, floats: int, size: int, spec: Spec, most: int) -> int:
         """Real images that an artifact of so many floats and bytes leaves room for: one a class at least."""

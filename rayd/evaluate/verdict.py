@@ -18,7 +18,7 @@ from typing import Any
 
 from rayd.errors import refuse
 from rayd.evaluate.row import RowName
-from rayd.stats import difference
+from rayd.numbers import difference
 
 Row = Mapping[str, Any]
 
@@ -33,7 +33,7 @@ def verdict(rows: Sequence[Row], looks: int = 1) -> dict[str, Any]:
     """Does it beat the coreset? yes: better than each, by more than chance; no: one is better by more than chance.
 
     Welch's interval of the difference, 95 %. Asked at equal floats and at equal bytes; overall is yes only if both are.
-    Where networks were added after each of several looks, the 95 % are those of all looks together (rayd.stats).
+    Where networks were added after each of several looks, the 95 % are those of all looks together (rayd.numbers).
     """
     words: dict[str, list[str]] = {"floats": [], "bytes": []}
     why = []

@@ -6,6 +6,7 @@
     nsd      spectra times shared kernels, and guidance by real samples (NSD)
     haba     bases times hallucinators, and their adversarial contrast (HaBa)
     idc      several small images in each stored one, around any codec (IDC): `formation`
+    jpeg     coefficients of ordinary JPEG files
     mtt      trajectories of experts (MTT; DATM and TESLA are settings of it)
     dc       gradients of a network (DC, DSA): `gradient`
     dm       mean features of fresh networks (DM): `distribution`
@@ -25,6 +26,7 @@ from rayd.methods.dm import Distribution
 from rayd.methods.dwa import Dwa
 from rayd.methods.haba import Contrast, Haba
 from rayd.methods.idc import Formation
+from rayd.methods.jpeg import Jpeg
 from rayd.methods.lodc import Lodc
 from rayd.methods.lss import Lss
 from rayd.methods.mim4dd import Mim4dd
@@ -40,6 +42,7 @@ CODECS: dict[str, type[Codec]] = {
     "nsd": Nsd,
     "haba": Haba,
     "formation": Formation,
+    "jpeg": Jpeg,
 }
 
 OBJECTIVES: dict[str, type[Objective]] = {

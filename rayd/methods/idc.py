@@ -78,6 +78,7 @@ class Formation(Codec):
         rank, sharing, labels, storage, start = map(_under, ("rank", "sharing", "labels", "storage", "start"))
         learns_labels, needs = _under("learns_labels"), _under("needs")
         all_shapes, floats, fill, within = map(_under, ("all_shapes", "floats", "fill", "within"))
+        stored_as, fixed_shapes, filled = map(_under, ("stored_as", "fixed_shapes", "filled"))
         need, resolved = _under("need"), _under("resolved")
 
         def decoded(self, spec: Spec) -> int:

@@ -57,6 +57,10 @@ class Lss(Factorised):
                 "cols": ((g, 1, r, width), "factors"),
             }
 
+        @classmethod
+        def is_many(cls, name: str, role: str) -> bool:
+            return name == "core"
+
         def slots(self, spec: Spec) -> int:
             return self.images or 0
 

@@ -11,12 +11,13 @@ checkpoints  the state of a distillation on disk
 identity     what decides the bytes of an artifact beside its config
 evaluate     the score table of an artifact and its controls
 rows         how each row of the table is computed
+compressed   the strongest control at equal bytes: compressed coresets
 contender    the score of a set that no run made
 scores       networks scored so far, so that an interrupted evaluation goes on
 verify       the claim of an artifact, computed again
 cost         time, memory and bytes, against the plan
 """
 
-from rayd.verb import callable_room
+from rayd.choices.verb import callable_room
 
 callable_room(__name__)

@@ -102,6 +102,7 @@ def assemble(run: Run, device: torch.device, numbers: Callable[[Buffer], Sequenc
         needs_real="real" in method.needs,
     )
     codec: Codec = codec_config.build(spec, generator(run.seed, "codec")).to(device)
+    codec.enter(inputs.transform, budget)
     teacher = _teacher(inputs) if experts is not None else None
     confident = teacher if codec_config.start == "confident" else None
     codec.encode(inputs.start_images(run.seed, confident), generator(run.seed, "encode"))

@@ -25,10 +25,10 @@ from rayd.evaluate.recipe import FEWEST, RecipeConfig
 from rayd.evaluate.row import RowName, image_bytes
 from rayd.evaluate.score import Score, check
 from rayd.evaluate.verdict import concluded, undecided
+from rayd.numbers import summary
 from rayd.run.rows import CONTROLS, Outcome, RowTask, Scorer, attempt, row_tasks, score_task
 from rayd.run.scores import KEPT, KeptScores
 from rayd.schema import fingerprint, to_dict
-from rayd.stats import summary
 from rayd.store import Store
 
 log = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ def score_table(run: Run, artifact: Artifact, outcomes: Outcomes, whole: int) ->
 
 def _images(row: RowName, artifact: Artifact, whole: int) -> int | None:
     """Images of a row's set; None for JPEG files, of which as many are taken as fit. `whole`: of the training set."""
-    if row.budget == "jpeg":
+    if row.budget in ("jpeg", "best"):
         return None
     if row.is_coreset:
         return row.images(artifact.ledger["floats"], artifact.ledger["bytes"], artifact.spec, whole)

@@ -106,7 +106,7 @@ class Recorder:
         """Accuracy on the validation split. Each worker trains its share of the networks: none waits for all of them."""
         codec = self.work.averaged()
         shares = range(self.agreement.rank, VALIDATION_NETS, self.agreement.size)
-        mine = dict(zip(shares, validate(self.assembled, codec, shares), strict=True))
+        mine = dict(zip(shares, validate(self.assembled, write.as_stored(codec), shares), strict=True))
         accuracy = fmean(self.agreement.total([mine.get(number, 0.0) for number in range(VALIDATION_NETS)]))
         if self.best is None or accuracy > self.best[0]:
             self.best = (accuracy, codec.state())
@@ -148,6 +148,7 @@ def distillation(assembled: Assembled, share: tuple[int, int] = (0, 1), reduce: 
         inputs=assembled.inputs,
         guard=method.guard,
         ema=method.ema,
+        through=method.through,
         share=share,
         reduce=reduce,
     )
@@ -199,5 +200,6 @@ def write_artifact(assembled: Assembled, codec: Codec, timing: Mapping[str, Any]
         claim=claim,
         versions=versions(assembled.device),
     )
-    most = run.budget.limit(spec, assembled.codec_config.storage)
-    write.save(Store(run.at("artifact")), provenance, codec, stored, assembled.inputs.transform, timing, most)
+    room, transform = run.budget.bytes, assembled.inputs.transform
+    most, unit = (room, "bytes") if room is not None else (run.budget.limit(spec), "floats")
+    write.save(Store(run.at("artifact")), provenance, codec, stored, transform, timing, most, unit)

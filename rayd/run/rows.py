@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from rayd.artifact.load import Artifact, load, quantise
+from rayd.artifact.write import as_stored
 from rayd.config import Run
 from rayd.data.images import Images, Splits
 from rayd.data.load import load as load_data
-from rayd.data.sources.decode import jpeg, unjpeg
+from rayd.data.sources.decode import decompressed, jpeg
 from rayd.errors import Failed, Refused, Transient, refuse
 from rayd.evaluate import coreset
 from rayd.evaluate.batches import ImageSet
@@ -29,6 +30,8 @@ from rayd.evaluate.score import Score, embedder, evaluate
 from rayd.machine import device_for
 from rayd.nets.convnet import Net
 from rayd.run.assemble import assemble
+from rayd.run.compressed import strongest
+from rayd.run.recorder import VALIDATION_IMAGES, VALIDATION_SHARE
 from rayd.run.scores import CONTROL_SEED, ControlScores, KeptScores
 from rayd.schema import parse, to_dict
 from rayd.seeds import seed_of
@@ -70,6 +73,7 @@ class Scorer:
         self.kept = KeptScores(store, run, artifact, self.splits) if store is not None else None
         self.shared = ControlScores(run, artifact, self.splits) if store is not None else None
         self._orders: dict[tuple[str, int], list[Tensor]] = {}
+        self._best: dict[str, ImageSet] = {}
         if self.train.spec != artifact.spec or self.train.classes != artifact.classes:
             raise refuse("data", f"{self.train.name} {self.train.spec}", f"the artifact's {artifact.spec} and classes")
         self.transform = artifact.transform.to(self.device)
@@ -140,9 +144,28 @@ class Scorer:
             return ImageSet.of(self.train, self.transform)
         if row.kind == "start":
             experts = self.artifact.card.get("identity", {}).get("experts")
-            return ImageSet.of(assemble(self.run, self.device, (lambda buffer: experts) if experts else None).codec)
+            codec = assemble(self.run, self.device, (lambda buffer: experts) if experts else None).codec
+            return ImageSet.of(as_stored(codec))
         control = RowName.control(str(replace(row, way="")), self.run.own.controls)
+        if control.budget == "best":
+            return self._strongest(control.kind)
         return ImageSet.of(self.real(control, seed), self.transform)
+
+    def _strongest(self, kind: str) -> ImageSet:
+        """Chosen once for all networks, under a part of the recipe."""
+        if kind not in self._best:
+            val = ImageSet.of(self.splits.val.sample(VALIDATION_IMAGES, self.run.seed), self.transform)
+            seed = seed_of(self.run.seed, "compressed")
+
+            def accuracy(source: ImageSet) -> float:
+                recipe = self.recipe.shortened(max(1, source.length(self.recipe).steps // VALIDATION_SHARE))
+                return evaluate(recipe, self.nets[0], source, val, None, [seed], device=self.device)[0].accuracy
+
+            features = None if kind == "random" else self._features
+            order = coreset.orders(kind, self.train, len(self.train), self.run.seed, features, self.run.own.controls)
+            room = int(self.artifact.ledger["bytes"])
+            self._best[kind] = strongest(self.train, order, room, self.transform, accuracy)
+        return self._best[kind]
 
     def real(self, row: RowName, seed: int) -> Images:
         """The real images of a control."""
@@ -201,7 +224,7 @@ class Scorer:
             total += len(data) + LABEL_BYTES
             if total > room and len(decoded) >= self.artifact.spec.classes:
                 break
-            decoded.append(unjpeg(data))
+            decoded.append(decompressed(data))
         return replace(self.train.select(order[: len(decoded)]), pixels_NCHW=torch.stack(decoded))
 
 

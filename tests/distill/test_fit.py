@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rayd.distill.budget import STORAGE, Budget, Ledger, Stored
+from rayd.distill.budget import Budget, Ledger, Stored
 from rayd.distill.fit import CodecOptions
+from rayd.distill.storage import TYPES
 from rayd.errors import Refused
 from rayd.methods.haba import Haba
 from rayd.methods.idc import Formation
@@ -39,7 +40,7 @@ def test_fit_fills_the_budget_and_never_exceeds_it(cell, name):
         assert fitted.decoded(spec) >= spec.classes
 
 
-@pytest.mark.parametrize("storage", STORAGE)
+@pytest.mark.parametrize("storage", TYPES)
 @pytest.mark.parametrize("name", ["pixel", "lodc", "lss", "nsd", "haba", "lss-global"])
 def test_bytes_and_floats_as_budgets(name, storage):
     spec = CELLS["CIFAR-10"][0]

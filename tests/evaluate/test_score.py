@@ -16,9 +16,9 @@ from rayd.evaluate.batches import ImageSet, batches
 from rayd.evaluate.recipe import Length, RecipeConfig
 from rayd.evaluate.score import evaluate, factor
 from rayd.nets.convnet import NetConfig
+from rayd.numbers import summary
 from rayd.schema import parse, to_dict
 from rayd.seeds import generator
-from rayd.stats import summary
 from tests.support.worlds import TinyPixels, tiny
 
 CPU = torch.device("cpu")

@@ -1,4 +1,6 @@
-"""Artifacts and buffers as this version writes them, frozen in a folder of their own: `python tests/golden/make.py FOLDER`.
+"""Artifacts and buffers as this version writes them, frozen in a folder of their own:
+
+    python tests/golden/make.py FOLDER [NAME...]
 
 Each folder beside this file belongs to one version of the formats, and is never written again: tests/test_golden.py
 reads all of them for ever. A new version of a format adds a folder (`python tests/golden/make.py tests/golden/2`); the
@@ -16,6 +18,7 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,17 @@ ARTIFACTS: dict[str, tuple[str, ...]] = {
     "lss": ("method=lss", *MATCHED, "method.objective.grow_from=null"),
     "nsd": ("method=nsd", *MATCHED, "method.codec.labels=soft"),
     "haba": ("method=haba", *MATCHED, "method.codec.labels=soft"),
+    "nsd-int4": ("method=nsd", *MATCHED, "method.codec.storage=int4", "method.codec.labels=soft"),
+    "lss-int3": ("method=lss", *MATCHED, "method.objective.grow_from=null", "method.codec.storage=int3"),
+    "lodc-int2": ("method=lodc", *MATCHED, "method.codec.storage=int2", "method.codec.scales=group"),
+    "pixel-int6": (
+        "method=dm",
+        *BY_CLASS,
+        "method.codec.storage=int6",
+        "method.codec.scales=tensor",
+        "method.codec.coder=zlib",
+    ),
+    "jpeg": ("method=jpeg", *MATCHED, "budget.ipc=null", "budget.bytes=4000"),
     "formation": ("method=ncfm", *BY_CLASS, "method.objective.frequencies=16", "method.objective.pool=2"),
 }
 """Every codec, every storage type, every transform, soft labels, a teacher."""
@@ -66,14 +80,16 @@ POOLED = ("pixel-teacher", "formation")
 PARTS = 8
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, names: Sequence[str] = ()) -> None:
+    """All artifacts, or those named; a version that changes only these needs no others."""
     if folder.exists():
         raise SystemExit(f"{folder}: is there already; what is frozen is not written again, name a new folder")
+    wanted = {name: words for name, words in ARTIFACTS.items() if not names or name in names}
     with tempfile.TemporaryDirectory() as scratch:
         for name, words in BUFFERS.items():
             said = [*SMALL, "method=mtt", *MATCHED, *words, f"buffer={folder / name}"]
             run("experts", experts.act, experts.KEYS, *said, at=Path(scratch) / name)
-        for name, words in ARTIFACTS.items():
+        for name, words in wanted.items():
             out = Path(scratch) / name
             said = [*SMALL, *words]
             if MATCHED[0] in words:
@@ -85,7 +101,7 @@ def main(folder: Path) -> None:
             run("evaluate", evaluate.act, evaluate.KEYS, *said, controls, at=out)
             shutil.copytree(out / "artifact", folder / name)
             (folder / name / "timing.json").unlink()
-    facts = {name: artifact_facts(folder / name) for name in ARTIFACTS}
+    facts = {name: artifact_facts(folder / name) for name in wanted}
     facts |= {name: buffer_facts(folder / name) for name in BUFFERS}
     lines = (f"{json.dumps(name)}: {json.dumps(one, sort_keys=True)}" for name, one in facts.items())
     (folder / "expected.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
@@ -149,4 +165,4 @@ def sums(tensor: Tensor) -> list[float]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import rayd
-from rayd import stats
+from rayd import numbers
 from rayd.artifact.load import self_hash
 from rayd.errors import Refused
 from rayd.evaluate import coreset, verdict
@@ -84,7 +84,7 @@ def test_verdicts():
     assert verdict.verdict([own, row("random@floats", 0.3), row("random@jpeg", 0.6)])["bytes"] == "no"
     assert verdict.verdict([own, row("random@floats", 0.3, n=1)])["floats"] == "undecided", "one network proves nothing"
     assert verdict.verdict([own, row("full", 0.9)])["overall"] == "not asked"
-    gap, wide = stats.difference(row("a", 0.5, 0.02, 5), row("b", 0.4, 0.02, 5))
+    gap, wide = numbers.difference(row("a", 0.5, 0.02, 5), row("b", 0.4, 0.02, 5))
     assert gap == pytest.approx(0.1) and wide == pytest.approx(2.306 * math.sqrt(2 * 0.02**2 / 5), rel=1e-3)
 
 
@@ -325,7 +325,7 @@ def test_stopping_early_does_not_raise_the_error():
     rng, wrong, tables = random.Random(1), 0, 1000
     for _ in range(tables):
         recipe, values = asked(0.0, rng=rng)
-        rows = [{"set": name, **stats.summary(values[name])} for name in ("distilled", "herding@jpeg")]
+        rows = [{"set": name, **numbers.summary(values[name])} for name in ("distilled", "herding@jpeg")]
         wrong += verdict.verdict(rows, recipe.looks)["overall"] != "undecided"
     assert wrong <= 0.05 * tables
 

@@ -19,14 +19,17 @@ from rayd.run.verify import verify
 from rayd.store import Store
 from tests.run.test_evaluate import reseal
 from tests.support.loopback import s3_server
-from tests.support.runs import an_artifact, small_run
+from tests.support.runs import TABLE, an_artifact, small_run
 
 
 def counted(card, contents):
     """An update as an evaluation makes it: one more read, a table of its own."""
-    row = {"set": "distilled", "recipe": "r", "net": "n", "view": "exact", "mean": 0.5, "std": 0.1, "ci95": 0.1, "n": 5}
+    row = {
+        "set": "distilled", "recipe": "r", "net": "n", "view": "exact", "mean": 0.5, "std": 0.1, "ci95": 0.1, "n": 5,
+        "images": 3, "bytes": 100, "seed_list": [1],
+    }  # fmt: skip
     reads = card["reads"] + 1
-    return {"scores": {"r": row}, "reads": reads}, {"controls.json": json.dumps({"reads": reads}).encode()}
+    return {"scores": {"r": row}, "reads": reads}, {"controls.json": json.dumps({**TABLE, "reads": reads}).encode()}
 
 
 def files(folder):

@@ -139,15 +139,26 @@ QUALITY = 75
 
 
 def jpeg(pixels_CHW: Tensor) -> bytes:
+    return compressed(pixels_CHW, "jpeg", QUALITY)
+
+
+def formats() -> tuple[str, ...]:
+    """Lossy formats beside JPEG that this Pillow writes."""
+    from PIL import features
+
+    return tuple(format for format in ("webp", "avif") if features.check(format))
+
+
+def compressed(pixels_CHW: Tensor, format: str, quality: int) -> bytes:
     from PIL import Image
 
     array: Any = pixels_CHW[0].numpy() if len(pixels_CHW) == 1 else pixels_CHW.permute(1, 2, 0).contiguous().numpy()
-    out = io.BytesIO()
-    Image.fromarray(array).save(out, format="JPEG", quality=QUALITY)
+    picture, out = Image.fromarray(array), io.BytesIO()
+    picture.save(out, format=format, quality=quality)
     return out.getvalue()
 
 
-def unjpeg(data: bytes) -> Tensor:
+def decompressed(data: bytes) -> Tensor:
     from PIL import Image
 
     array = torch.from_numpy(np.array(Image.open(io.BytesIO(data))))

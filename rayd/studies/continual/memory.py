@@ -16,7 +16,7 @@ from torch.nn.functional import one_hot
 from rayd.config import MethodConfig
 from rayd.data.images import Images, Spec
 from rayd.data.transform import Transform
-from rayd.distill.budget import Budget, Ledger, pack, unpack
+from rayd.distill.budget import Budget, Ledger
 from rayd.distill.contract import Codec
 from rayd.distill.inputs import RunInputs
 from rayd.distill.loop import Distillation
@@ -107,7 +107,7 @@ def distill(
     objective, terms = parts(method, inputs, codec)
     work = Distillation(
         codec, objective, terms, steps=method.steps, optimiser=method.optimiser, inputs=inputs, guard=method.guard,
-        ema=method.ema,
+        ema=method.ema, through=method.through,
     )  # fmt: skip
     with arithmetic(method.precision):
         for step in work.run():
@@ -119,10 +119,8 @@ def distill(
 @torch.no_grad()
 def round_to_stored(codec: Codec) -> int:
     """Round the codec to the numbers that its file holds; the file's bytes."""
-    stored = codec.stored()
-    for row in stored.values():
-        row.tensor.copy_(unpack(pack(row.tensor, row.storage)).to(row.tensor))
-    return Ledger.of(stored).bytes
+    codec.quantise()
+    return Ledger.of(codec.stored()).bytes
 
 
 def check(name: str, what: Any, room: int, spec: Spec, classes: int) -> None:

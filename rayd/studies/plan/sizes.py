@@ -18,7 +18,8 @@ import torch
 
 from rayd.config import Run, words
 from rayd.data.images import Spec
-from rayd.distill.budget import STEP, Budget, Shape, file_bytes, pack_shape
+from rayd.distill.budget import STEP, Budget, file_bytes
+from rayd.distill.storage import Shape, count, pack_shape
 from rayd.experts.config import ExpertConfig, ExpertUnit
 from rayd.experts.shards import DTYPES
 
@@ -99,13 +100,14 @@ def ledger_size(run: Run, spec: Spec, budget: Budget | None = None) -> LedgerSiz
     files: dict[str, tuple[Shape, torch.dtype]] = {}
     by_role: dict[str, int] = {}
     for name, (shape, role) in shapes.items():
-        for suffix, part in pack_shape(shape, "fp32" if role == "step" else config.storage).items():
-            files[name + suffix] = part
-            by_role[role] = by_role.get(role, 0) + math.prod(part[0])
+        storage = "fp32" if role == "step" else config.stored_as(name, role)
+        files |= {name + suffix: part for suffix, part in pack_shape(shape, storage).items()}
+        by_role[role] = by_role.get(role, 0) + count(shape, storage)
     floats = sum(by_role.values())
     moved = sum(math.prod(shape) for shape, _ in shapes.values())
     ipc = floats / (spec.classes * spec.floats)
-    return LedgerSize(floats, file_bytes(files), ipc, config.decoded(spec), by_role, moved)
+    size = config.filled(budget or run.budget, spec) or file_bytes(files)
+    return LedgerSize(floats, size, ipc, config.decoded(spec), by_role, moved)
 
 
 def learns_step(run: Run) -> bool:

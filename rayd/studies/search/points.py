@@ -38,12 +38,15 @@ def size_of(run: Run, spec: Spec) -> Size:
     """The largest set of this run within its budget, the reserved step size counted; refused where none fits."""
     budget = run.budget
     config = run.method.codec.fit(budget, spec)
+    numbers = {name: value for name, value in to_dict(config).items() if type(value) is int}
+    filled = config.filled(budget, spec)
+    if filled is not None:
+        return Size(numbers, config.decoded(spec), config.floats(spec), filled, 1.0)
     codec = config.build(spec, generator(run.seed, "codec"))
     ledger = Ledger.of({**codec.stored(), "step_size": Stored(torch.zeros(1), "step")})
     fill = ledger.bytes / budget.bytes if budget.bytes is not None else ledger.floats / budget.limit(spec)
     if fill > 1:
         raise refuse("budget", budget, f"at least {ledger.floats} floats, {ledger.bytes} bytes")
-    numbers = {name: value for name, value in to_dict(config).items() if type(value) is int}
     return Size(numbers, len(codec), ledger.floats, ledger.bytes, fill)
 
 

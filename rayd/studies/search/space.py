@@ -20,7 +20,10 @@ from rayd.schema import parse, positive, read, to_dict
 Point = dict[str, Any]
 """Path -> value, with the family's name where there are several."""
 FAMILY = "family"
-SHORT = {"rank": "method.codec.rank", "sharing": "method.codec.sharing", "ipc": "budget.ipc", "bytes": "budget.bytes"}
+SHORT = {
+    "rank": "method.codec.rank", "sharing": "method.codec.sharing", "storage": "method.codec.storage",
+    "ipc": "budget.ipc", "bytes": "budget.bytes",
+}  # fmt: skip
 """Names one may use instead of the whole path."""
 ROOMS = ("method.", "budget.")
 """The paths that may vary: everything else (data, network, experts, recipe) is what makes trials comparable."""
@@ -92,7 +95,7 @@ class SearchConfig:
     """What is searched, how long each trial is, who proposes and who stops."""
 
     space: Mapping[str, Any] = field(default_factory=dict)
-    """Path -> [choices] or {low, high, log, whole, grid}; rank, sharing, ipc and bytes are short for their paths."""
+    """Path -> [choices] or {low, high, log, whole, grid}; rank, sharing, storage, ipc, bytes are short for their paths."""
     families: Mapping[str, FamilyConfig] = field(default_factory=dict)
     """Name -> {fixed, space}; none: the run's own method."""
     searcher: Literal["random", "grid", "tpe"] = "random"
@@ -140,7 +143,7 @@ class SearchConfig:
         dials = {SHORT.get(path, path): Dial.of(plain, f"search.space.{path}") for path, plain in space.items()}
         for path in dials:
             if not path.startswith(ROOMS):
-                raise refuse("search.space", path, "a path under method. or budget., or rank | sharing | ipc | bytes",
+                raise refuse("search.space", path, f"a path under method. or budget., or {' | '.join(SHORT)}",
                              "data, network, experts and recipe stay fixed: they make trials comparable")  # fmt: skip
         return dials
 

@@ -2,6 +2,8 @@
 
 Each part's options live in the part's own class (`DataConfig`, `NetConfig`, a codec's `Config` ...). This module joins
 them and refuses sentences that mean nothing, by what the parts declare and never by their names.
+
+scale: where the work runs, and the bound of every wait there
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from rayd import plugins
+from rayd.choices import plugins
+from rayd.config.scale import ScaleConfig
 from rayd.data.config import DataConfig, deciding_keys
 from rayd.distill.budget import Budget
 from rayd.distill.contract import OptimiserConfig
@@ -21,8 +24,19 @@ from rayd.evaluate.recipe import RecipeConfig
 from rayd.experts.config import ExpertConfig
 from rayd.methods import CODECS, OBJECTIVES, TERMS
 from rayd.nets.convnet import NetConfig
-from rayd.scale import ScaleConfig
-from rayd.schema import DERIVED, at, fields, fields_of, fingerprint, parse, positive, read, to_dict, value
+from rayd.schema import (
+    ADDED,
+    DERIVED,
+    at,
+    fields,
+    fingerprint,
+    parse,
+    positive,
+    read,
+    to_dict,
+    value,
+    written,
+)
 from rayd.store import StoreConfig, beside, within
 
 __all__ = ["GuardConfig", "MethodConfig", "OptimiserConfig", "Run", "ScaleConfig", "fingerprint", "parse", "to_dict"]
@@ -79,6 +93,9 @@ class MethodConfig:
     """Decay of the averaged codec that is validated and kept; 0: none."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """When a bad step is skipped, rolled back, or ends the run."""
+    through: int | None = field(default=0, metadata=ADDED)
+    """Step from which the set is distilled through its storage: networks see the numbers that the file would hold, and
+    gradients pass straight to those behind them; null: numbers are rounded once, after the last step."""
     checkpoint: int = 50
     """Steps between checkpoints of the whole state."""
     validate: int = 0
@@ -97,6 +114,8 @@ class MethodConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "checkpoint"):
             positive(f"method.{name}", getattr(self, name))
+        if self.through is not None and self.through < 0:
+            raise refuse("method.through", self.through, "a step from 0, or null to round after the last step")
         if self.validate < 0:
             raise refuse("method.validate", self.validate, "a number of steps, or 0 for the end only")
         if not 0.0 <= self.ema < 1.0:
@@ -138,7 +157,7 @@ class MethodConfig:
         return read(cls, {**rest, **parts}, where, derived)
 
     def to_plain(self) -> dict[str, Any]:
-        plain = {name: to_dict(getattr(self, name)) for name in fields_of(self)}
+        plain = {name: to_dict(getattr(self, name)) for name in written(self)}
         codec, objective, *terms = self.part_names
         plain["codec"] = {"name": codec, **plain["codec"]}
         plain["objective"] = {"name": objective, **plain["objective"]}

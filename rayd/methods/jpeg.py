@@ -1,0 +1,327 @@
+"""Ordinary JPEG files: the set is distilled in the coefficients that a baseline JPEG file holds (ITU-T T.81).
+
+Stored: the files' common head, their scans and the lengths of these (`rayd.data.baseline`); head, scan and end marker make a
+file that any viewer opens. The parameters are the coefficients of luma and colour in grey levels; a file holds them rounded
+to the steps of its quantisation tables, and `quantise` does the same. Decoding repeats libjpeg's integer arithmetic to the
+bit (accurate integer inverse DCT, triangle filter of half-size colour, table of colours), with the gradient of the smooth
+functions behind it.
+
+It starts as a coreset of compressed real images, of the quality at which `images` of them fill the budget.
+
+**Rate.** After each step every coefficient moves towards zero by `weight` * step / (1 + |coefficient / step|), the slope of
+the bits of its magnitude. Every `EVERY` steps the set's Huffman bits are counted, and the weight follows them so that the
+budget is kept. What still exceeds it when the set is written, or in between, is rounded towards zero: a coefficient needs
+0.5 + `dead` of a step to count as one.
+
+Shapes: U images, B blocks in the order of the scan, 64 coefficients in zigzag order; N images of a minibatch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rayd.data import baseline
+from rayd.data.baseline import ZIGZAG, Layout
+from rayd.data.images import Spec
+from rayd.data.transform import Transform
+from rayd.distill.budget import STEP, Budget, Shapes, Stored, file_bytes
+from rayd.distill.codec import Family, Take, dct
+from rayd.distill.fit import CodecOptions
+from rayd.distill.libjpeg import channels_of, coloured, doubled, inverse_dct
+from rayd.errors import refuse
+
+EVERY = 5
+"""Steps between two counts of the set's bits."""
+FULL = 0.995
+"""Share of the room for scans that the weight of the rate aims at."""
+GAIN = 10.0
+"""Relative change of the weight for each relative excess of bits, at most by a factor of two."""
+FIRST_WEIGHT = 0.002
+HEAD = 640
+"""Bytes that a head takes at most."""
+FLOAT = 4
+
+
+class Jpeg(Family):
+    @dataclass(frozen=True, kw_only=True)
+    class Config(CodecOptions):
+        """rank and sharing: none. The dials are `bits`, `side` and `colours`."""
+
+        images: int | None = None
+        """In all; classes in turn."""
+        bits: float = 3.0
+        """Of the budget for each pixel of a stored image; decides how many images there are."""
+        side: int | None = None
+        """Height of a stored image, shown larger; null: the image's own."""
+        colours: Literal["half", "full"] = "half"
+        """Sides of the colour channels, of those of luma (4:2:0 or 4:4:4)."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            for name in ("rank", "sharing"):
+                if getattr(self, name) is not None:
+                    raise refuse(
+                        f"codec.{name}", getattr(self, name), "null: codec.bits, side and colours are its dials"
+                    )
+            if self.storage != "fp32" or self.learns_labels:
+                raise refuse("codec.storage", self.storage, "fp32 and hard labels: files hold coefficients, no labels")
+            if self.start == "noise":
+                raise refuse("codec.start", self.start, "real | confident: the quality follows from real images")
+            if not self.bits > 0:
+                raise refuse("codec.bits", self.bits, "above 0")
+
+        @classmethod
+        def resolved(cls) -> tuple[str, ...]:
+            return ("images", "side")
+
+        def layout(self, spec: Spec) -> Layout:
+            channels, height, width = spec.shape
+            side = self.side or height
+            half = channels == 3 and self.colours == "half"
+            return Layout(side, max(1, round(width * side / height)), channels, half)
+
+        def shapes(self, spec: Spec) -> Shapes:
+            """Before anything is compressed: the coefficients."""
+            return {"blocks": ((self.images or 0, self.layout(spec).blocks, 64), "pixels")}
+
+        def fixed_shapes(self, spec: Spec) -> Shapes:
+            return {"lengths": ((self.images or 0,), "pixels")}
+
+        def slots(self, spec: Spec) -> int:
+            return self.images or 0
+
+        decoded = slots
+
+        def room(self, budget: Budget, spec: Spec) -> int:
+            """Bytes for the scans: what tensors of no scans leave of the budget, and a head of the usual size."""
+            return self.filled(budget, spec) - self._beside(spec)
+
+        def filled(self, budget: Budget, spec: Spec) -> int:
+            return budget.bytes if budget.bytes is not None else FLOAT * budget.limit(spec)
+
+        def _beside(self, spec: Spec) -> int:
+            """Bytes of everything in the file but the scans."""
+            parts = {
+                "head": ((HEAD,), torch.uint8),
+                "lengths": ((self.images or 0,), self.short(spec)),
+                "scans": ((10**8,), torch.uint8),
+                "step_size": (STEP["step_size"][0], torch.float32),
+            }
+            return file_bytes(parts) - 10**8
+
+        def short(self, spec: Spec) -> torch.dtype:
+            """Of the length of a scan: two bytes where a byte for every coefficient would do."""
+            return torch.int16 if self.layout(spec).blocks * 64 < 2**15 else torch.int32
+
+        def within(self, budget: Budget, spec: Spec) -> bool:
+            return self.room(budget, spec) >= (self.images or 0) * self.layout(spec).blocks // 2
+
+        def fill(self, budget: Budget, spec: Spec) -> float:
+            """The set is written as large as the budget."""
+            return 1.0 if self.within(budget, spec) else 2.0
+
+        def floats(self, spec: Spec) -> int:
+            return (self.images or 0) * self.layout(spec).blocks * 64
+
+        def resolve(self, budget: Budget, spec: Spec) -> Jpeg.Config:
+            config = replace(self, side=self.side or spec.shape[-2])
+            if config.side is None or not 1 <= config.side <= spec.shape[-2]:
+                raise refuse("codec.side", self.side, f"1 to {spec.shape[-2]}, the side of an image")
+            layout = config.layout(spec)
+            each = max(1, round(self.bits * layout.height * layout.width / 8))
+            images = self.images or max(spec.classes, config.room(budget, spec) // (each + FLOAT))
+            return replace(config, images=images)
+
+        def describe(self, budget: Budget, spec: Spec) -> str:
+            layout, images = self.layout(spec), self.images or 1
+            each = self.room(budget, spec) / images
+            return (
+                f"images {images}, side {layout.height}, colours {self.colours}: {each:.0f} bytes an image, "
+                f"{images / spec.classes:g} images a class of {budget}"
+            )
+
+        def build(self, spec: Spec, rng: torch.Generator) -> Jpeg:
+            return Jpeg(self, spec, rng)
+
+    def __init__(self, config: Config, spec: Spec, rng: torch.Generator) -> None:
+        super().__init__(config, spec, {"image": config.images or 0})
+        self.layout = config.layout(spec)
+        self.blocks = nn.Parameter(torch.randn(len(self), self.layout.blocks, 64, generator=rng) * 10)
+        tables = len(baseline.steps(50, self.layout.channels))
+        self.register_buffer("steps", torch.ones(tables, 64))
+        for name, value in {"dead": 0.0, "weight": FIRST_WEIGHT, "counted": 0.0, "room": math.inf}.items():
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float64), persistent=name != "room")
+        self.transform: Transform | None = None
+        channel_B = torch.from_numpy(self.layout.channel_B)
+        self.register_buffer("table_B", channel_B.clamp(max=1), persistent=False)
+        for channel in range(self.layout.channels):
+            where = (channel_B == channel).nonzero().flatten()
+            self.register_buffer(f"place_{channel}", where[self._raster(channel)], persistent=False)
+
+    def _raster(self, channel: int) -> Tensor:
+        """Blocks of a channel in raster order, by their number within the scan."""
+        down, across = self.layout.units
+        k = 2 if self.layout.half and channel == 0 else 1
+        return torch.arange(down * across * k * k).view(down, across, k, k).permute(0, 2, 1, 3).flatten()
+
+    def enter(self, transform: Transform, budget: Budget | None = None) -> None:
+        self.transform = transform.to(self.blocks.device)
+        if budget is not None:
+            self.room.fill_(self.config.room(budget, self.spec))
+
+    # --- decoding -----------------------------------------------------------------------------------------------------
+
+    def images(self, index_N: Tensor) -> Tensor:
+        assert self.transform is not None
+        if self.transform.device != self.blocks.device:
+            self.transform = self.transform.to(self.blocks.device)
+        return self.transform(self.pixels(index_N) / 255)
+
+    def pixels(self, index_N: Tensor) -> Tensor:
+        """Of 0 to 255, as libjpeg decodes the files, of the size of the images."""
+        blocks_NBk = self.blocks[index_N.to(self.blocks.device)].double()
+        height, width = self.layout.height, self.layout.width
+        planes = []
+        for channel in range(self.layout.channels):
+            x_NBhw = inverse_dct(blocks_NBk[:, getattr(self, f"place_{channel}")])
+            k = 2 if self.layout.half and channel == 0 else 1
+            down, across = (k * units for units in self.layout.units)
+            plane = x_NBhw.unflatten(1, (down, across)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+            small = self.layout.half and channel > 0
+            plane = plane[:, : -(-height // 2), : -(-width // 2)] if small else plane[:, :height, :width]
+            planes.append(doubled(plane)[:, :height, :width] if small else plane)
+        x_NCHW = (coloured(*planes) if len(planes) == 3 else planes[0][:, None]).float()
+        if x_NCHW.shape[-2:] == self.spec.shape[-2:]:
+            return x_NCHW
+        return F.interpolate(x_NCHW, size=self.spec.shape[-2:], mode="bilinear", align_corners=False)
+
+    # --- the start ----------------------------------------------------------------------------------------------------
+
+    def begin(self, take: Take, rng: torch.Generator) -> None:
+        assert self.transform is not None
+        for c in range(self.spec.classes):
+            pixels = self.transform.inverse(take(c, self.units_of(c)).to(self.blocks.device)) * 255
+            self.blocks[c :: self.spec.classes] = self.compressed(pixels.clamp(0, 255))
+        self._choose_quality()
+
+    def compressed(self, pixels_NCHW: Tensor) -> Tensor:
+        """Coefficients of images before they are rounded."""
+        size = (self.layout.height, self.layout.width)
+        x = pixels_NCHW if pixels_NCHW.shape[-2:] == size else F.interpolate(pixels_NCHW, size=size, mode="area")
+        down, across = self.layout.units
+        out = x.new_empty(len(x), self.layout.blocks, 64)
+        for channel, plane in enumerate(channels_of(x) if x.shape[1] == 3 else x.unbind(1)):
+            small = self.layout.half and channel > 0
+            k = 2 if self.layout.half and channel == 0 else 1
+            if small:
+                even = F.pad(plane[:, None], (0, plane.shape[2] % 2, 0, plane.shape[1] % 2), "replicate")
+                plane = F.avg_pool2d(even, 2)[:, 0]
+            height, width = 8 * k * down, 8 * k * across
+            fill = (0, width - plane.shape[2], 0, height - plane.shape[1])
+            padded = F.pad(plane[:, None], fill, "replicate")[:, 0]
+            x_NBhw = padded.unflatten(2, (-1, 8)).unflatten(1, (-1, 8)).transpose(2, 3).flatten(1, 2) - 128
+            basis = dct(8, 8).to(x)
+            coefficients = (basis @ x_NBhw @ basis.T).flatten(2)[..., torch.from_numpy(ZIGZAG)]
+            out[:, getattr(self, f"place_{channel}")] = coefficients
+        return out
+
+    def _choose_quality(self) -> None:
+        """The steps under which the scans fill the room."""
+        low, high = 0.5, 99.5
+        for _ in range(12):
+            middle = (low + high) / 2
+            self.steps.copy_(torch.from_numpy(baseline.steps(middle, self.layout.channels)))
+            low, high = (middle, high) if self._bytes(0.0) <= float(self.room) else (low, middle)
+        self.steps.copy_(torch.from_numpy(baseline.steps(low, self.layout.channels)))
+
+    # --- storage ------------------------------------------------------------------------------------------------------
+
+    def levels(self, dead: float) -> Tensor:
+        """Whole numbers of steps; between -1023 and 1023, of which baseline files have codes."""
+        x_UBk = self.blocks.detach() / self.steps[self.table_B]
+        if dead == 0:
+            return x_UBk.round().clamp(-1023, 1023)
+        return (x_UBk.sign() * (x_UBk.abs() + 0.5 - dead).floor().clamp(min=0)).clamp(-1023, 1023)
+
+    def _bytes(self, dead: float) -> float:
+        """Of the scans: their bits, half a byte of filling each, and a stuffed byte in 256."""
+        what = baseline.symbols(self.levels(dead).cpu().numpy(), self.layout)
+        bits = baseline.scan_bits(what, baseline.all_lengths(what.counts()))
+        return bits / 8 * (1 + 1 / 256) + 0.5 * len(self)
+
+    @torch.no_grad()
+    def quantise(self) -> None:
+        self.blocks.copy_(self.levels(float(self.dead)) * self.steps[self.table_B])
+
+    def stored(self) -> dict[str, Stored]:
+        """Made anew at each call. Refused, by what writes it, if no rounding makes it fit."""
+        dead = 0.0
+        head, scans = self._files(dead)
+        room = float(self.room) + HEAD - len(head)
+        while sum(map(len, scans)) > room and dead < 8:
+            dead += 0.02
+            head, scans = self._files(dead)
+        data = np.frombuffer(b"".join(scans), np.uint8).copy()
+        tensors = {
+            "head": torch.from_numpy(np.frombuffer(head, np.uint8).copy()),
+            "scans": torch.from_numpy(data),
+            "lengths": torch.tensor([len(scan) for scan in scans], dtype=self.config.short(self.spec)),
+        }
+        return {name: Stored(tensor, "pixels") for name, tensor in tensors.items()}
+
+    def files(self) -> list[bytes]:
+        """An ordinary JPEG file for each image."""
+        head, scans = self._files(0.0)
+        return [baseline.file(head, scan) for scan in scans]
+
+    def _files(self, dead: float) -> tuple[bytes, list[bytes]]:
+        steps_k = self.steps.long().cpu().numpy()
+        return baseline.write(self.levels(dead).cpu().numpy(), self.layout, steps_k)
+
+    @torch.no_grad()
+    def restore(self, numbers: Mapping[str, Tensor]) -> None:
+        for name in ("head", "scans"):
+            if name not in numbers or numbers[name].dtype != torch.uint8 or numbers[name].ndim != 1:
+                raise refuse(f"codec.safetensors: {name}", "other numbers", "bytes, as JPEG files have them")
+        head, data, lengths = numbers["head"].numpy().tobytes(), numbers["scans"].numpy().tobytes(), numbers["lengths"]
+        if lengths.is_floating_point() or int(lengths.min()) < 1 or int(lengths.long().sum()) != len(data):
+            raise refuse(
+                "codec.safetensors: lengths", int(lengths.long().sum()), f"lengths of scans, {len(data)} in all"
+            )
+        ends = lengths.long().cumsum(0).tolist()
+        scans = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        levels, _, steps_k = baseline.read(head, scans, self.layout)
+        self.steps.copy_(torch.from_numpy(steps_k))
+        self.blocks.copy_(torch.from_numpy(levels).to(self.blocks) * self.steps[self.table_B])
+        self.dead.zero_()
+
+    # --- rate ---------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def project(self, transform: Transform) -> None:
+        steps_Bk = self.steps[self.table_B]
+        x_UBk = self.blocks.div_(steps_Bk)
+        size_UBk = x_UBk.abs()
+        shrunk_UBk = (size_UBk - float(self.weight) / (1 + size_UBk)).clamp(min=0)
+        self.blocks.copy_(x_UBk.sign() * shrunk_UBk).mul_(steps_Bk)
+        self.counted.add_(1)
+        if int(self.counted) % EVERY == 0:
+            self._follow()
+
+    def _follow(self) -> None:
+        """The weight by the excess of bits, and the rounding that keeps the budget until the weight does."""
+        dead, room = 0.0, float(self.room)
+        size = self._bytes(dead)
+        self.weight.mul_(min(max(math.exp(GAIN * (size / (FULL * room) - 1)), 0.5), 2.0))
+        while size > room and dead < 8:
+            dead += 0.05
+            size = self._bytes(dead)
+        self.dead.fill_(dead)

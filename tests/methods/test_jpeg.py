@@ -1,0 +1,156 @@
+"""The codec of JPEG files: what is scored is what Pillow decodes, within the budget, with a gradient."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rayd.artifact.write import as_stored
+from rayd.data import baseline
+from rayd.data.images import Spec
+from rayd.data.transform import Transform
+from rayd.distill.budget import Budget, Ledger, Stored, packed, to_bytes, unpacked
+from rayd.errors import Refused
+from rayd.methods.jpeg import EVERY, Jpeg
+
+CASES = [
+    ((3, 32, 32), "half"),
+    ((3, 32, 32), "full"),
+    ((1, 28, 28), "half"),
+    ((3, 47, 31), "half"),
+    ((3, 64, 64), "full"),
+]
+
+
+def a_codec(shape=(3, 32, 32), colours="half", size=30_000, start=True, **options):
+    spec, budget = Spec(shape, 10), Budget(bytes=size)
+    codec = Jpeg.Config(colours=colours, **options).fit(budget, spec).build(spec, torch.Generator().manual_seed(0))
+    transform = Transform("normalise", torch.full((shape[0],), 0.5), torch.full((shape[0],), 0.25))
+    codec.enter(transform, budget)
+
+    def take(c, n):
+        rng = torch.Generator().manual_seed(c)
+        coarse = torch.rand(n, shape[0], 8, 8, generator=rng)
+        smooth = torch.nn.functional.interpolate(coarse, size=shape[1:], mode="bicubic")
+        return transform((smooth + 0.1 * torch.rand(n, *shape, generator=rng)).clamp(0, 1))
+
+    if start:
+        codec.encode(take, torch.Generator().manual_seed(1))
+    return codec
+
+
+def files(codec):
+    """As a folder would hold them."""
+    head, scans, lengths = (codec.stored()[name].tensor.numpy() for name in ("head", "scans", "lengths"))
+    ends = lengths.astype(np.int64).cumsum()
+    return [baseline.file(head.tobytes(), scans[e - n : e].tobytes()) for e, n in zip(ends, lengths, strict=True)]
+
+
+def pillow(data):
+    pixels = np.asarray(Image.open(io.BytesIO(data)))
+    return torch.tensor(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(("shape", "colours"), CASES)
+def test_the_decoder_is_pillows(shape, colours):
+    codec = as_stored(a_codec(shape, colours))
+    ours = codec.pixels(torch.arange(len(codec)))
+    for i, data in enumerate(files(codec)):
+        assert torch.equal(ours[i].detach().to(torch.uint8), pillow(data)), i
+
+
+def test_the_decoder_is_pillows_where_pixels_are_clipped():
+    codec = a_codec(start=False)
+    with torch.no_grad():
+        codec.blocks.mul_(12)
+    codec.room.fill_(1e9)
+    codec = as_stored(codec)
+    ours = codec.pixels(torch.arange(len(codec)))
+    assert (ours == 0).any() and (ours == 255).any()
+    assert all(torch.equal(ours[i].detach().to(torch.uint8), pillow(data)) for i, data in enumerate(files(codec)))
+
+
+@pytest.mark.parametrize("size", [30_000, 123_036])
+def test_the_file_fills_the_budget_and_does_not_exceed_it(size):
+    codec = a_codec(size=size)
+    stored = codec.stored() | {"step_size": Stored(torch.ones(1), "step")}
+    written = len(to_bytes(packed(stored)))
+    assert written == Ledger.of(stored).bytes
+    assert 0.97 * size <= written <= size
+
+
+def test_the_rate_follows_the_budget_while_the_set_learns():
+    codec = a_codec()
+    rng = torch.Generator().manual_seed(3)
+    first = float(codec.weight)
+    for _ in range(4 * EVERY):
+        with torch.no_grad():
+            codec.blocks.add_(torch.randn(codec.blocks.shape, generator=rng) * 3)
+        codec.project(codec.transform)
+        stored = codec.stored() | {"step_size": Stored(torch.ones(1), "step")}
+        assert Ledger.of(stored).bytes <= 30_000
+    assert float(codec.weight) > 2 * first
+    before = codec._bytes(0.0)
+    for _ in range(20 * EVERY):
+        codec.project(codec.transform)
+    assert codec._bytes(0.0) < before, "the rate alone makes it smaller"
+
+
+def test_saving_and_reading_give_the_same_bits():
+    codec = a_codec()
+    twin = a_codec(start=False)
+    twin.restore(unpacked(packed(codec.stored())))
+    assert all(torch.equal(twin.stored()[name].tensor, one.tensor) for name, one in codec.stored().items())
+    codec.quantise()
+    assert torch.equal(codec.blocks, twin.blocks) and torch.equal(codec.steps, twin.steps)
+
+
+def test_the_gradient_is_that_of_the_smooth_decoder():
+    """Against finite differences over moves that are large beside the rounding."""
+    codec = a_codec(size=8000)
+    with torch.no_grad():
+        codec.blocks.mul_(0.5)  # away from the ends, where pixels are clipped
+    index = torch.arange(8)
+    rng = torch.Generator().manual_seed(5)
+    weight = torch.randn(8, 3, 32, 32, generator=rng)
+
+    def value():
+        return (codec.images(index) * weight).sum()
+
+    (gradient,) = torch.autograd.grad(value(), [codec.blocks])
+    direction = torch.randn(codec.blocks.shape, generator=rng)
+    with torch.no_grad():
+        codec.blocks.add_(direction * 4)
+        above = value()
+        codec.blocks.sub_(direction * 8)
+        below = value()
+    assert float(above - below) / 8 == pytest.approx(float((gradient * direction).sum()), rel=0.05)
+
+
+def test_stored_smaller_and_shown_larger():
+    codec = a_codec(side=16)
+    assert codec.decode(torch.arange(4))[0].shape == (4, 3, 32, 32)
+    assert pillow(files(codec)[0]).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"rank": 2}, "codec.bits"),
+        ({"storage": "int4"}, "fp32"),
+        ({"labels": "soft"}, "hard labels"),
+        ({"bits": 0.0}, "bits"),
+    ],
+)
+def test_refused(options, text):
+    with pytest.raises(Refused, match=text):
+        Jpeg.Config(**options)
+
+
+def test_a_side_larger_than_the_image_is_refused():
+    with pytest.raises(Refused, match="1 to 32"):
+        Jpeg.Config(side=40).fit(Budget(bytes=30_000), Spec((3, 32, 32), 10))

@@ -1,0 +1,61 @@
+"""The strongest control at equal bytes: what it may choose from keeps the budget, and the best by validation is taken."""
+
+from __future__ import annotations
+
+import torch
+
+from rayd.config import DataConfig
+from rayd.data.load import load
+from rayd.data.sources.decode import compressed, formats
+from rayd.data.transform import Transform
+from rayd.evaluate import coreset
+from rayd.evaluate.batches import ImageSet
+from rayd.run import compressed as module
+from rayd.run.compressed import in_files, strongest, ways
+
+ROOM = 12_000
+
+
+def surroundings():
+    train = load(DataConfig(name="digits")).train
+    orders = coreset.orders("random", train, len(train), 0, None)
+    return train, orders, Transform.fit(train, "normalise")
+
+
+def test_every_way_keeps_the_bytes_and_more_bits_mean_fewer_images():
+    train, orders, transform = surroundings()
+    counts = {way: len(source) for way, source in ways(train, orders, ROOM, transform)}
+    jpeg = [n for way, n in counts.items() if way.startswith("jpeg")]
+    assert len(jpeg) == len(module.BITS) and jpeg == sorted(jpeg, reverse=True) and jpeg[0] > jpeg[-1]
+    for format in formats():
+        images = in_files(train, coreset.in_turn(orders, len(train)), ROOM, 40.0, format)
+        if images is None:
+            continue
+        assert len(images) >= len(train.classes)
+        least = [len(compressed(pixels, format, 0)) for pixels in train.pixels_NCHW[:20]]
+        assert len(images) <= ROOM / min(least)
+
+
+def test_a_format_whose_files_are_too_large_is_left_out():
+    train, orders, _ = surroundings()
+    assert in_files(train, coreset.in_turn(orders, len(train)), ROOM, 0.01, "webp") is None or ROOM < 1
+
+
+def test_the_one_that_is_best_on_validation_is_taken():
+    train, orders, transform = surroundings()
+    seen: list[ImageSet] = []
+
+    def accuracy(source: ImageSet) -> float:
+        seen.append(source)
+        return [0.1, 0.7, 0.3][(len(seen) - 1) % 3] - 0.001 * len(seen)
+
+    assert strongest(train, orders, ROOM, transform, accuracy) is seen[1]
+
+
+def test_images_are_those_of_the_order():
+    train, orders, transform = surroundings()
+    _, source = next(iter(ways(train, orders, 60_000, transform)))
+    images, _ = source.decode(torch.arange(10))
+    real = transform(train.pixels_NCHW[coreset.in_turn(orders, 10)])
+    gap = (images.float() - real).square().mean() / real.square().mean()
+    assert float(gap) < 0.3
