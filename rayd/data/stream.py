@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rayd.data.images import Pixels
 from rayd.machine import memory
-from rayd.readable import size_text
+from rayd.numbers import size_text
 
 log = logging.getLogger(__name__)
 
