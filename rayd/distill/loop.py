@@ -13,10 +13,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,12 +25,10 @@ from rayd.distill.contract import Codec, Inputs, Item, Match, Objective, Player,
 from rayd.distill.contract import OptimiserConfig as OptimiserConfig
 from rayd.distill.guard import TALLY, Act, Record, Tally, Verdict, bad, knobs, verdict
 from rayd.distill.guard import GuardConfig as GuardConfig
+from rayd.distill.items import fetched, own_items
 from rayd.distill.storage import through
 from rayd.distill.unroll import WHOLE
 from rayd.errors import Failed
-
-AHEAD = 2
-"""Items whose data are fetched while one is used."""
 
 State = dict[str, Tensor]
 Reduce = Callable[[Tensor], Tensor]
@@ -161,31 +157,14 @@ class Distillation:
         """Steps from where the state stands to the last."""
         self._balance()
         self.good = self.good or self.state()
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch") as pool:
-            data = self._ahead(pool)
-            while self.number < self.steps:
+        coming = range(self.number, self.steps)
+        every = (item for number in coming for item in own_items(self.objective, self.share, number))
+        with closing(fetched(every, self.objective.fetch)) as data:
+            for number in coming:
                 began = time.perf_counter()
-                step = self._step(self._items(self.number), data)
+                step = self._step(own_items(self.objective, self.share, number), data)
                 step.seconds = time.perf_counter() - began
                 yield step
-
-    def _items(self, number: int) -> list[Item]:
-        """This worker's items of a step."""
-        rank, size = self.share
-        items = self.objective.plan(number)
-        place = rank % len(items) if self.objective.split.of > 1 else rank
-        return [item for item in items if item.number % size == place]
-
-    def _ahead(self, pool: ThreadPoolExecutor) -> Iterator[Any]:
-        """The data of this worker's items, step after step; so many are fetched while one is used, whatever a step has."""
-        waiting: deque[Future[Any]] = deque()
-        for number in range(self.number, self.steps):
-            for item in self._items(number):
-                waiting.append(pool.submit(self.objective.fetch, item))
-                if len(waiting) > AHEAD:
-                    yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
     def _balance(self) -> None:
         """Weights that follow from gradients, at the first item of the first step: the same on every worker."""
