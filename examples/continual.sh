@@ -1,5 +1,5 @@
 #!/bin/bash
-# Class-incremental learning: digits in five tasks, memories of equal bytes: real images against distilled ones.
+# Class-incremental learning: digits in five tasks, memories of ten 8-bit images a class: real ones against distilled sets of as many bytes.
 #
 #   bash examples/continual.sh runs/continual
 #
@@ -7,4 +7,4 @@
 set -eu
 out=$1
 
-python -m jobs.continual data=digits net=convnet_digits recipe=quick continual.tasks=5 continual.orders=1 continual.bytes_per_class=130 out=$out
+python -m jobs.continual data=digits net=convnet_digits recipe=quick continual.tasks=5 continual.orders=1 continual.bytes_per_class=640 out=$out

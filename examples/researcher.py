@@ -30,8 +30,7 @@ def main(out: str) -> None:
         if step.number % 10 == 0:
             print(f"step {step.number}: {step.value:.3f}")
     artifact = work.result()
-    table = rayd.controls(artifact)
-    print(table)
+    rayd.controls(artifact)
     print(artifact)
     real = images.pixels_NCHW[:10], images.labels_N[:10]
     print("ten real images:", rayd.evaluate(*real, data=images, recipe="quick")["mean"])

@@ -21,10 +21,12 @@ run="data=generated data.size=8 data.channels=1 data.classes=3 data.count=90 met
 
 none() {   # an artifact of the golden files: loaded, decoded, saved
   python - "$OLDPWD/tests/golden/1/artifact" <<'END'
+import json
 import sys
 from pathlib import Path
 
 import rayd
+from rayd.artifact import zoo
 from rayd.artifact.png import png
 
 artifact = rayd.load(next(path.parent for path in sorted(Path(sys.argv[1]).parent.rglob("card.json"))))
@@ -33,6 +35,8 @@ for i, image in enumerate(artifact.images("uint8")):
     break
 rayd.export(artifact, "tensors", "tensors")
 print(artifact)
+for entry in json.loads((zoo.OURS / zoo.INDEX).read_text()):
+    assert len(rayd.load(f"zoo:{entry['name']}").images())
 try:
     rayd.run("smoke", out="run")
 except rayd.Refused as refusal:

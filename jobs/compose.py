@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import program
 from rayd.choices import CONFIGS, GROUPS, PATHS, absolute, check_choice, check_family, follows, options, places
-from rayd.extras import require
+from rayd.errors import require
 
 if TYPE_CHECKING:
     from rayd.config import Run

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
-from rayd.readable import duration
+from rayd.numbers import duration
 
 S = TypeVar("S", bound="Numbered")
 SECONDS_TERMINAL, SECONDS_LOG = 0.2, 10.0

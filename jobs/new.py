@@ -80,7 +80,7 @@ from pathlib import Path
 import torch
 
 import rayd
-from rayd import plugins
+from rayd.choices import plugins
 
 HERE = Path(__file__).parent
 IMAGES = {"name": "generated", "size": 8, "channels": 1, "classes": 3, "count": 90}

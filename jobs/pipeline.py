@@ -24,8 +24,8 @@ class Keys:
 
 
 def act(asked: Asked) -> int:
-    from rayd.extras import require
-    from rayd.readable import duration
+    from rayd.errors import require
+    from rayd.numbers import duration
 
     if "report" in asked.own.stages:
         require("report", "stages=[..., report]")
@@ -88,7 +88,7 @@ def conclude(asked: Asked) -> None:
 def peak_line(asked: Asked) -> str:
     """Peak memory of one process of each stage."""
     from rayd.machine import peak_memory
-    from rayd.readable import size_text
+    from rayd.numbers import size_text
     from rayd.store import Store
 
     timing = Store(asked.run.out).facts("timing.json") | Store(asked.run.at("artifact")).facts("timing.json")

@@ -21,7 +21,7 @@ def reported(asked: Asked) -> bool:
 
     from jobs.published import rows
     from rayd.artifact.load import read_card
-    from rayd.extras import require
+    from rayd.errors import require
     from rayd.report import report
     from rayd.store import Store
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from jobs import program
 from jobs.compose import CONFIGS, ask, exit_code
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ VERBS = (
     "doctor", "prepare", "plan", "experts", "distill", "evaluate", "report", "export", "pipeline", "search", "continual",
     "theory",
 )  # fmt: skip
-ROOT = CONFIGS.parent
+ROOT = CONFIGS.parent if (CONFIGS.parent / "pyproject.toml").is_file() else None
+"""The checkout that is uploaded; none where rayd was installed, which the nodes then have as well, or get by uv or pip."""
 LARGEST = 10
 INTERRUPTED = 130
 """A shell's code of a command that Ctrl-C ended."""
@@ -50,18 +52,19 @@ def submitted(argv: Sequence[str]) -> int:
     if not words or words[0] not in VERBS:
         raise refuse("verb", words[0] if words else "(missing)", " | ".join(VERBS), "see python -m jobs.submit --help")
     verb, *rest = words
-    asked = ask(verb, tuple(rest), getattr(import_module(f"jobs.{verb}"), "KEYS", ""))
+    asked = ask(verb, tuple(rest), getattr(import_module(f"{__package__}.{verb}"), "KEYS", ""))
     if asked.run.scale.name != "cluster":
         raise refuse("scale", asked.run.scale.name, "cluster for a job that is submitted", "add scale=cluster")
-    return sent(own, shlex.join(["python", "-m", f"jobs.{verb}", *rest]))
+    line = "python -m jobs." + verb if own.env == "image" else program(verb)
+    return sent(own, f"{line} {shlex.join(rest)}")
 
 
 def sent(own: Submission, entrypoint: str) -> int:
     """Measure, upload, submit, follow."""
     from rayd.fleet.submit import connect, packed, start
-    from rayd.readable import size_text
+    from rayd.numbers import size_text
 
-    if own.env != "image":
+    if own.env != "image" and ROOT is not None:
         size, files = packed(ROOT)
         say(f"upload of {size_text(size)}, {len(files)} files; the largest:")
         for name, bytes in files[:LARGEST]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from importlib.util import find_spec
+
 
 class Refused(ValueError):
     """The request cannot be carried out. Nothing was started and nothing is lost (jobs: one line, exit code 2)."""
@@ -28,3 +31,18 @@ def refuse(field: str, value: object, allowed: str, do: str = "") -> Refused:
     text = str(value)
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
     return Refused(f"{field}={text}: allowed is {allowed}" + (f"; {do}" if do else ""))
+
+
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "jobs": ("hydra", "pyarrow", "tqdm", "webdataset", "yaml"),
+    "fleet": ("ray",),
+    "report": ("matplotlib",),
+}
+"""What `pip install 'rayd[EXTRA]'` adds, by import names."""
+
+
+def require(extra: str, what: str, without: Collection[str] = ()) -> None:
+    """Refuse `what` where a package of the extra is not installed. `without`: those that it does not use."""
+    missing = [name for name in EXTRAS[extra] if name not in without and find_spec(name) is None]
+    if missing:
+        raise Refused(f"{what}: needs {', '.join(missing)}, not installed; pip install 'rayd[{extra}]'")

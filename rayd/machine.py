@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from rayd.errors import refuse
-from rayd.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +39,9 @@ _listener: Callable[[str], None] | None = None
 
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 STATUS = Path("/proc/self/status")
+
+__version__ = "0.1.0"
+"""Of rayd; the one place where it is written."""
 
 LINKING_S = 20.0
 """Seconds: an empty library younger than this may still be being written."""
@@ -59,7 +61,7 @@ def device_for(gpus: float) -> torch.device:
 
 def versions(device: torch.device | str = "cpu") -> dict[str, str]:
     """What a number may depend on in its last bits: software, and the kind of device."""
-    facts = {"rayd": VERSION, "torch": torch.__version__.split("+")[0]}
+    facts = {"rayd": __version__, "torch": torch.__version__.split("+")[0]}
     if importlib.util.find_spec("ray") is not None:
         facts["ray"] = importlib.metadata.version("ray")
     if torch.device(device).type != "cuda":

@@ -19,6 +19,8 @@ os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
 import pytest
 import torch
 
+from tests.support.runs import PLAIN
+
 torch.set_num_threads(1)
 
 
@@ -35,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def seeded() -> None:
     """A test that draws without a generator of its own draws the same numbers on every machine, alone or in company."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small run that names no folder has the test's own: scores of controls are shared by the runs of a folder."""
+    monkeypatch.setitem(PLAIN, "out", str(tmp_path / "run"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from rayd import plugins
+from rayd.choices import plugins
 from rayd.config import Run, fingerprint, parse, run_of_card, to_dict, words
+from rayd.config.scale import ScaleConfig
 from rayd.distill.budget import Budget
 from rayd.errors import Refused
 from rayd.methods import CODECS, OBJECTIVES, TERMS
-from rayd.scale import ScaleConfig
 
 PLAIN: dict[str, Any] = {
     "data": {"name": "digits"},

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import os
+import re
 import subprocess
 import sys
+import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import rayd
-from rayd.errors import Refused
+from rayd.errors import EXTRAS, Refused
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSED = "words='', *, out, data=None, methods=None, progress=None, **changes"
@@ -213,8 +219,6 @@ def test_tensors_that_are_no_dataset_are_refused(images: torch.Tensor, labels: l
 
 def test_images_of_ones_own_are_the_same_by_every_way(tmp_path: Path) -> None:
     """The content is that of the tensors, whoever handed them over."""
-    from PIL import Image
-
     datasets = pytest.importorskip("datasets")
     pixels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     names, labels = ("cat", "dog"), [0, 1, 0, 1, 0, 1]
@@ -233,6 +237,23 @@ def test_images_of_ones_own_are_the_same_by_every_way(tmp_path: Path) -> None:
     folder = rayd.Images.from_folder(str(tmp_path))
     order = torch.tensor(labels).argsort(stable=True)
     assert torch.equal(folder.pixels_NCHW[torch.arange(6)], pixels[order]) and folder.classes == names
+
+
+def test_a_mapping_changes_keys_and_leaves_the_rest_to_the_data(tmp_path: Path) -> None:
+    """As words do: expert={"experts": 2} is expert.experts=2, and the other settings follow from the data."""
+    from rayd.api.arguments import configured
+
+    (tmp_path / "set").mkdir()
+    for c, name in enumerate(("cat", "dog")):
+        (tmp_path / "set" / name).mkdir()
+        for i in range(20):
+            array = np.full((16, 16, 3), 40 * c + i, np.uint8)
+            Image.fromarray(array).save(tmp_path / "set" / name / f"{i}.png")
+    runs = [
+        configured(words, tmp_path / "out", str(tmp_path / "set"), None, changes)
+        for words, changes in (("", {"expert": {"experts": 2}}), ("expert.experts=2", {}))
+    ]
+    assert runs[0] == runs[1] and runs[0].expert.experts == 2 and runs[0].data.size == 16
 
 
 def test_other_images_at_the_same_place_are_refused(tmp_path: Path) -> None:
@@ -299,3 +320,88 @@ def test_choices_are_joined_as_hydra_joins_them(every: int) -> None:
     ]
     for words in lines:
         assert compose(changes_of(words), follow=follow) == by_hydra("distill", words)[0], words
+
+
+# ---- installed -----------------------------------------------------------------------------------------------------
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[<>=\[]", one)[0] for one in requirements}
+
+
+def test_the_extras_are_those_that_are_asked_for() -> None:
+    """Alone it needs four packages; what a refusal names is in the extra that it names."""
+    about = project()["project"]
+    assert names(about["dependencies"]) == {"torch", "safetensors", "numpy", "pillow"}
+    called = {"hydra": "hydra-core", "yaml": "pyyaml"}
+    for extra, packages in EXTRAS.items():
+        wanted = {called.get(name, name) for name in packages}
+        assert wanted <= names(about["optional-dependencies"][extra]), extra
+    assert {"jobs", "fleet", "report", "vision"} <= set(about["optional-dependencies"])
+
+
+def test_the_wheel_holds_jobs_and_configs_below_rayd() -> None:
+    wheel = project()["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["packages"] == ["rayd"]
+    assert {"jobs": "rayd/jobs", "configs": "rayd/configs"}.items() <= wheel["force-include"].items()
+    assert all((ROOT / source).is_dir() for source in wheel["force-include"])
+
+
+def test_a_missing_package_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from jobs import distill, pipeline
+    from jobs.compose import command
+
+    monkeypatch.setattr("rayd.errors.find_spec", lambda name: None if name in ("yaml", "matplotlib") else name)
+    with pytest.raises(Refused, match=r"rayd\.run: needs yaml, not installed; pip install 'rayd\[jobs\]'"):
+        rayd.run("smoke", out=tmp_path)
+    assert command("distill", "", distill.act, argv=["preset=smoke"]) == 2
+    assert "pip install 'rayd[jobs]'" in capsys.readouterr().err
+    monkeypatch.setattr("rayd.errors.find_spec", lambda name: None if name == "matplotlib" else name)
+    assert command("pipeline", "", pipeline.act, pipeline.KEYS, argv=["preset=smoke", f"out={tmp_path}"]) == 2
+    assert "pip install 'rayd[report]'" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def ran(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rayd", *words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=100
+    )
+
+
+def test_the_command_is_the_verb() -> None:
+    """`rayd VERB` is `python -m jobs.VERB`."""
+    import jobs
+
+    others = {"__init__", "compose", "console", "help", "presets", "published", "zoo"}
+    assert set(jobs.VERBS) == {path.stem for path in (ROOT / "jobs").glob("*.py")} - others
+    assert "pipeline" in ran().stdout and ran("--version").stdout == f"rayd {rayd.__version__}\n"
+    assert ran("distil").returncode == 2
+    assert ran("distill", "--help").stdout.startswith("usage: python -m jobs.distill")
+    wrong = ran("distill", "method.steps=none")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.slow
+def test_a_wheel_runs_without_the_checkout(tmp_path: Path) -> None:
+    """Built, unpacked, and run from elsewhere: help, a refusal and a distillation."""
+    pytest.importorskip("hatchling")
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True, timeout=200)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        assert {name.split("/")[0] for name in file.namelist()} == {"rayd", f"rayd-{rayd.__version__}.dist-info"}
+        file.extractall(tmp_path / "site")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    line = (
+        "distill method=dm method.steps=2 method.compiled=false data=generated data.size=8 data.classes=3 data.count=60"
+    )
+    line += " data.channels=1 net=convnet_digits net.width=4 out=run"
+    for words, says in (("distill --help", "usage: rayd distill"), (line, "next: rayd evaluate")):
+        command = [sys.executable, "-m", "rayd", *words.split()]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=200)
+        assert done.returncode == 0 and says in done.stdout, done.stderr[-2000:]

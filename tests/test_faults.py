@@ -68,6 +68,7 @@ def lasting(out: str | Path) -> dict[str, str]:
         "trials.parquet",
         "metrics.jsonl",
         "plan.json",
+        "outcome.json",
     )
     return {
         name: sha256
@@ -104,7 +105,11 @@ def test_transient_faults_under_every_verb_change_nothing_but_time(
 WRITERS = ("prepare", "experts", "distill", "evaluate", "report", "export", "search")
 
 
-@pytest.mark.parametrize("verb", VERBS)
+SELDOM = ("prepare", "plan", "verify", "report", "export", "search")
+OFTEN = [pytest.param(verb, marks=pytest.mark.slow if verb in SELDOM else ()) for verb in VERBS]
+
+
+@pytest.mark.parametrize("verb", OFTEN)
 def test_a_storage_that_stays_broken_ends_a_verb_with_the_files_name(
     verb: str, quiet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

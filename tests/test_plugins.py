@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import rayd
-from rayd import plugins
+from rayd.choices import plugins
 from rayd.errors import Refused
 from tests.support import own
 
@@ -54,6 +54,10 @@ def test_every_kind_is_found(folder: Path) -> None:
     }  # fmt: skip
     assert plugins.load(str(folder)) is found, "a process runs the files once"
     assert plugins.load(None) is plugins.NONE
+    for beside in (".venv/lib.py", "tests/test_more.py", "tests/helper.py"):
+        (folder / beside).parent.mkdir(exist_ok=True)
+        (folder / beside).write_text("raise RuntimeError('never loaded')\n")
+    assert plugins.source_hash(str(folder)) == found.source
 
 
 def test_the_command_line_scores_exports_reports_verifies_and_searches(

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rayd.choices import Changes, absolute, changes_of, choice, compose, options
-from rayd.errors import refuse
-from rayd.extras import require
+from rayd.errors import refuse, require
 
 if TYPE_CHECKING:
     from rayd.artifact.load import Artifact
@@ -75,12 +74,14 @@ def contender(
     gpus: float,
 ) -> Contender:
     """A set with the data, the recipe and the network that it is scored with: an artifact's own where none are named."""
-    from rayd import plugins
     from rayd.artifact.load import Artifact
+    from rayd.choices import plugins
     from rayd.evaluate.recipe import RecipeConfig
     from rayd.nets.convnet import NetConfig
     from rayd.run.contender import Contender
 
+    if methods is None and isinstance(images, Artifact):
+        methods = images.own.folder
     own = plugins.load(None if methods is None else str(methods))
     with plugins.using(own):
         splits = _splits(data, images, methods)
@@ -166,7 +167,7 @@ def run_of(
     gpus: float = 0.0,
 ) -> Run:
     """The run that an artifact's card records, where it lies now, with other data, recipe or networks."""
-    from rayd import plugins
+    from rayd.choices import plugins
     from rayd.config import run_of_card
     from rayd.evaluate.recipe import RecipeConfig
     from rayd.nets.convnet import NetConfig

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from rayd.extras import require
+from rayd.errors import require
 
 if TYPE_CHECKING:
     from rayd.config import Run
@@ -110,10 +110,13 @@ def distilled(run: Run) -> Iterator[Step]:
 
 def scored(run: Run, at: str, controls: bool | Sequence[str] = True) -> bool:
     """Score an artifact beside its controls; false where its card holds this recipe's table already."""
+    from rayd.machine import use_threads
     from rayd.run.cost import keep
     from rayd.run.evaluate import is_scored, rows_asked, score
-    from rayd.store import Store
+    from rayd.store import Store, configure
 
+    use_threads(run.scale.threads)
+    configure(run.store)
     rows = rows_asked(controls, run.own.controls)
     if is_scored(run, at, rows):
         return False

@@ -110,6 +110,8 @@ def _claim(card: Mapping[str, Any]) -> str:
     lines.append(f"\nTest set read {card['reads']} time(s); chosen on: {chosen}.")
     if card["claim"].get("verdict"):
         lines.append(f"Beats the coreset: **{card['claim']['verdict']}**.")
+    if card["claim"].get("stopping"):
+        lines.append(card["claim"]["stopping"])
     return "\n".join(lines) + "\n"
 
 

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayd import plugins
 from rayd.artifact.card import escaped, percent, size_category, title
 from rayd.artifact.load import Artifact, load
 from rayd.artifact.png import png
+from rayd.choices import plugins
 from rayd.errors import Refused, refuse
 from rayd.nets.convnet import NetConfig
 from rayd.schema import parse

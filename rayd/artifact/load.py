@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayd import plugins
 from rayd.artifact import fields, view, zoo
+from rayd.choices import plugins
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
 from rayd.distill.budget import Budget, Stored, from_bytes, unpacked

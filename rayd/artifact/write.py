@@ -32,7 +32,7 @@ from rayd.store.lock import locked
 
 SMALL = 64
 """A transform of at most so many numbers is written as text."""
-PLACES = ("out", "buffer", "methods")
+PLACES = ("out", "buffer", "scores", "methods")
 """Where a run lay, which is no part of what it made: two equal runs leave the same card, and it names no folder or user."""
 FORMAT_ONE = ("fp32", "fp16", "bf16", "int8")
 """Storages of format 1."""

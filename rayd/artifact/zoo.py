@@ -18,9 +18,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from rayd.artifact import fields
 from rayd.data.builder import build, cache_folder
 from rayd.errors import Failed, Refused, refuse
-from rayd.schema import from_json, parse
+from rayd.schema import parse
 from rayd.store import Store, within
 
 PREFIX = "zoo:"
@@ -61,11 +62,10 @@ def base_of() -> str:
 def entries(base: str | None = None) -> dict[str, Entry]:
     """The sets of a base by name."""
     base = base or base_of()
-    try:
-        listed = from_json(_reader(base)(INDEX, LARGEST_INDEX))
-    except ValueError as error:
-        raise Refused(f"{base}/{INDEX}: not JSON ({error})") from error
-    found = [parse(Entry, one, f"{INDEX}[{i}]") for i, one in enumerate(listed if isinstance(listed, list) else [])]
+    listed = fields.plain(_reader(base)(INDEX, LARGEST_INDEX), INDEX)
+    if not isinstance(listed, list):
+        raise refuse(f"{base}/{INDEX}", type(listed).__name__, "a list of sets")
+    found = [parse(Entry, one, f"{INDEX}[{i}]") for i, one in enumerate(listed)]
     return {entry.name: entry for entry in found}
 
 
@@ -109,7 +109,7 @@ def _fetch(entry: Entry, read: Read, draft: Path) -> None:
     draft.mkdir()
     (draft / "card.json").write_bytes(card)
     left = entry.bytes - len(card)
-    for name, sha256 in json.loads(card)["files"].items():
+    for name, sha256 in fields.card(fields.plain(card, "card.json"))["files"].items():
         if Path(name).name != name or name.startswith("."):
             raise refuse("card.json: files", name, "plain file names")
         data = read(name, left)
@@ -151,7 +151,7 @@ def entry_of(folder: Path, command: str) -> Entry:
     """What an index says of an artifact in a folder."""
     card = json.loads((folder / "card.json").read_bytes())
     listed = ["card.json", *card["files"]]
-    row = next((row for key, row in sorted(card["scores"].items()) if key.startswith("distilled/")), {})
+    row: dict[str, Any] = next((row for key, row in sorted(card["scores"].items()) if key.startswith("distilled/")), {})
     return Entry(
         name=folder.name,
         bytes=sum((folder / name).stat().st_size for name in listed),

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd import plugins
+from rayd.choices import plugins
 from rayd.errors import refuse
 from rayd.schema import DERIVED, read
 

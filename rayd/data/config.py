@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
-from rayd import plugins
+from rayd.choices import plugins
 from rayd.errors import refuse
 from rayd.schema import DERIVED, read
 

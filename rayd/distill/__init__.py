@@ -13,6 +13,6 @@ codec      what codec families share: units, labels, a start
 classwise  what DC, DM and NCFM share: one class at a time
 """
 
-from rayd.verb import callable_room
+from rayd.choices.verb import callable_room
 
 callable_room(__name__)

@@ -9,6 +9,6 @@ table: a score table as text and HTML
 verdict: what a score table says: the coresets beaten or not, and DD-Ranking's scores
 """
 
-from rayd.verb import callable_room
+from rayd.choices.verb import callable_room
 
 callable_room(__name__)

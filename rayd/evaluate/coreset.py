@@ -43,9 +43,8 @@ def orders(
 
 def in_turn(orders_by_class: list[Tensor], n: int) -> Tensor:
     """n indices, the classes in turn."""
-    longest = max(len(order) for order in orders_by_class)
-    every = [order[i] for i in range(longest) for order in orders_by_class if i < len(order)]
-    return torch.stack(every[:n])
+    places = torch.cat([torch.arange(len(order)) for order in orders_by_class])
+    return torch.cat(orders_by_class)[places.argsort(stable=True)[:n]]
 
 
 def herding(features_ND: Tensor, n: int) -> Tensor:

@@ -17,6 +17,8 @@ from rayd.nets.convnet import NetConfig
 
 STEPS = 1000
 """Of a recipe that names neither steps nor epochs."""
+FEWEST = 2
+"""Networks of a row before the first look at the verdict: fewer have no deviation."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,10 @@ class RecipeConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the networks."""
     seeds: int = 5
-    """Networks of each kind."""
+    """Networks of each row."""
+    until: Literal["seeds", "verdict"] = "seeds"
+    """seeds: every row has so many networks. verdict: every row has two, and one is added at a time to the rows that are
+    compared, until each comparison is decided or they have so many."""
     nets: tuple[NetConfig, ...] = ()
     """Architectures; the run's own where empty."""
 
@@ -102,6 +107,11 @@ class RecipeConfig:
     def of_full(self) -> RecipeConfig:
         """The same for the whole training set."""
         return replace(self, steps=None, epochs=self.full_epochs) if self.full_epochs else self
+
+    @property
+    def looks(self) -> int:
+        """How often a comparison may be looked at before its networks are all there."""
+        return max(1, self.seeds - FEWEST + 1) if self.until == "verdict" else 1
 
     def shortened(self, steps: int) -> RecipeConfig:
         """The same for so many steps."""

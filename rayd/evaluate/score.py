@@ -182,7 +182,8 @@ def _train(
         if many:
             theta, first, second = step(theta, first, second, images, targets, hyper)
         else:
-            theta, first, second = (x[None] for x in step(theta[0], first[0], second[0], images[0], targets[0], hyper))
+            x = images[0].contiguous(memory_format=torch.channels_last)
+            theta, first, second = (t[None] for t in step(theta[0], first[0], second[0], x, targets[0], hyper))
     return theta
 
 
@@ -228,14 +229,17 @@ def step_function(
         return torch.cat([head, tail]), m, v
 
     fn = torch.func.vmap(step, in_dims=(0, 0, 0, 0, 0, None)) if many else step
-    return _compiled(fn) if compile else fn
+    return _compiled(fn, places=(3, 4), dim=int(many)) if compile else fn
 
 
-def _compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled for fixed shapes, with room for all the networks and batches of a cross-architecture table."""
-    optimised = torch.compile(fn, dynamic=False, fullgraph=True)
+def _compiled(fn: Callable[..., Any], places: Sequence[int], dim: int = 0) -> Callable[..., Any]:
+    """Compiled once for batches of every size: dimension `dim` of the tensors at `places`. There is room for all the
+    networks of a cross-architecture table."""
+    optimised = torch.compile(fn, fullgraph=True)
 
     def call(*tensors: Tensor) -> Any:
+        for place in places:
+            torch._dynamo.maybe_mark_dynamic(tensors[place], dim)
         with torch._dynamo.config.patch(recompile_limit=RECOMPILE):
             return optimised(*tensors)
 
@@ -253,16 +257,13 @@ def _forward(config: Any, spec: Spec, precision: str, compile: bool) -> Callable
     def forward(theta_P: Tensor, images: Tensor) -> Tensor:
         return net(theta_P.to(dtype), images.to(dtype)).argmax(1)
 
-    return _compiled(forward) if compile else forward
+    return _compiled(forward, places=(1,)) if compile else forward
 
 
 def _accuracy(net: Net, theta_P: Tensor, test: ImageSet, precision: str, device: torch.device, compile: bool) -> float:
-    full = len(test) >= TEST_BATCH
-    forward = _forward(net.config, net.spec, precision, compile and full and can_compile(device.type))
-    right = 0
+    compile = compile and len(test) >= TEST_BATCH and can_compile(device.type)
+    forward, right = _forward(net.config, net.spec, precision, compile), 0
     for index in torch.arange(len(test)).split(TEST_BATCH):
-        images = test.decode(index)[0].to(device)
-        missing = TEST_BATCH - len(images) if full else 0
-        padded = torch.cat([images, images[:1].expand(missing, *images.shape[1:])]) if missing else images
-        right += int((forward(theta_P, padded)[: len(images)].cpu() == test.classes_N[index]).sum())
+        images = test.decode(index)[0].to(device).contiguous(memory_format=torch.channels_last)
+        right += int((forward(theta_P, images).cpu() == test.classes_N[index]).sum())
     return right / len(test)

@@ -18,34 +18,48 @@ from typing import Any
 
 from rayd.errors import refuse
 from rayd.evaluate.row import RowName
-from rayd.stats import difference
+from rayd.numbers import difference
+
+Row = Mapping[str, Any]
 
 
-def concluded(rows: Sequence[Mapping[str, Any]], net: str) -> dict[str, Any]:
+def concluded(rows: Sequence[Row], net: str, looks: int = 1) -> dict[str, Any]:
     """What the rows of the first network say."""
     first = [row for row in rows if row["net"] == net]
-    return {"verdict": verdict(first), "robust": robust({row["set"]: row["mean"] for row in first})}
+    return {"verdict": verdict(first, looks), "robust": robust({row["set"]: row["mean"] for row in first})}
 
 
-def verdict(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def verdict(rows: Sequence[Row], looks: int = 1) -> dict[str, Any]:
     """Does it beat the coreset? yes: better than each, by more than chance; no: one is better by more than chance.
 
     Welch's interval of the difference, 95 %. Asked at equal floats and at equal bytes; overall is yes only if both are.
+    Where networks were added after each of several looks, the 95 % are those of all looks together (rayd.numbers).
     """
-    distilled = next((row for row in rows if row["set"] == "distilled"), None)
     words: dict[str, list[str]] = {"floats": [], "bytes": []}
     why = []
-    for row in rows:
+    for distilled, row in compared(rows):
         name = RowName.parse(row["set"])
-        if distilled is None or not name.is_coreset or name.way:
-            continue
-        gap, wide = difference(distilled, row)
+        gap, wide = difference(distilled, row, looks)
         word = "yes" if gap - wide > 0 else "no" if gap + wide < 0 else "undecided"
         words["floats" if name.budget == "floats" else "bytes"].append(word)
-        why.append(f"{name}: {100 * gap:+.1f} points (95 % ± {100 * wide:.1f}): {word}")
+        over = f" over {looks} looks" if looks > 1 else ""
+        why.append(f"{name}: {100 * gap:+.1f} points (95 % ± {100 * wide:.1f}{over}): {word}")
     by_budget = {budget: worst(verdicts) for budget, verdicts in words.items()}
     overall = worst([word for word in by_budget.values() if word != "not asked"])
     return {**by_budget, "overall": overall, "why": why}
+
+
+def compared(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """The set's own row beside each of the coresets'."""
+    own = [row for row in rows if row["set"] == "distilled"]
+    names = [(row, RowName.parse(row["set"])) for row in rows]
+    return [(own[0], row) for row, name in names if own and name.is_coreset and not name.way]
+
+
+def undecided(rows: Sequence[Row], looks: int) -> set[str]:
+    """Rows whose comparison may go either way: those that another network is worth adding to."""
+    pairs = [(pair, difference(*pair, looks)) for pair in compared(rows)]
+    return {row["set"] for pair, (gap, wide) in pairs if abs(gap) <= wide for row in pair}
 
 
 def worst(words: Sequence[str]) -> str:

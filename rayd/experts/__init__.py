@@ -10,6 +10,6 @@ index       the manifest: a row for every snapshot
 buffer      the buffer, written shard by shard, read by row
 """
 
-from rayd.verb import callable_room
+from rayd.choices.verb import callable_room
 
 callable_room(__name__)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayd.errors import Failed, Refused, refuse
+from rayd.errors import Failed, Refused, Transient, refuse
 from rayd.experts.index import read_index, write_manifest
 from rayd.experts.shards import (
     DTYPES,
@@ -26,8 +26,10 @@ from rayd.experts.shards import (
     check_size,
     committed,
     differences,
+    marker_names,
     read_commits,
     read_head,
+    read_marker,
     refuse_other,
     refuse_unmarked,
     remedy,
@@ -168,10 +170,13 @@ def verify(store: Store | str) -> list[str]:
     store = store if isinstance(store, Store) else Store(store)
     head, sizes = read_head(store), store.sizes("experts-")
     faults: list[str] = []
-    for commit in read_commits(store, sizes, strict=False):
+    for name in marker_names(sizes):
         try:
+            commit = Commit(name, read_marker(store, f"{name}.json"))
             check_size(store, commit, sizes.get(commit.tar))
             refuse_other(store, commit.marker["fingerprint"], head["fingerprint"], f"{commit.name}.json")
+        except Transient:
+            raise
         except (Failed, Refused) as error:
             faults.append(str(error))
             continue

@@ -259,19 +259,23 @@ def check_size(store: Store, commit: Commit, size: int | None) -> None:
         )
 
 
-def read_commits(store: Store, sizes: Mapping[str, int] | None = None, *, strict: bool = True) -> list[Commit]:
-    """Every committed shard; `strict` refuses shards without a marker, and markers of other shards or other runs."""
+def marker_names(sizes: Mapping[str, int]) -> list[str]:
+    """Of the shards that have a marker."""
+    return [name.removesuffix(".json") for name in sizes if name.endswith(".json") and ".failed." not in name]
+
+
+def read_commits(store: Store, sizes: Mapping[str, int] | None = None) -> list[Commit]:
+    """Every committed shard; refused are shards without a marker, and markers of other shards or other runs."""
     sizes = store.sizes("experts-") if sizes is None else sizes
-    names = [name.removesuffix(".json") for name in sizes if name.endswith(".json") and ".failed." not in name]
+    names = marker_names(sizes)
     with ThreadPoolExecutor(READERS) as pool:
         markers = list(pool.map(lambda name: read_marker(store, f"{name}.json"), names))
     commits = [Commit(name, marker) for name, marker in zip(names, markers, strict=True)]
-    if strict:
-        head = read_head(store)
-        for commit in commits:
-            check_size(store, commit, sizes.get(commit.tar))
-            refuse_other(store, commit.marker["fingerprint"], head["fingerprint"], f"{commit.name}.json")
-        refuse_unmarked(store, sizes)
+    head = read_head(store)
+    for commit in commits:
+        check_size(store, commit, sizes.get(commit.tar))
+        refuse_other(store, commit.marker["fingerprint"], head["fingerprint"], f"{commit.name}.json")
+    refuse_unmarked(store, sizes)
     return commits
 
 

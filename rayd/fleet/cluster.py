@@ -14,17 +14,18 @@ import ray
 import torch
 from ray._private.label_utils import validate_label_selector
 from ray._private.utils import read_ray_address
+from ray.exceptions import AuthenticationError
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from rayd.config.scale import ScaleConfig
 from rayd.errors import Refused, refuse
 from rayd.fleet.policy import Resources, capacity, matches, shortfall
-from rayd.scale import ScaleConfig
+from rayd.machine import __version__
 from rayd.store import Store
-from rayd.version import VERSION
 
 log = logging.getLogger(__name__)
 
-PLACED_SECONDS = 8.0
+PLACED_SECONDS = 7.0
 """How long nodes may take to show up before a placement is called impossible."""
 CONNECT_SECONDS = 5.0
 OBJECT_STORE = 150 * 2**20
@@ -55,6 +56,9 @@ def start(scale: ScaleConfig) -> None:
         ray.init(address=address, **quiet)
     except ConnectionError as error:
         raise refusal from error
+    except AuthenticationError as error:
+        do = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token to the cluster's own"
+        raise Refused(f"scale=cluster: the cluster at {address} does not take this token; {do}") from error
 
 
 def listens(address: str) -> bool:
@@ -113,7 +117,7 @@ def require(
             if wait > 0 and request is None:
                 log.info("waiting up to %.0f s for nodes: %s", wait, why)
                 labels = [selector] * count if selector else None
-                request = placement_group([dict(need)] * count, bundle_label_selector=labels)  # type: ignore[arg-type]
+                request = placement_group([dict(need)] * count, bundle_label_selector=labels)
             if time.monotonic() - began > max(wait, PLACED_SECONDS):
                 do = "Lower scale.gpus, scale.cpus, scale.actors or scale.workers, or add nodes"
                 hint = (
@@ -140,7 +144,7 @@ def draining() -> set[str]:
 
 def versions() -> dict[str, str]:
     """What must be equal everywhere for the same bytes. Builds of torch for CPU and CUDA share their Python code."""
-    return {"rayd": VERSION, "torch": torch.__version__.partition("+")[0], "python": platform.python_version()}
+    return {"rayd": __version__, "torch": torch.__version__.partition("+")[0], "python": platform.python_version()}
 
 
 def same_versions(theirs: Mapping[str, str], ours: Mapping[str, str], where: str) -> None:

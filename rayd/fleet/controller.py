@@ -10,8 +10,9 @@ from typing import Any
 
 import ray
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.controller.state import RunningState
 
-from rayd.fleet.monitor import Member
+from rayd.fleet.monitor import CONTROLLER, Member
 from rayd.fleet.watch import Pulse
 
 
@@ -19,7 +20,7 @@ class ControllerBeats(ControllerCallback, WorkerGroupCallback):
     """It beats with every poll of its workers, and may take as long as any start-up to place them."""
 
     def __init__(self, pulse: Pulse, group: str) -> None:
-        self.pulse, self.group = pulse, f"{group} controller"
+        self.pulse, self.group = pulse, f"{group}{CONTROLLER}"
         self.sent = 0.0
 
     def after_controller_start(self, train_run_context: Any) -> None:
@@ -28,7 +29,7 @@ class ControllerBeats(ControllerCallback, WorkerGroupCallback):
         self.monitor.begin.remote(self.group, self.member, self.pulse.startup, {})
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        self._beat(self.pulse.startup)
+        self._beat(self.pulse.beat if isinstance(current_state, RunningState) else self.pulse.startup)
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         if time.monotonic() - self.sent > 1.0:

@@ -24,19 +24,20 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 from ray.util.metrics import Gauge
 
 from rayd.config import Run
+from rayd.config.scale import ScaleConfig
 from rayd.distill.loop import Step, identity
 from rayd.errors import Failed, Refused, Transient, refuse
 from rayd.fleet import cluster
 from rayd.fleet.controller import ControllerBeats
 from rayd.fleet.distill_blocks import block_runs, distill_blocks
+from rayd.fleet.monitor import CONTROLLER
 from rayd.fleet.policy import Loss, after_loss
 from rayd.fleet.tasks import first_line
 from rayd.fleet.watch import Pulse, Watch, beating
 from rayd.machine import ONE_ARENA, beat
-from rayd.readable import duration
+from rayd.numbers import duration
 from rayd.run import distill as run_distill
 from rayd.run.agreement import AllReduce
-from rayd.scale import ScaleConfig
 from rayd.schema import parse, to_dict
 from rayd.store import Lease, Store
 
@@ -156,6 +157,7 @@ def trainer(
     """The Train job of a run: workers, limits, and no checkpoints of its own."""
     scale = run.scale
     limits: dict[str, Any] = {"max_failures": scale.max_failures, "controller_failure_limit": 2}
+    labels: dict[str, Any] = {"label_selector": scale.selector(stage) or None}
     settings: dict[str, Any] = {
         "callbacks": [*callbacks, ControllerBeats(pulse, group)],
         "failure_config": FailureConfig(**limits),
@@ -168,7 +170,7 @@ def trainer(
             num_workers=scale.workers,
             use_gpu=scale.gpus > 0,
             resources_per_worker=cluster.bundle(scale),
-            label_selector=scale.selector(stage) or None,
+            **labels,
         ),
         torch_config=TorchConfig(timeout_s=int(scale.timeout)),
         run_config=RunConfig(
@@ -205,7 +207,7 @@ def _fit(run: Run, watch: Watch) -> None:
             trainer(run, watch.pulse, GROUP, max(FEW, run.method.steps // REPORTS)).fit()
             return
         except RayActorError as error:
-            why = watch.why(f"{GROUP} controller", first_line(error))
+            why = watch.why(f"{GROUP}{CONTROLLER}", first_line(error))
             decision = after_loss("the controller of the workers", Loss.DIED, attempt, limit, why)
             log.warning("%s", decision.reason)
             watch.record("lost", decision.reason)

@@ -40,6 +40,8 @@ def birth(pid: int) -> str:
 
 
 UNKNOWN = -1
+CONTROLLER = " controller"
+"""Ends the name of a group that directs others and takes no core of its own."""
 
 
 @dataclass

@@ -31,10 +31,10 @@ def capacity(bundle: Resources, nodes: Sequence[Resources]) -> int:
 
 
 def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
-    """Whether a node with these labels may be taken, as Ray decides it: VALUE, !VALUE, in(A, B), !in(A, B)."""
+    """Whether a node with these labels may be taken, as Ray decides it: VALUE, !VALUE, in(A,B), !in(A,B), without spaces."""
     for key, wanted in selector.items():
         plain = wanted.removeprefix("!")
-        values = [one.strip() for one in plain[3:-1].split(",")] if plain.startswith("in(") else [plain]
+        values = plain[3:-1].split(",") if plain.startswith("in(") else [plain]
         if (labels.get(key) in values) == wanted.startswith("!"):
             return False
     return True

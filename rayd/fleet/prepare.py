@@ -14,14 +14,14 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import GetTimeoutError, RayError
 
-from rayd import plugins
+from rayd.choices import plugins
+from rayd.config.scale import ScaleConfig
 from rayd.data.config import DataConfig
 from rayd.data.prepare import ImageShard, Preparation, Wrote
 from rayd.errors import Failed
 from rayd.fleet import cluster
 from rayd.fleet.tasks import first_line, raised
 from rayd.fleet.watch import Pulse, Watch, beating
-from rayd.scale import ScaleConfig
 from rayd.schema import parse, to_dict
 from rayd.store import StoreConfig, configure
 from rayd.store.patience import current

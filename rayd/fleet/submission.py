@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rayd.errors import refuse
+from rayd.machine import __version__
 
 IN_IMAGE = "/srv/rayd"
 """Where the image of infra/Dockerfile has the code."""
-OF_THE_CLUSTER = ("torch", "ray")
-"""Packages that every node has before a job comes."""
+OF_THE_CLUSTER = ("torch", "ray", "rayd")
+"""What every node has before a job comes, and the code itself."""
+JOBS = "jobs"
+"""The extra that every job needs."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,13 @@ class Submission:
         """The entry point, in the folder of the code."""
         return f"cd {IN_IMAGE} && {entrypoint}" if self.env == "image" else entrypoint
 
-    def environment(self, root: Path) -> dict[str, Any]:
-        """The runtime environment as Ray reads it; `root` is the folder that is uploaded."""
+    def environment(self, root: Path | None) -> dict[str, Any]:
+        """The runtime environment as Ray reads it. `root`: the folder that is uploaded; none where rayd is installed."""
         variables: dict[str, Any] = {"env_vars": dict(self.vars)} if self.vars else {}
         if self.env == "image":  # which Ray does not combine with a working_dir
             return {"image_uri": self.image, **variables}
-        packages = {} if self.env == "none" else {self.env: requirements(self.extras, root)}
-        return {"working_dir": str(root), **packages, **variables}
+        packages: dict[str, Any] = {} if self.env == "none" else {self.env: requirements(self.extras, root)}
+        return {**({"working_dir": str(root)} if root else {}), **packages, **variables}
 
 
 @dataclass(frozen=True)
@@ -71,14 +74,16 @@ class Keys:
     """See submit.address and the others."""
 
 
-def requirements(extras: Sequence[str], root: Path) -> list[str]:
+def requirements(extras: Sequence[str], root: Path | None) -> list[str]:
     """The dependencies of pyproject.toml and of its extras, but for what a cluster has, at the tested versions."""
+    if root is None:
+        return [f"rayd[{','.join((JOBS, *extras))}]=={__version__}"]
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
     for extra in extras:
         if extra not in optional:
             raise refuse("submit.extras", extra, " | ".join(optional))
-    wanted = [*project["dependencies"], *(one for extra in extras for one in optional[extra])]
+    wanted = [*project["dependencies"], *(one for extra in (JOBS, *extras) for one in optional[extra])]
     pins = [line.split("==") for line in (root / "constraints.txt").read_text().splitlines() if "==" in line]
     tested = {name: version for name, version in pins}
     names = {re.split(r"[\[<>=~! ]", one)[0]: one for one in wanted}

@@ -18,7 +18,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from rayd.errors import Failed, Refused, refuse
 from rayd.fleet.tasks import first_line
-from rayd.readable import size_text
+from rayd.numbers import size_text
 
 AGAIN = 60.0
 """Seconds for which a job server that does not answer is asked again: a port that is forwarded comes back by itself."""

@@ -21,16 +21,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayd import machine
+from rayd.config.scale import ScaleConfig
 from rayd.errors import Failed
 from rayd.fleet.cluster import draining, same_versions, versions
-from rayd.fleet.monitor import Member, Monitor, birth
+from rayd.fleet.monitor import CONTROLLER, Member, Monitor, birth
 from rayd.fleet.policy import Beat, hung
-from rayd.scale import ScaleConfig
 from rayd.store import Store
 
 log = logging.getLogger(__name__)
@@ -146,6 +146,8 @@ class Watch:
         self._lines = self._store.read(EVENTS).decode().splitlines() if self._store.exists(EVENTS) else []
         self._spent: dict[str, float] = self._store.facts(WORK).get("seconds", {})
         self._beats: list[dict[str, Any]] = []
+        own = Member.here()
+        self.record("stage", "", host=own.host, pid=own.pid, node=own.node, group="driver")
         self._written = self._noted = self._looked = time.monotonic()
         self._asked = -DRAINS_EVERY
         self._oldest = Gauge("rayd_beat_age_seconds", "Age of the oldest beat of a stage", tag_keys=("stage",))
@@ -164,6 +166,10 @@ class Watch:
         self._beats = []
         self._write()
         ray.kill(self._monitor)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles whatever it calls in the driver, and never reads it back."""
+        return {}
 
     def record(self, kind: str, text: str, **more: Any) -> None:
         """An event of the driver's own."""
@@ -217,7 +223,8 @@ class Watch:
             for group in {beat.group for beat, _ in looked if beat.note}:
                 log.info("%s  %s", group, self.notes.get(group, ""))
         passed, self._looked = time.monotonic() - self._looked, time.monotonic()
-        self._spent[self.stage] = self._spent.get(self.stage, 0.0) + passed * len(looked)
+        working = sum(not beat.group.endswith(CONTROLLER) for beat, _ in looked)
+        self._spent[self.stage] = self._spent.get(self.stage, 0.0) + passed * working
         self._beats = [{**asdict(beat), "host": member.host, "pid": member.pid} for beat, member in looked]
         stale = set(hung([beat for beat, _ in looked]))
         for beat, member in looked:
@@ -229,9 +236,14 @@ class Watch:
         there = NodeAffinitySchedulingStrategy(member.node, soft=False)
         task: Any = ray.remote(_kill).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
         reason = f"no beat for {beat.age:.0f} s, more than {beat.allowed:g} s; the last was '{beat.note}'"
-        ran, self.ended[beat.group] = False, reason
-        with contextlib.suppress(RayError):  # with its node, the process is gone too
+        self.ended[beat.group] = reason
+        try:
             ran = ray.get(task.remote(member), timeout=ANSWER)
+        except GetTimeoutError:  # a busy node: the next look tries again
+            self.ended.pop(beat.group, None)
+            return
+        except RayError:  # with its node, the process is gone too
+            ran = False
         self._monitor.end.remote(beat.group, member)
         if not ran:
             self.ended.pop(beat.group, None)

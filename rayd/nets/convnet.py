@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rayd import plugins
+from rayd.choices import plugins
 from rayd.data.images import Spec
 from rayd.errors import refuse
 from rayd.nets.layers import Moments, Net, NetLayout, Scope, Side, halve

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rayd.readable import size_text
+from rayd.numbers import size_text
 from rayd.report.shell import Html
 
 if TYPE_CHECKING:

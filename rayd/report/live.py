@@ -17,13 +17,15 @@ from statistics import fmean
 from typing import Any
 
 from rayd.artifact.png import data_uri
-from rayd.readable import duration, percent, size_text
+from rayd.numbers import duration, percent, size_text
 from rayd.report.shell import Html, page, table, tag
 from rayd.store import Store
 
 STALE = 90.0
 """Seconds after which a driver that writes every fifteen is taken to be gone."""
 EVENTS, STARTS = 12, 4
+BEGIN = ("start", "stage")
+"""Events of work that begins: of a process, of a driver."""
 POINTS = 300
 WIDTH, HEIGHT = 640, 170
 
@@ -96,8 +98,8 @@ def look(store: Store, buffer: Store, now: float) -> Live:
         beats=sorted(beats, key=lambda beat: -beat.age),
         written=since,
         spent=_spent(store, steps) | work.get("seconds", {}),
-        events=[event for event in events[::-1] if event["event"] != "start"][:EVENTS],
-        starts=[event for event in events[::-1] if event["event"] == "start"][:STARTS],
+        events=[event for event in events[::-1] if event["event"] not in BEGIN][:EVENTS],
+        starts=[event for event in events[::-1] if event["event"] in BEGIN][:STARTS],
         counts={kind: kinds.count(kind) for kind in sorted(set(kinds))},
         preview=store.read("preview.png") if store.exists("preview.png") else b"",
     )
@@ -174,7 +176,7 @@ def lines(live: Live, rate: float = 0.0) -> list[str]:
     text += [f"events    {', '.join(f'{count} {kind}' for kind, count in live.counts.items()) or 'none'}"]
     if silence(live):
         text += ["", silence(live)]
-    text += ["", *(f"{beat.age:5.0f} s  {beat.group:<14}{beat.where:<22}{beat.note}" for beat in live.beats)]
+    text += ["", *(f"{beat.age:5.0f} s  {beat.group:<20}{beat.where:<22}{beat.note}" for beat in live.beats)]
     text += [
         "",
         *(f"{_when(event)}  {event['event']:<9}{_who(event)}  {event.get('text', '')}" for event in live.events),
@@ -230,7 +232,12 @@ def html(live: Live, rate: float, every: float) -> str:
         sections.append(
             _section(
                 "Images of the last checkpoint",
-                tag("img", src=data_uri(live.preview), alt="images so far", style="width:min(100%,420px)"),
+                tag(
+                    "img",
+                    src=data_uri(live.preview),
+                    alt="images so far",
+                    style="height:360px;max-width:100%;object-fit:contain;object-position:left",
+                ),
             )
         )
     empty = tag("p", "Nobody: no stage runs on Ray now.", class_="empty")

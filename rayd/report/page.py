@@ -14,7 +14,7 @@ from rayd.artifact.load import Artifact
 from rayd.artifact.png import data_uri, png
 from rayd.artifact.png import grid as mosaic
 from rayd.evaluate.row import RowName
-from rayd.readable import duration, size_text
+from rayd.numbers import duration, size_text
 from rayd.report import draw, tables
 from rayd.report.shell import Html, grid, joined, page, table, tag
 

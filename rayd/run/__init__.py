@@ -18,6 +18,6 @@ verify       the claim of an artifact, computed again
 cost         time, memory and bytes, against the plan
 """
 
-from rayd.verb import callable_room
+from rayd.choices.verb import callable_room
 
 callable_room(__name__)

@@ -26,10 +26,10 @@ from rayd.evaluate.score import embedder, evaluate
 from rayd.evaluate.verdict import concluded
 from rayd.machine import device_for
 from rayd.nets.convnet import NetConfig
+from rayd.numbers import summary
 from rayd.run.rows import FEATURE_STEPS
 from rayd.schema import to_dict
 from rayd.seeds import seed_of
-from rayd.stats import summary
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -19,16 +21,24 @@ from rayd.artifact.load import Artifact, load
 from rayd.artifact.write import amend, settle
 from rayd.config import Run
 from rayd.data.load import load as load_data
+from rayd.evaluate.recipe import FEWEST, RecipeConfig
 from rayd.evaluate.row import RowName, image_bytes
 from rayd.evaluate.score import Score, check
-from rayd.evaluate.verdict import concluded
+from rayd.evaluate.verdict import concluded, undecided
+from rayd.numbers import summary
 from rayd.run.rows import CONTROLS, Outcome, RowTask, Scorer, attempt, row_tasks, score_task
 from rayd.run.scores import KEPT, KeptScores
 from rayd.schema import fingerprint, to_dict
-from rayd.stats import summary
 from rayd.store import Store
 
 log = logging.getLogger(__name__)
+
+STOPPING = (
+    "Networks were added one at a time to the rows that are compared, from {fewest} to at most {seeds}, until each "
+    "comparison was decided; the error of 5 % of a comparison is shared among its {looks} looks, so stopping early does "
+    "not raise it. Rows beside the comparison have {fewest}."
+)
+"""What a card says of a verdict under recipe.until=verdict."""
 
 Outcomes = Iterable[tuple[RowTask, Outcome]]
 
@@ -44,19 +54,32 @@ def score(
     artifact = load(store, run.methods)
     check(run.recipe, artifact.step_size, artifact.teacher)
     scorer = Scorer.of(run, uri, artifact)
-    tasks = row_tasks(run, artifact, controls)
-    parts: Outcomes = ((task, attempt(scorer.answer, task)) for task in tasks)
-    if run_tasks:
-        units = [part for task in tasks for part in task.parts(run.scale.gpus)]
-        parts = run_tasks(run, "evaluate", score_task, units, uri)
-    outcomes = list(whole_tasks(tasks, parts))
+
+    def solve(tasks: Sequence[RowTask]) -> Outcomes:
+        """Scores that are kept, and those of the other networks, which are trained here or by the fleet."""
+        kept, missing = list[tuple[RowTask, Outcome]](), list[RowTask]()
+        for task in tasks:
+            scores = scorer.found(task)
+            there = tuple(score.seed for score in scores)
+            kept.append((replace(task, seeds=there), scores))
+            missing.append(replace(task, seeds=tuple(seed for seed in task.seeds if seed not in there)))
+        parts: Outcomes = ((task, attempt(scorer.answer, task)) for task in missing if task.seeds)
+        if run_tasks:
+            units = [part for task in missing if task.seeds for part in task.parts(run.scale.gpus)]
+            parts = run_tasks(run, "evaluate", score_task, units, uri)
+        return whole_tasks(tasks, chain(kept, parts))
+
+    outcomes = list(all_or_enough(run.recipe, row_tasks(run, artifact, controls), solve))
     table = score_table(run, artifact, outcomes, len(scorer.train))
 
     def update(card: Mapping[str, Any], contents: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, bytes]]:
         there = fields.table(contents["controls.json"]) if "controls.json" in contents else {}
         merged = _merged(there, table)
         scores = {f"{row['set']}/{row['net']}/{row['recipe']}": row for row in table["rows"]}
-        claim = {**card["claim"], "verdict": merged["verdict"]["overall"], "why": merged["verdict"]["why"]}
+        verdict = merged["verdict"]
+        claim = {**card["claim"], "verdict": verdict["overall"], "why": verdict["why"]}
+        if merged["looks"] > 1:
+            claim["stopping"] = STOPPING.format(fewest=FEWEST, seeds=run.recipe.seeds, looks=merged["looks"])
         changes = {"scores": {**card["scores"], **scores}, "reads": card["reads"] + 1, "claim": claim}
         return changes, {"controls.json": (json.dumps(merged, indent=1) + "\n").encode()}
 
@@ -67,6 +90,28 @@ def score(
     timing = {"evaluate_s": time.monotonic() - began, "evaluate_peak": peak}
     store.write_json("timing.json", {**store.facts("timing.json"), **timing})
     return table
+
+
+def all_or_enough(
+    recipe: RecipeConfig, tasks: Sequence[RowTask], solve: Callable[[Sequence[RowTask]], Outcomes]
+) -> Outcomes:
+    """Every row with all its networks; or, where the recipe asks so, with as many as the verdict takes."""
+    if recipe.until == "seeds" or not any(task.row.is_coreset for task in tasks):
+        yield from solve(tasks)
+        return
+    first = solve([replace(task, seeds=task.seeds[:FEWEST]) for task in tasks])
+    outcomes = {task: outcome for task, (_, outcome) in zip(tasks, first, strict=True)}
+    for n in range(FEWEST, recipe.seeds):
+        scored = {task: scores for task, scores in outcomes.items() if task.net == 0 and not isinstance(scores, str)}
+        names = undecided([{"set": str(task.row), **_summary(scores)} for task, scores in scored.items()], recipe.looks)
+        going_on = [task for task in scored if str(task.row) in names]
+        log.info("evaluate  %d networks of a row: %d rows get another", n, len(going_on))
+        if not going_on:
+            break
+        more = solve([replace(task, seeds=task.seeds[n : n + 1]) for task in going_on])
+        for task, (_, outcome) in zip(going_on, more, strict=True):
+            outcomes[task] = outcome if isinstance(outcome, str) else [*scored[task], *outcome]
+    yield from outcomes.items()
 
 
 def rows_asked(controls: bool | Sequence[str], own: Iterable[str] = ()) -> tuple[str, ...]:
@@ -86,7 +131,7 @@ def is_scored(run: Run, uri: str, controls: Sequence[str]) -> bool:
     if not store.exists("controls.json"):
         return False
     table = fields.table(store.read("controls.json"))
-    if table["recipe"] != to_dict(run.recipe):
+    if {"until": "seeds", **table["recipe"]} != to_dict(run.recipe):
         return False
     whole = set(controls) <= {row["set"] for row in table["rows"]} | set(table["skipped"])
     if whole and store.list(KEPT):
@@ -101,7 +146,9 @@ def _merged(there: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any
     net, skipped = table["nets"][0], {**there["skipped"], **table["skipped"]}
     rows = {(row["set"], row["net"]): row for part in (there, table) for row in part["rows"]}
     skipped = {name: reason for name, reason in skipped.items() if (name, net) not in rows}
-    return {**table, "rows": list(rows.values()), "skipped": skipped, **concluded(list(rows.values()), net)}
+    looks = max(there.get("looks", 1), table["looks"])
+    return {**table, "rows": list(rows.values()), "skipped": skipped, "looks": looks,
+            **concluded(list(rows.values()), net, looks)}  # fmt: skip
 
 
 def whole_tasks(tasks: Sequence[RowTask], parts: Outcomes) -> Iterator[tuple[RowTask, Outcome]]:
@@ -122,10 +169,15 @@ def whole_tasks(tasks: Sequence[RowTask], parts: Outcomes) -> Iterator[tuple[Row
             yield task, scored if reason is None else reason
 
 
+def _summary(scores: Sequence[Score]) -> dict[str, Any]:
+    return summary([score.accuracy for score in scores])
+
+
 def score_table(run: Run, artifact: Artifact, outcomes: Outcomes, whole: int) -> dict[str, Any]:
     """Rows with mean, std, n and interval, the rows left out and why, and the verdict. Nothing here depends on time."""
     nets = [net.name + (f"-w{net.width}" if net.width else "") for net in run.recipe.nets or (run.net,)]
-    protocol = fingerprint({"recipe": to_dict(run.recipe), "nets": nets, "data": run.data.name})[:12]
+    recipe = {key: value for key, value in to_dict(run.recipe).items() if key != "until"}
+    protocol = fingerprint({"recipe": recipe, "nets": nets, "data": run.data.name})[:12]
     ledger = artifact.card["ledger"]
     rows: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
@@ -142,11 +194,12 @@ def score_table(run: Run, artifact: Artifact, outcomes: Outcomes, whole: int) ->
         what = {"set": str(row), "view": view, "budget": row.budget, "images": images, "bytes": size}
         how = {"net": nets[task.net], "recipe": run.recipe.name, "protocol": protocol}
         seeds = {"seed_list": [score.seed for score in outcome]}
-        rows.append({**what, **how, **seeds, **summary([score.accuracy for score in outcome])})
+        rows.append({**what, **how, **seeds, **_summary(outcome)})
     return {
         "rows": rows,
         "skipped": skipped,
-        **concluded(rows, nets[0]),
+        **concluded(rows, nets[0], run.recipe.looks),
+        "looks": run.recipe.looks,
         "protocol": protocol,
         "recipe": to_dict(run.recipe),
         "nets": nets,

@@ -34,7 +34,7 @@ from rayd.machine import (
     versions,
 )
 from rayd.nets.convnet import Net
-from rayd.readable import size_text
+from rayd.numbers import size_text
 from rayd.run.assemble import buffer_identity, last_matched
 from rayd.run.cost import account
 from rayd.run.progress import Built, Progress

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from rayd.choices.plugins import source_hash
 from rayd.config import Run
 from rayd.data.images import Splits
 from rayd.errors import Refused
 from rayd.machine import can_compile
-from rayd.plugins import source_hash
 
 
 def surroundings_identity(run: Run, splits: Splits, device: torch.device) -> dict[str, Any]:

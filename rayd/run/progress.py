@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rayd.readable import size_text
+from rayd.numbers import size_text
 
 
 @dataclass(frozen=True)

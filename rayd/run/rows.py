@@ -24,7 +24,7 @@ from rayd.data.load import load as load_data
 from rayd.data.sources.decode import decompressed, jpeg
 from rayd.errors import Failed, Refused, Transient, refuse
 from rayd.evaluate import coreset
-from rayd.evaluate.batches import BLOCK, ImageSet
+from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.row import LABEL_BYTES, RowName, image_bytes
 from rayd.evaluate.score import Score, embedder, evaluate
 from rayd.machine import device_for
@@ -32,7 +32,7 @@ from rayd.nets.convnet import Net
 from rayd.run.assemble import assemble
 from rayd.run.compressed import strongest
 from rayd.run.recorder import VALIDATION_IMAGES, VALIDATION_SHARE
-from rayd.run.scores import KeptScores
+from rayd.run.scores import CONTROL_SEED, ControlScores, KeptScores
 from rayd.schema import parse, to_dict
 from rayd.seeds import seed_of
 from rayd.store import Store
@@ -71,6 +71,7 @@ class Scorer:
         self.splits = splits or load_data(run.data)
         self.device = device_for(run.scale.gpus)
         self.kept = KeptScores(store, run, artifact, self.splits) if store is not None else None
+        self.shared = ControlScores(run, artifact, self.splits) if store is not None else None
         self._orders: dict[tuple[str, int], list[Tensor]] = {}
         self._best: dict[str, ImageSet] = {}
         if self.train.spec != artifact.spec or self.train.classes != artifact.classes:
@@ -90,20 +91,27 @@ class Scorer:
     def nets(self) -> list[Net]:
         return [config.build(self.artifact.spec) for config in self.recipe.nets or (self.run.net,)]
 
+    def found(self, task: RowTask) -> list[Score]:
+        """Scores that are there: of an evaluation that was interrupted, or of controls that another run scored."""
+        kept = self._keeper(task.row)
+        scores = [kept.find(task.row, task.net, seed) for seed in task.seeds] if kept else []
+        return [score for score in scores if score is not None]
+
+    def _keeper(self, row: RowName) -> KeptScores | ControlScores | None:
+        return self.shared if self.shared and self.shared.holds(row) else self.kept
+
     def answer(self, task: RowTask) -> list[Score]:
-        """Scores on the test set. Each is kept as it comes, and taken from there if the evaluation was interrupted."""
-        row, net = task.row, task.net
-        scores = {seed: self.kept.find(row, net, seed) if self.kept else None for seed in task.seeds}
-        missing = [seed for seed, score in scores.items() if score is None]
+        """Scores on the test set. Each is kept as it comes, and taken from there if it is there."""
+        row, net, kept = task.row, task.net, self._keeper(task.row)
+        scores = {score.seed: score for score in self.found(task)}
+        missing = [seed for seed in task.seeds if seed not in scores]
         source: ImageSet | None = None
         for seeds in self._groups(row, missing):
             if source is None or row.kind == "random":  # of which each network draws its own images
                 source = self.source(row, seeds[0]).resident(self.device)
             for score in self._evaluate(task, source, seeds):
-                scores[score.seed] = score
-                if self.kept:
-                    self.kept.keep(row, net, score)
-        return [score for score in scores.values() if score is not None]
+                scores[score.seed] = kept.keep(row, net, score) if kept else score
+        return [scores[seed] for seed in task.seeds]
 
     def _groups(self, row: RowName, seeds: list[int]) -> list[list[int]]:
         """Networks that are trained at once: on a GPU all that see the same images."""
@@ -161,7 +169,7 @@ class Scorer:
 
     def real(self, row: RowName, seed: int) -> Images:
         """The real images of a control."""
-        order = self._order(row.kind, seed if row.kind == "random" else self.run.seed)
+        order = self._order(row.kind, seed if row.kind == "random" else CONTROL_SEED)
         floats, size, spec = self.artifact.ledger["floats"], self.artifact.ledger["bytes"], self.artifact.spec
         if row.budget == "jpeg":
             return self._as_jpeg(coreset.in_turn(order, len(self.train)), size)
@@ -185,20 +193,21 @@ class Scorer:
         """Embeddings by a network trained on the training set."""
         net, source = self.nets[0], ImageSet.of(self.train, self.transform)
         recipe = self.recipe.shortened(min(FEATURE_STEPS, source.length(self.recipe).steps))
-        return embedder(recipe, net, source, seed_of(self.run.seed, "features"), self.device)
+        return embedder(recipe, net, source, seed_of(CONTROL_SEED, "features"), self.device)
 
     @cached_property
     def _codec(self) -> Any:
         return copy.deepcopy(self.artifact.codec).to(self.device)
 
-    @torch.no_grad()
     def _rounded(self) -> ImageSet:
-        """As 8-bit images, a quarter of their size until a batch of them is asked for."""
+        """Rounded to 8 bits as they are decoded."""
         decoded, inverse = ImageSet.of(self._codec), self.transform.inverse
-        blocks = (decoded.decode(index) for index in torch.arange(len(decoded)).split(BLOCK))
-        parts = [(quantise(inverse(images.float())), targets.float()) for images, targets in blocks]
-        pixels, targets = (torch.cat(part) for part in zip(*parts, strict=True))
-        return replace(decoded, decode=lambda index_N: (self.transform(pixels[index_N]), targets[index_N]))
+
+        def decode(index_N: Tensor) -> tuple[Tensor, Tensor]:
+            images, targets = decoded.decode(index_N)
+            return self.transform(quantise(inverse(images.float()))), targets
+
+        return replace(decoded, decode=decode)
 
     @cached_property
     def _teacher(self) -> tuple[Net, Tensor] | None:
@@ -227,12 +236,17 @@ def rows_of(run: Run, artifact: Artifact, controls: Sequence[str]) -> list[RowNa
 
 
 def row_tasks(run: Run, artifact: Artifact, controls: Sequence[str]) -> list[RowTask]:
-    """Every row under the first network; the set itself and random images of its floats under the others."""
-    seeds = tuple(seed_of(run.seed, "score", i) for i in range(run.recipe.seeds))
+    """Every row under the first network; the set itself and random images of its floats under the others.
+
+    Controls have the same networks whatever the run's seed, so that the next one finds their scores.
+    """
+    own, shared = (
+        tuple(seed_of(seed, "score", i) for i in range(run.recipe.seeds)) for seed in (run.seed, CONTROL_SEED)
+    )
     cross = [RowName("distilled"), *([RowName("random", "floats")] if controls else [])]
     plan = [(row, 0) for row in rows_of(run, artifact, controls)]
     plan += [(row, net) for net in range(1, len(run.recipe.nets)) for row in cross]
-    return [RowTask(row, net, seeds) for row, net in plan]
+    return [RowTask(row, net, shared if row.is_coreset or row.kind == "full" else own) for row, net in plan]
 
 
 def attempt(answer: Callable[[RowTask], list[Score]], task: RowTask) -> Outcome:

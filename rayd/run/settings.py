@@ -13,6 +13,7 @@ from typing import Any
 
 from rayd.data.config import DataConfig
 from rayd.data.remarks import UNEVEN
+from rayd.data.sources.formats import place
 from rayd.data.survey import Survey, quick_survey
 from rayd.schema import parse
 
@@ -52,6 +53,9 @@ def follow(mapping: Mapping[str, Any], keys: Collection[str], own: bool) -> tupl
     data, method, scale = (mapping.get(part) or {} for part in ("data", "method", "scale"))
     if not isinstance(data, Mapping) or not (own or data.get("name") == "folder"):
         return ()
+    path, submitted = data.get("path"), isinstance(scale, Mapping) and scale.get("name") == "cluster"
+    if submitted and path is not None and place(str(path)) is None:
+        return ()  # a command is read where it is submitted too, which need not see the data
     survey = quick_survey(parse(DataConfig, data, "data"))
     objective = method.get("objective") if isinstance(method, Mapping) else None
     name = objective.get("name") if isinstance(objective, Mapping) else None

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from rayd import plugins
 from rayd.artifact.load import Artifact, load, quantise
 from rayd.artifact.png import unpng
 from rayd.artifact.write import preview_grid
+from rayd.choices import plugins
 from rayd.config import Run, run_of_card
 from rayd.data.images import Splits
 from rayd.data.load import load as load_data
@@ -22,9 +22,9 @@ from rayd.distill.budget import Ledger, Stored
 from rayd.errors import Refused
 from rayd.evaluate.recipe import RecipeConfig
 from rayd.evaluate.row import RowName
+from rayd.numbers import summary
 from rayd.run.rows import RowTask, Scorer
 from rayd.schema import parse
-from rayd.stats import summary
 from rayd.store import Store
 
 NEAR = 1e-4

@@ -8,9 +8,9 @@ lock.py        locked(path): one process of a machine at a time
 lease.py       Lease: the one writer of a folder, with a heartbeat
 """
 
-from rayd.store.files import within
+from rayd.store.files import beside, within
 from rayd.store.folder import Store, differing
 from rayd.store.lease import Lease
 from rayd.store.patience import StoreConfig, configure
 
-__all__ = ["Lease", "Store", "StoreConfig", "configure", "differing", "within"]
+__all__ = ["Lease", "Store", "StoreConfig", "beside", "configure", "differing", "within"]

@@ -34,6 +34,13 @@ def within(uri: str, name: str) -> str:
     return f"{base.rstrip('/')}/{name}{question}{query}"
 
 
+def beside(uri: str, name: str) -> str:
+    """The URI of `name` in the folder that holds this one; in it, where that is a bucket."""
+    base, question, query = uri.partition("?")
+    parent, slash, _ = base.rstrip("/").rpartition("/")
+    return within(uri, name) if parent.endswith("/") else f"{parent}{slash}{name}{question}{query}"
+
+
 def open_filesystem(uri: str, field: str = "uri") -> tuple[Any, str, StoreConfig]:
     """pyarrow's file system of a URI, the path in it, and how long it is waited for."""
     import pyarrow

@@ -23,6 +23,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from rayd.config import Run
+from rayd.config.scale import ScaleConfig
 from rayd.data.builder import cache_folder
 from rayd.data.images import Spec
 from rayd.data.load import load as load_data
@@ -30,8 +31,7 @@ from rayd.distill.unroll import Inner, cross_entropy
 from rayd.errors import Failed, Refused
 from rayd.machine import arithmetic, can_compile, device_kind, driver, free_memory, use_threads, versions
 from rayd.nets.convnet import NetConfig
-from rayd.readable import size_text
-from rayd.scale import ScaleConfig
+from rayd.numbers import size_text
 from rayd.seeds import generator
 from rayd.store import Store
 

@@ -16,7 +16,7 @@ from rayd.errors import Refused
 from rayd.methods import CODECS
 from rayd.run.verify import verify
 from rayd.store import Store
-from tests.support.runs import an_artifact, small_run
+from tests.support.runs import TABLE, an_artifact, small_run
 from tests.support.worlds import TinyPixels, tiny
 
 
@@ -107,8 +107,11 @@ def test_foreign_newer_and_missing_are_refused(tmp_path):
 
 def test_scores_are_amended_and_the_card_stays_whole(tmp_path):
     folder = saved(tmp_path)
-    score = {"recipe": "plain", "mean": 0.5, "std": 0.01, "n": 5, "ci95": 0.012, "view": "exact"}
-    changes, added = {"scores": {"plain": score}, "reads": 1}, {"controls.json": b"{}"}
+    score = {
+        "set": "distilled", "recipe": "plain", "net": "n", "mean": 0.5, "std": 0.01, "n": 5, "ci95": 0.012, "view": "exact",
+        "images": 6, "bytes": 100, "seed_list": [1],
+    }  # fmt: skip
+    changes, added = {"scores": {"plain": score}, "reads": 1}, {"controls.json": json.dumps(TABLE).encode()}
     write.amend(Store(folder), lambda card, contents: (changes, added))
     card = load.load(folder).card
     assert (

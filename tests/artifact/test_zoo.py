@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import http.server
 import json
 import shutil
@@ -131,3 +132,26 @@ def test_another_set_under_a_name_of_ours_is_refused(base: Path, monkeypatch: py
     listed(base, name="mine", sha256=known)
     shutil.move(base / NAME, base / "mine")
     assert len(rayd.load("zoo:mine")) == 1760
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["{", "{}", "[1]", '[{"name": "x"}]', "[" * 5000, '[{"name": "x", "bytes": 1, "sha256": 2, "command": ""}]'],
+)
+def test_an_index_that_is_none_is_refused(index: str, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYD_ZOO", str(base))
+    (base / "index.json").write_text(index)
+    with pytest.raises(Refused, match=r"index\.json"):
+        rayd.load("zoo:x")
+
+
+def test_a_card_that_is_none_is_refused(web: str, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an index that lists it, hash and all."""
+    monkeypatch.setenv("RAYD_ZOO", web)
+    for card in ("{}", '{"files": {"../x": ""}}', "[]"):
+        (base / "mine").mkdir(exist_ok=True)
+        (base / "mine" / "card.json").write_text(card)
+        listed(base, name="mine", sha256=hashlib.sha256(card.encode()).hexdigest())
+        with pytest.raises(Refused, match=r"card\.json"):
+            rayd.load("zoo:mine")
+        shutil.copy(zoo.OURS / "index.json", base / "index.json")

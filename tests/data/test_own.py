@@ -132,10 +132,15 @@ def test_a_layout_is_found_and_read(make: Callable[[Path], None], tmp_path: Path
     assert min(torch.bincount(loaded.test.labels_N, minlength=3).tolist()) >= 1, "every class is tested"
 
 
-def test_a_file_can_be_named_itself(tmp_path: Path) -> None:
+def test_a_file_can_be_named_itself_whatever_lies_beside_it(tmp_path: Path) -> None:
     npz(tmp_path / "set")
-    table_in_parquet(tmp_path / "set" / "other")
+    plain(tmp_path / "set", {"a": 3, "b": 3}, (8, 8))
+    table_in_parquet(tmp_path / "other")
+    (tmp_path / "other" / "labels.parquet").rename(tmp_path / "set" / "labels.parquet")
     assert len(load(own(tmp_path / "set" / "set.npz")).train) == 12
+    table_in_parquet(tmp_path / "set" / "pictures")
+    loaded = load(own(tmp_path / "set" / "pictures" / "labels.parquet"))
+    assert len(loaded.train) + len(loaded.test) == 12 and len(loaded.train.classes) == 3
 
 
 def test_a_table_says_what_it_lacks(tmp_path: Path) -> None:
@@ -165,7 +170,7 @@ def test_tensors_that_are_no_images_are_refused(images: Any, labels: Any, says: 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", images=np.zeros((4, 8, 8)), labels=np.array([{}, {}, {}, {}]))
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(Refused, match="arrays of numbers or texts"):
         load(own(tmp_path))
     torch.save(torch.zeros(3), tmp_path / "images.pt")
     (tmp_path / "set.npz").unlink()

@@ -90,8 +90,8 @@ def test_bad_files_are_named_and_another_plan_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.ray
 def test_ray_data_writes_the_same_bytes(tmp_path: Path, ray_local: None) -> None:
+    from rayd.config.scale import ScaleConfig
     from rayd.fleet import prepare as fleet
-    from rayd.scale import ScaleConfig
 
     folder_set(tmp_path / "set", 20)
     config = DataConfig(name="folder", path=str(tmp_path / "set"), size=8)

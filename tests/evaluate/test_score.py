@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch._dynamo.testing
 import torch.nn.functional as F
 
 from rayd.data.augment import AugmentConfig
@@ -15,9 +16,9 @@ from rayd.evaluate.batches import ImageSet, batches
 from rayd.evaluate.recipe import Length, RecipeConfig
 from rayd.evaluate.score import evaluate, factor
 from rayd.nets.convnet import NetConfig
+from rayd.numbers import summary
 from rayd.schema import parse, to_dict
 from rayd.seeds import generator
-from rayd.stats import summary
 from tests.support.worlds import TinyPixels, tiny
 
 CPU = torch.device("cpu")
@@ -181,3 +182,16 @@ def test_the_compiled_step_is_the_eager_one():
     fast = evaluate(recipe, net, IMAGES, scorer, TRANSFORM, [0], compile=True)
     slow = evaluate(recipe, net, IMAGES, scorer, TRANSFORM, [0], compile=False)
     assert fast[0].accuracy == pytest.approx(slow[0].accuracy, abs=0.012)
+
+
+def test_one_compilation_serves_batches_of_every_size(monkeypatch):
+    counter, real = torch._dynamo.testing.CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda fn, **keys: real(fn, backend=counter, **keys))
+    torch._dynamo.reset()
+    rayd_score.step_function.cache_clear()
+    rayd_score._forward.cache_clear()
+    for n in (20, 30, 57):
+        evaluate(replace(SHORT, steps=3, batch=64), NET, tiny(n), tiny(600), TRANSFORM, (0, 1), compile=True)
+    rayd_score.step_function.cache_clear()
+    rayd_score._forward.cache_clear()
+    assert counter.frame_count == 2, "the step and the test, once each"

@@ -57,6 +57,7 @@ def test_experts_on_a_storage_that_fails_and_once_is_away(ray_local: None, tmp_p
     assert hashes(run.experts_at) == hashes(quiet.experts_at)
 
 
+@pytest.mark.slow
 def test_a_distillation_on_a_storage_that_fails_and_once_is_away(
     ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

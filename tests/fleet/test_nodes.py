@@ -232,10 +232,15 @@ def test_a_notice_costs_no_failure_and_little_work(name: str) -> None:
         log, at = ground.folder / "job.log", out / "data" if name == "prepare" else out
         with open(log, "w") as file:
             job = ground.start(words, env=env, stdout=file, stderr=subprocess.STDOUT)
-        apart = nodes.ids[1:]
-        until(lambda: any(one["node"] in apart for one in starts(at)) or job.poll() is not None)
+
+        def apart() -> list[dict[str, object]]:
+            """Work on another node than the driver's, and not on the head."""
+            drivers = {one["node"] for one in starts(at, "stage")}
+            return [one for one in starts(at) if one["node"] in nodes.ids[1:] and one["node"] not in drivers]
+
+        until(lambda: bool(apart()) or job.poll() is not None)
         assert job.poll() is None, log.read_text()[-3000:]
-        victim = next(str(one["node"]) for one in starts(at) if one["node"] in apart)
+        victim = str(apart()[0]["node"])
         nodes.notice(nodes.ids.index(victim), 15)
         told = time.time()
         time.sleep(15)
@@ -294,8 +299,8 @@ def test_a_process_that_stands_still_is_ended_and_its_work_done_again(name: str)
             assert scores[0] == scores[1]
 
 
-def starts(out: Path) -> list[dict[str, object]]:
+def starts(out: Path, kind: str = "start") -> list[dict[str, object]]:
     """Beginnings of work, as OUT/events.jsonl has them."""
     path = out / "events.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    return [event for event in map(json.loads, lines) if event["event"] == "start"]
+    return [event for event in map(json.loads, lines) if event["event"] == kind]

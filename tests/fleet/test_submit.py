@@ -74,6 +74,7 @@ def test_runtime_environments_are_rays() -> None:
 
     from rayd.errors import Refused
     from rayd.fleet.submission import Submission
+    from rayd.machine import __version__
 
     def made(**keys: Any) -> dict[str, Any]:
         return dict(RuntimeEnv(**Submission(vars={"RAYD_DATA": "/mnt/data"}, **keys).environment(ROOT)))
@@ -84,6 +85,9 @@ def test_runtime_environments_are_rays() -> None:
         names = {one.split("==")[0] for one in packages}
         assert {"hydra-core", "webdataset", "matplotlib", "optuna"} <= names and not names & {"ray", "torch"}
         assert all("==" in one for one in packages), packages
+    assert Submission(env="uv").environment(None) == {"uv": [f"rayd[jobs,report]=={__version__}"]}, (
+        "an installed rayd uploads nothing"
+    )
     image = Submission(env="image", image="registry.example.com/rayd:0.1.0-cuda")
     assert dict(RuntimeEnv(**image.environment(ROOT))) == {"image_uri": "registry.example.com/rayd:0.1.0-cuda"}
     assert "WORKDIR /srv/rayd" in (ROOT / "infra" / "Dockerfile").read_text()

@@ -78,7 +78,7 @@ class Stopper:
         self.thread.start()
 
     def _run(self) -> None:
-        stop = time.monotonic() + 300
+        stop = time.monotonic() + 1200
         while not self.pid and time.monotonic() < stop:
             pid = self.find()
             if pid:
@@ -184,6 +184,46 @@ def test_a_hung_task_is_tried_again_and_its_warning_is_heard(
     assert left["seconds"]["test"] > 3 and left["beats"] == [], "who worked how long, and nobody works any more"
 
 
+def works_slowly(run: Run, unit: int) -> int:
+    """Six steps, each of half the age at which work counts as hung."""
+    from rayd.machine import beat
+
+    for step in range(6):
+        beat(f"step {step}")
+        time.sleep(2.0)
+    return unit
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_slow_tasks_are_left_alone(ray_local: None, tmp_path: Path) -> None:
+    from rayd.fleet.tasks import run_tasks
+
+    run = digits_run(tmp_path, changes={"scale": scale(beat=4.0, startup=120.0, max_failures=0)})
+    assert dict(run_tasks(run, "test", works_slowly, [1, 2])) == {1: 1, 2: 2}
+    assert "hung" not in {event["event"] for event in events(tmp_path)}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_start_that_hangs_ends_within_its_bound(ray_local: None, tmp_path: Path) -> None:
+    from rayd.fleet import experts as fleet
+
+    class Sleepy(fleet.ExpertActor):
+        def ready(self) -> dict[str, Any]:
+            from rayd.fleet.watch import beating
+
+            with beating(self.pulse, self.name):
+                time.sleep(600)
+            return {}
+
+    run = digits_run(tmp_path, experts=1, changes={"scale": scale(actors=1, startup=5.0, beat=5.0, max_failures=1)})
+    began = time.monotonic()
+    with pytest.raises(Failed, match=r"given up after 2 attempts \(scale\.max_failures=1\)"):
+        list(fleet.build(ExpertPlan.open(run), actor_class=Sleepy))
+    assert time.monotonic() - began < 120
+
+
 @pytest.mark.ray
 def test_a_task_that_always_hangs_ends_the_run_with_the_reason(ray_local: None, tmp_path: Path) -> None:
     from rayd.fleet.tasks import run_tasks
@@ -211,7 +251,7 @@ def test_a_cluster_that_others_hold_is_waited_for_within_bounds(ray_local: None,
     busy = digits_run(tmp_path, changes={"scale": scale(startup=5.0, actors=1)})
     try:
         with pytest.raises(Failed, match=r"scale\.startup=5 s"):
-            verbs()[verb](busy)
+            list(verbs()[verb](busy))
     finally:
         ray.kill(other)
 
@@ -230,7 +270,7 @@ def test_a_stopped_part_of_train_is_replaced(ray_local: None, tmp_path: Path, vi
 
     def run(folder: str, **place: Any) -> Run:
         objective = {"items": 2, "inner_steps": 6, "batch": 10}
-        method = {"compiled": False, "steps": 200, "checkpoint": 5, "objective": objective}
+        method = {"compiled": False, "steps": 60, "checkpoint": 5, "objective": objective}
         changes = {"method": method, "buffer": experts.experts_at, "scale": place}
         return digits_run(tmp_path / folder, changes=changes)
 

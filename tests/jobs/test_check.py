@@ -81,3 +81,9 @@ def test_words_and_presets_come_before_what_follows(tmp_path: Path) -> None:
     assert preset.data.size == 32 and preset.net.width == 128 and preset.method.steps == 5000
     ncfm = ask("distill", (*words, "method=ncfm")).run
     assert ncfm.method.part_names[1] == "ncfm" and ncfm.data.size == 32
+
+
+def test_a_command_for_a_cluster_is_read_where_the_data_are_not() -> None:
+    words = ("data=folder", "data.path=/not/here", "scale=cluster", "out=/shared/run", "method=nsd")
+    asked = ask("pipeline", words, pipeline.KEYS)
+    assert asked.settings == () and asked.run.data.size is None and asked.run.method.steps == 200

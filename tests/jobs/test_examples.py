@@ -17,7 +17,9 @@ from PIL import Image
 
 from jobs.compose import Asked, ask
 from rayd.artifact.export import export
+from rayd.data.images import Spec
 from rayd.data.load import load
+from rayd.studies.continual.memory import check
 from tests.support.runs import an_artifact, digits_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +77,10 @@ def test_the_sweep_shares_its_experts_and_goes_to_a_cluster_by_a_word(tmp_path: 
 
 def test_the_memories_of_continual_learning(tmp_path: Path) -> None:
     (only,) = (asked(line) for line in commands("continual.sh", tmp_path, "runs/c"))
-    assert only.own.continual.tasks == 5 and {"random", "herding", "nsd"} <= set(only.own.continual.memories)
+    config = only.own.continual
+    assert config.tasks == 5 and {"random", "herding", "nsd"} <= set(config.memories)
+    for name in config.memories:
+        check(name, config.memory(name), config.bytes_per_class, Spec((1, 8, 8), 10), 2)
 
 
 @pytest.mark.slow
@@ -130,25 +135,39 @@ def test_the_notebook_is_code_and_text_without_outputs() -> None:
             assert cell["outputs"] == [] and cell["execution_count"] is None
 
 
-@pytest.mark.slow
-def test_the_cells_of_the_notebook_run(tmp_path: Path) -> None:
+SHORTER = {
+    "demo method=nsd": "smoke method=nsd",
+    '"steps": 60': '"steps": 2',
+    '"experts": 3': '"experts": 1',
+    '{"seeds": 3}': '{"seeds": 1, "steps": 5}',
+    'recipe="quick"': 'recipe={"steps": 5}, seeds=1',
+}
+"""What makes the notebook a matter of seconds."""
+SHOWN = """
+import ast, json
+space, shown = {}, []
+for source in SOURCES:
+    *body, last = ast.parse(source).body
+    exec(compile(ast.Module(body, []), "cell", "exec"), space)
+    if not isinstance(last, ast.Expr):
+        exec(compile(ast.Module([last], []), "cell", "exec"), space)
+        continue
+    value = eval(compile(ast.Expression(last.value), "cell", "eval"), space)
+    html = getattr(value, "_repr_html_", None)
+    shown.append(html() if html else repr(value))
+print(json.dumps(shown))
+"""
+
+
+@pytest.mark.parametrize("short", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["short", "whole"])
+def test_the_cells_of_the_notebook_run(short: bool, tmp_path: Path) -> None:
     """In order, in one process; what a cell ends with is shown as a notebook would."""
+    pytest.importorskip("sklearn")
     sources = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
-    program = (
-        "import ast, json, sys\n"
-        "space, shown = {}, []\n"
-        f"for source in {sources!r}:\n"
-        "    *body, last = ast.parse(source).body\n"
-        "    exec(compile(ast.Module(body, []), 'cell', 'exec'), space)\n"
-        "    if not isinstance(last, ast.Expr):\n"
-        "        exec(compile(ast.Module([last], []), 'cell', 'exec'), space)\n"
-        "        continue\n"
-        "    value = eval(compile(ast.Expression(last.value), 'cell', 'eval'), space)\n"
-        "    html = getattr(value, '_repr_html_', None)\n"
-        "    shown.append(html() if html else repr(value))\n"
-        "print(json.dumps(shown))\n"
-    )
-    said = json.loads(ran([sys.executable, "-c", program], tmp_path).splitlines()[-1])
+    for long, brief in SHORTER.items() if short else ():
+        assert any(long in source for source in sources), long
+        sources = [source.replace(long, brief) for source in sources]
+    said = json.loads(ran([sys.executable, "-c", SHOWN.replace("SOURCES", repr(sources))], tmp_path).splitlines()[-1])
     assert any("<img" in one for one in said), "pictures"
     assert any("<table" in one and "random@floats" in one for one in said), "the table of controls"
 

@@ -65,8 +65,9 @@ def run_folder(tmp_path):
     evaluate.score(run, str(folder), CONTROLS, run_tasks)
     steps = [{"step": i, "loss": 1 / i, "step_size": 0.02, "grad_norm": 3.0, "val": i / 99} for i in range(1, 99)]
     out.write("metrics.jsonl", "".join(json.dumps(step) + "\n" for step in steps).encode())
-    rows = [{"expert": k, "epochs": [0, 1, 2, 3], "val_accuracy": [0.1, 0.3, 0.4, 0.4 + k / 100]} for k in range(2)]
-    out.write_json("experts/experts-00000.json", {"experts": rows})
+    shard = {"dtype": "<f4", "row_bytes": 4, "offset": 0, "sha256": ["0" * 64] * 4, "epochs": [0, 1, 2, 3]}
+    rows = [{**shard, "key": f"{k}", "expert": k, "val_accuracy": [0.1, 0.3, 0.4, 0.4 + k / 100]} for k in range(2)]
+    out.write_json("experts/experts-00000.json", {"experts": rows, "bytes": 16, "sha256": "", "fingerprint": {}})
     return tmp_path / "out"
 
 

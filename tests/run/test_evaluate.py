@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import json
 import math
+import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 import rayd
-from rayd import stats
+from rayd import numbers
 from rayd.artifact.load import self_hash
 from rayd.errors import Refused
 from rayd.evaluate import coreset, verdict
+from rayd.evaluate.recipe import RecipeConfig
 from rayd.evaluate.row import RowName
+from rayd.evaluate.score import Score
 from rayd.run import evaluate, rows
+from rayd.run.evaluate import all_or_enough
 from rayd.run.rows import RowTask, Scorer
 from rayd.run.verify import verify
 from tests.support.runs import an_artifact, small_run
@@ -79,7 +84,7 @@ def test_verdicts():
     assert verdict.verdict([own, row("random@floats", 0.3), row("random@jpeg", 0.6)])["bytes"] == "no"
     assert verdict.verdict([own, row("random@floats", 0.3, n=1)])["floats"] == "undecided", "one network proves nothing"
     assert verdict.verdict([own, row("full", 0.9)])["overall"] == "not asked"
-    gap, wide = stats.difference(row("a", 0.5, 0.02, 5), row("b", 0.4, 0.02, 5))
+    gap, wide = numbers.difference(row("a", 0.5, 0.02, 5), row("b", 0.4, 0.02, 5))
     assert gap == pytest.approx(0.1) and wide == pytest.approx(2.306 * math.sqrt(2 * 0.02**2 / 5), rel=1e-3)
 
 
@@ -218,3 +223,121 @@ def test_controls_are_asked_by_name():
     assert rows_asked(["start", "herding@raw"]) == ("start", "herding@raw")
     with pytest.raises(Refused, match=r"controls=coreset: allowed is start \| full \| random"):
         rows_asked(["coreset"])
+
+
+def counted(monkeypatch):
+    """Every network that is trained from now on: the images it saw and its seed."""
+    trained, real = [], rayd.run.rows.evaluate
+
+    def counting(recipe, net, source, test, transform, seeds, **keys):
+        trained.extend((len(source), seed) for seed in seeds)
+        return real(recipe, net, source, test, transform, seeds, **keys)
+
+    monkeypatch.setattr("rayd.run.rows.evaluate", counting)
+    return trained
+
+
+ALL = ["random@floats", "herding@raw", "random@jpeg", "full"]
+
+
+def test_the_next_method_and_seed_find_the_scores_of_controls(tmp_path, monkeypatch):
+    run = small_run(recipe={"steps": 5, "seeds": 2})
+    one, two = an_artifact(tmp_path / "one", run), an_artifact(tmp_path / "two", run, images=lambda x: x + 0.1)
+    trained = counted(monkeypatch)
+    first = evaluate.score(run, str(one), ALL)
+    assert len(trained) == 2 * 8
+    trained.clear()
+    second = evaluate.score(replace(run, seed=7), str(two), ALL)
+    assert len(trained) == 2 * 3, "distilled, in 8 bits and without augmentation: its own rows alone"
+    rows = [{row["set"]: row for row in table["rows"]} for table in (first, second)]
+    for name in (*ALL, "random@floats/bare"):
+        assert rows[0][name] == rows[1][name]
+    trained.clear()
+    evaluate.score(replace(run, recipe=replace(run.recipe, seeds=3)), str(two), ALL)
+    assert len(trained) == 3 * 3 + 5, "and one more network of each control"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"recipe": {"steps": 6, "seeds": 2}}, {"net": {"width": 9}}, {"data": {"count": 120}}, {"budget": {"ipc": 2}},
+        {"scale": {"threads": 2}}, {"transform": "none"},
+    ],
+)  # fmt: skip
+def test_a_control_of_something_else_is_another(tmp_path, monkeypatch, change):
+    run, other = small_run(recipe={"steps": 5, "seeds": 2}), small_run(**{"recipe": {"steps": 5, "seeds": 2}, **change})
+    evaluate.score(run, str(an_artifact(tmp_path / "one", run)), ["herding@floats"])
+    trained = counted(monkeypatch)
+    evaluate.score(other, str(an_artifact(tmp_path / "two", other)), ["herding@floats"])
+    assert len(trained) == 3 * 2
+
+
+def test_evaluations_at_once_agree_on_the_controls(tmp_path, monkeypatch):
+    """All train them, as none finds any; whoever writes first is believed by the others."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from rayd.run.scores import ControlScores
+
+    run = small_run(recipe={"steps": 5, "seeds": 2})
+    folders = [str(an_artifact(tmp_path / name, run)) for name in "abc"]
+    monkeypatch.setattr(ControlScores, "find", lambda *_: None)
+    real = rayd.run.rows.evaluate
+    scatter = iter(range(1000))
+
+    def uneven(*words, **keys):
+        return [replace(score, accuracy=score.accuracy + next(scatter) * 1e-6) for score in real(*words, **keys)]
+
+    monkeypatch.setattr("rayd.run.rows.evaluate", uneven)
+    with ThreadPoolExecutor(3) as pool:
+        tables = list(pool.map(lambda folder: evaluate.score(run, folder, ["full", "herding@raw"]), folders))
+    rows = [{row["set"]: row["values"] for row in table["rows"]} for table in tables]
+    for name in ("full", "herding@raw"):
+        assert rows[0][name] == rows[1][name] == rows[2][name]
+    assert rows[0]["distilled"] != rows[1]["distilled"]
+
+
+def asked(gap, seeds=6, std=0.01, rng=None):
+    """What `all_or_enough` takes of networks whose accuracies are drawn: rows with their values."""
+    rng = rng or random.Random(0)
+    recipe = RecipeConfig(seeds=seeds, until="verdict")
+    means = {"distilled": 0.5 + gap, "random@floats": 0.3, "herding@jpeg": 0.5, "full": 0.9}
+    tasks = [RowTask(RowName.parse(name), 0, tuple(range(seeds))) for name in means]
+
+    def solve(tasks):
+        for task in tasks:
+            yield task, [Score(rng.gauss(means[str(task.row)], std), seed, "net") for seed in task.seeds]
+
+    return recipe, {
+        str(task.row): [one.accuracy for one in scores] for task, scores in all_or_enough(recipe, tasks, solve)
+    }
+
+
+def test_networks_are_added_until_the_verdict_is_decided():
+    _, clear = asked(0.3, std=0.001)
+    assert {name: len(values) for name, values in clear.items()} == dict.fromkeys(clear, 2)
+    _, close = asked(0.0, std=0.05)
+    assert [len(close[name]) for name in ("distilled", "herding@jpeg", "full")] == [6, 6, 2]
+    assert len(close["random@floats"]) < 6, "decided before"
+
+
+def test_stopping_early_does_not_raise_the_error():
+    """Where there is no difference, a decision is an error: at most 5 % of the tables, however often one looks."""
+    rng, wrong, tables = random.Random(1), 0, 1000
+    for _ in range(tables):
+        recipe, values = asked(0.0, rng=rng)
+        rows = [{"set": name, **numbers.summary(values[name])} for name in ("distilled", "herding@jpeg")]
+        wrong += verdict.verdict(rows, recipe.looks)["overall"] != "undecided"
+    assert wrong <= 0.05 * tables
+
+
+def test_a_table_that_stopped_early_says_so(tmp_path):
+    run = small_run(recipe={"until": "verdict", "seeds": 4})
+    folder = an_artifact(tmp_path / "a", run, images=lambda pixels: pixels.roll(1, 0))
+    table = evaluate.score(run, str(folder), ["random@floats", "full"])
+    assert table["looks"] == 3 and {row["set"]: row["n"] for row in table["rows"]}["full"] == 2
+    card = rayd.load(folder).card
+    assert "from 2 to at most 4" in card["claim"]["stopping"] and "its 3 looks" in (folder / "README.md").read_text()
+    assert evaluate.is_scored(run, str(folder), ["full"])
+    fixed = replace(run, recipe=replace(run.recipe, until="seeds"))
+    assert not evaluate.is_scored(fixed, str(folder), ["full"])
+    assert {row["n"] for row in evaluate.score(fixed, str(folder), ["full"])["rows"]} == {4}

@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,16 +15,8 @@ import rayd
 from rayd.store import Lease, Store
 from rayd.store.files import TEMPORARY
 from tests.support.hashes import hashes
-from tests.support.kills import Change, Forks, forks
+from tests.support.kills import STAGES, Change, Forks, words
 
-WORDS = (
-    *("data=digits", "net=convnet_digits", "net.depth=1", "net.width=2", "method=mtt", "budget.ipc=1"),
-    *("expert=quick", "expert.experts=4", "expert.epochs=2", "expert.per_shard=2", "method.steps=6"),
-    *("method.compiled=false", "method.objective.inner_steps=2", "method.objective.batch=10"),
-    *("method.objective.expert_epochs=1", "method.objective.last=1", "method.checkpoint=2"),
-    *("recipe.steps=5", "recipe.seeds=2", "scale=inline"),
-)
-STAGES = ("prepare", "experts", "distill", "evaluate", "report")
 LAST_S = 2.0
 """Before the end of a stage, every change of a file is a moment."""
 
@@ -46,23 +37,11 @@ class Whole:
         return [max(i for i in every if self.changes[i].name.endswith(ending)) for ending in endings]
 
 
-def words(out: Path, last: str = STAGES[-1]) -> list[str]:
-    """A pipeline of every stage up to `last`."""
-    return [*WORDS, f"stages=[{','.join(STAGES[: STAGES.index(last) + 1])}]", f"out={out}"]
-
-
 def lasting(out: Path) -> dict[str, str]:
     """Everything that a run leaves for good, but for times."""
     parts = ("data", "experts", "artifact", "report/tables")
     every = {f"{part}/{name}": sha256 for part in parts for name, sha256 in hashes(out / part).items()}
     return {name: sha256 for name, sha256 in every.items() if Path(name).name not in ("timing.json", "plan.csv")}
-
-
-@pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Forks, Path]]:
-    folder = tmp_path_factory.mktemp("kills")
-    with forks(folder, words(folder / "warm")) as process:
-        yield process, folder
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +111,7 @@ def test_every_write_of_the_last_two_seconds_of_a_stage(forked: tuple[Forks, Pat
 
 @pytest.mark.slow
 def test_any_moment(forked: tuple[Forks, Path], whole: Whole) -> None:
+    """As often as makes a hundred moments with the writes of every stage."""
     rng = random.Random(3)
-    for number in range(20):
+    for number in range(max(20, 100 - sum(map(len, whole.moments.values())))):
         killed(forked, whole, f"any-{number}", [rng.uniform(0, whole.seconds) for _ in range(1 + number % 3)])

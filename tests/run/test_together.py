@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 import rayd
 from rayd.experts.buffer import verify
 from tests.support.hashes import hashes
-from tests.support.kills import Ended, Forks, forks
+from tests.support.kills import Ended, Forks
 
 SMALL = (
     *("data=digits", "net=convnet_digits", "net.depth=1", "net.width=2", "method=mtt", "budget.ipc=1", "scale=inline"),
@@ -23,11 +22,12 @@ ROUNDS = 10
 
 
 @pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Forks, Path]]:
-    """And a run that was alone, in `warm`."""
-    folder = tmp_path_factory.mktemp("together")
-    with forks(folder, words(folder / "warm")) as process:
-        yield process, folder
+def alone(forked: tuple[Forks, Path]) -> Path:
+    """A run that nothing met."""
+    process, folder = forked
+    (ended,) = process.together([("pipeline", words(folder / "alone", "stages=[experts,distill]"))])
+    assert ended.code == 0, ended.said
+    return folder / "alone"
 
 
 def words(out: Path, *more: str) -> list[str]:
@@ -39,29 +39,29 @@ def done(ended: list[Ended]) -> list[Ended]:
     return [one for one in ended if one.code == 0]
 
 
-def drivers_of_one_buffer(process: Forks, folder: Path, name: str) -> None:
+def drivers_of_one_buffer(process: Forks, folder: Path, alone: Path, name: str) -> None:
     """Both end well; the shards are those of one driver alone."""
     out = folder / name
     assert len(done(process.together([("experts", words(out))] * 2))) == 2
     assert verify(str(out / "experts")) == []
-    assert hashes(out / "experts") == hashes(folder / "warm" / "experts")
+    assert hashes(out / "experts") == hashes(alone / "experts")
 
 
-def distillations_into_one_folder(process: Forks, folder: Path, name: str) -> None:
+def distillations_into_one_folder(process: Forks, folder: Path, alone: Path, name: str) -> None:
     """One of them writes; the other is refused, or finds it done."""
-    out, buffer = folder / name, f"buffer={folder / 'warm' / 'experts'}"
+    out, buffer = folder / name, f"buffer={alone / 'experts'}"
     ended = process.together([("distill", words(out, buffer))] * 2)
     for one in ended:
         if one not in done(ended):
             assert "is being written by" in one.said and "since 20" in one.said, one.said
     assert done(ended), "of two that come at once, one works"
-    assert hashes(out / "artifact", "codec.safetensors") == hashes(folder / "warm" / "artifact", "codec.safetensors")
+    assert hashes(out / "artifact", "codec.safetensors") == hashes(alone / "artifact", "codec.safetensors")
     assert not list((out / "checkpoints").glob("step-*"))
 
 
-def evaluations_of_one_artifact(process: Forks, folder: Path, name: str) -> None:
+def evaluations_of_one_artifact(process: Forks, folder: Path, alone: Path, name: str) -> None:
     """Three recipes, one of them twice: every score is there, and the test set was read four times."""
-    out, buffer = folder / name, f"buffer={folder / 'warm' / 'experts'}"
+    out, buffer = folder / name, f"buffer={alone / 'experts'}"
     assert process.together([("distill", words(out, buffer))])[0].code == 0
     asked = [
         (*more, buffer)
@@ -91,12 +91,12 @@ ALL = [drivers_of_one_buffer, distillations_into_one_folder, evaluations_of_one_
 
 
 @pytest.mark.parametrize("meet", ALL)
-def test_once(forked: tuple[Forks, Path], meet) -> None:
-    meet(*forked, f"once-{meet.__name__}")
+def test_once(forked: tuple[Forks, Path], alone: Path, meet) -> None:
+    meet(*forked, alone, f"once-{meet.__name__}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("meet", ALL)
-def test_ten_rounds(forked: tuple[Forks, Path], meet) -> None:
+def test_ten_rounds(forked: tuple[Forks, Path], alone: Path, meet) -> None:
     for number in range(ROUNDS):
-        meet(*forked, f"{meet.__name__}-{number}")
+        meet(*forked, alone, f"{meet.__name__}-{number}")

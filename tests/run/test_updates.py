@@ -19,14 +19,17 @@ from rayd.run.verify import verify
 from rayd.store import Store
 from tests.run.test_evaluate import reseal
 from tests.support.loopback import s3_server
-from tests.support.runs import an_artifact, small_run
+from tests.support.runs import TABLE, an_artifact, small_run
 
 
 def counted(card, contents):
     """An update as an evaluation makes it: one more read, a table of its own."""
-    row = {"set": "distilled", "recipe": "r", "net": "n", "view": "exact", "mean": 0.5, "std": 0.1, "ci95": 0.1, "n": 5}
+    row = {
+        "set": "distilled", "recipe": "r", "net": "n", "view": "exact", "mean": 0.5, "std": 0.1, "ci95": 0.1, "n": 5,
+        "images": 3, "bytes": 100, "seed_list": [1],
+    }  # fmt: skip
     reads = card["reads"] + 1
-    return {"scores": {"r": row}, "reads": reads}, {"controls.json": json.dumps({"reads": reads}).encode()}
+    return {"scores": {"r": row}, "reads": reads}, {"controls.json": json.dumps({**TABLE, "reads": reads}).encode()}
 
 
 def files(folder):
@@ -208,6 +211,7 @@ def test_an_interrupted_evaluation_repeats_no_network(tmp_path, monkeypatch):
         return real(recipe, net, source, test, transform, seeds, **keys)
 
     monkeypatch.setattr("rayd.run.rows.evaluate", interrupted)
+    run = replace(run, scores=str(tmp_path / "scores"))
     with pytest.raises(KeyboardInterrupt):
         evaluate.score(run, str(torn), ["random@raw", "start"])
     assert rayd.load(torn).card["reads"] == 0 and len([name for name in os.listdir(torn) if "score-" in name]) == 5

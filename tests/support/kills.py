@@ -26,6 +26,21 @@ ANSWER_S = 120.0
 """Seconds that a job may take."""
 
 
+WORDS = (
+    *("data=digits", "net=convnet_digits", "net.depth=1", "net.width=2", "method=mtt", "budget.ipc=1"),
+    *("expert=quick", "expert.experts=4", "expert.epochs=2", "expert.per_shard=2", "method.steps=6"),
+    *("method.compiled=false", "method.objective.inner_steps=2", "method.objective.batch=10"),
+    *("method.objective.expert_epochs=1", "method.objective.last=1", "method.checkpoint=2"),
+    *("recipe.steps=5", "recipe.seeds=2", "scale=inline"),
+)
+STAGES = ("prepare", "experts", "distill", "evaluate", "report")
+
+
+def words(out: Path, last: str = STAGES[-1]) -> list[str]:
+    """A pipeline of every stage up to `last`."""
+    return [*WORDS, f"stages=[{','.join(STAGES[: STAGES.index(last) + 1])}]", f"out={out}"]
+
+
 @dataclass(frozen=True)
 class Change:
     """A file that a job changed."""

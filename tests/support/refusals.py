@@ -9,7 +9,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ def work(run: Run) -> None:
     """Never begun."""
 
 
-def verbs() -> dict[str, Callable[[Run], Any]]:
+def verbs() -> dict[str, Callable[[Run], Iterator[Any]]]:
+    """Each verb as something that begins when it is iterated over; what it reads of the data is read before."""
     from rayd.fleet.distill import distill
     from rayd.fleet.experts import build
     from rayd.fleet.plan import measure
@@ -50,18 +51,22 @@ def verbs() -> dict[str, Callable[[Run], Any]]:
     from rayd.fleet.search import search
     from rayd.fleet.tasks import run_tasks
 
-    def searched(run: Run) -> None:
+    def planned(run: Run) -> Iterator[Any]:
+        yield measure(run, 1.0)
+
+    def searched(run: Run) -> Iterator[Any]:
         config = SearchConfig(space={"ipc": [1, 2]})
         spec = load(run.data).train.spec
-        search(TrialTable(run, config, spec), {trial.number: trial for trial in plan(run, config, spec).trials})
+        table, trials = TrialTable(run, config, spec), plan(run, config, spec).trials
+        return (search(table, {trial.number: trial for trial in trials}) for _ in range(1))
 
     return {
-        "prepare": lambda run: list(prepare(run.data, run.at("data"), 16, run.scale)),
-        "experts": lambda run: list(build(ExpertPlan.open(run))),
-        "distill": lambda run: list(distill(run)),
-        "blocks": lambda run: list(run_tasks(run, "block", work, [1], place="distill")),
-        "evaluate": lambda run: list(run_tasks(run, "evaluate", work, [1])),
-        "plan": lambda run: measure(run, 1.0),
+        "prepare": lambda run: prepare(run.data, run.at("data"), 16, run.scale),
+        "experts": lambda run: build(ExpertPlan.open(run)),
+        "distill": lambda run: distill(run),
+        "blocks": lambda run: run_tasks(run, "block", work, [1], place="distill"),
+        "evaluate": lambda run: run_tasks(run, "evaluate", work, [1]),
+        "plan": planned,
         "search": searched,
     }
 
@@ -69,14 +74,15 @@ def verbs() -> dict[str, Callable[[Run], Any]]:
 def main(folder: str) -> None:
     answers: dict[str, tuple[float, str]] = {}
 
-    def ask(verb: str, kind: str, act: Callable[[Run], Any]) -> None:
+    def ask(verb: str, kind: str, act: Callable[[Run], Iterator[Any]]) -> None:
         scale = {"name": "cluster", "cpus": 1.0, **KINDS[kind]}
         if verb not in ("distill", "search"):
             scale.pop("workers", None)
         run = small_run(scale=scale, expert={"experts": 9}, out=str(Path(folder) / f"{verb}-{len(kind)}"))
+        asked = act(run)
         began, said = time.monotonic(), "was not refused"
         try:
-            act(run)
+            list(asked)
         except Refused as refusal:
             said = str(refusal)
         answers[f"{verb}: {kind}"] = (time.monotonic() - began, said)

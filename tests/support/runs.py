@@ -36,6 +36,14 @@ PARTS = ("data", "net", "codec", "objective")
 """What another name replaces whole."""
 
 
+TABLE: dict[str, Any] = {
+    "rows": [], "skipped": {}, "robust": {}, "recipe": {"name": "short"}, "nets": ["n"], "protocol": "p", "floats": 1,
+    "bytes": 1,
+    "verdict": {"floats": "not asked", "bytes": "not asked", "overall": "not asked", "why": []},
+}  # fmt: skip
+"""A score table without a score."""
+
+
 def merged(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     both = dict(plain)
     for key, value in changes.items():

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from rayd.data.images import Images, Spec
 from rayd.data.transform import Transform
-from rayd.distill.budget import Stored
+from rayd.distill.budget import Shapes, Stored
 from rayd.distill.contract import Codec, Player
+from rayd.distill.fit import CodecOptions
 from rayd.experts.trajectory import Segment
 from rayd.nets.convnet import Net, NetConfig
 from rayd.seeds import generator
@@ -72,8 +73,14 @@ class TinyPixels(Codec):
     """`ipc` images of each class, one parameter, hard labels."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(CodecOptions):
         ipc: int = 2
+
+        def shapes(self, spec: Spec) -> Shapes:
+            return {"pixels": ((self.decoded(spec), *spec.shape), "pixels")}
+
+        def decoded(self, spec: Spec) -> int:
+            return spec.classes * self.ipc
 
         def build(self, spec: Spec, rng: torch.Generator) -> TinyPixels:
             return TinyPixels(TinyWorld(spec.classes, shape=spec.shape), self.ipc)

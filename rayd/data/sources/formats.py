@@ -104,9 +104,11 @@ def _by_class(files: Files, names: list[str], index: dict[str, int]) -> Listing:
 
 def any_layout(files: Files, config: DataConfig) -> Source | None:
     """A folder of one's own, in whichever layout it is."""
+    named = isinstance(files, Folder) and bool(files.only)
     pictures = [name for name in files.names() if name.rpartition(".")[2].lower() in PICTURES]
     files_of_data = (tensors, parquet, webdataset)
-    order: tuple[Format, ...] = (folder, *files_of_data) if pictures else (*files_of_data, folder)
+    by_class: tuple[Format, ...] = () if named else (folder,)
+    order: tuple[Format, ...] = (*by_class, *files_of_data) if pictures else (*files_of_data, *by_class)
     for read in (saved, table, *order):
         source = read(files, config)
         if source is not None:

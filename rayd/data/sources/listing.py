@@ -173,11 +173,9 @@ def label_index(
     classes: Sequence[str] | None, labels: list[Any], config: DataConfig
 ) -> tuple[tuple[str, ...], dict[Any, int]]:
     """Class names, and the class number of every label that occurs (a number or a name)."""
-    stranger = next((label for label in labels if not isinstance(label, int | str)), None)
-    if stranger is not None or not labels:
-        raise refuse(
-            "data.label_column", config.label_column, f"a column of numbers or names, not {str(stranger)[:40]}"
-        )
+    others = [label for label in labels if not isinstance(label, int | str)]
+    if others or not labels:
+        raise refuse("data.label_column", config.label_column, f"a column of numbers or names, not {others[:1]}")
     seen = set(labels)
     if classes is None and config.name == "cifar10":
         classes = CIFAR10

@@ -91,13 +91,23 @@ class Rows:
 
     def column(self, name: str) -> list[Any]:
         """A whole (small) column."""
+        self._require(name)
         with readable(self.where):
             return [value for file in self.files for value in file.read([name]).column(0).to_pylist()]
 
+    def _require(self, name: str) -> None:
+        lacking = [file for file in self.files if name not in file.schema_arrow.names]
+        if lacking:
+            known = " | ".join(lacking[0].schema_arrow.names)
+            raise refuse("data.path", self.where, f"tables that all have the column {name}, not {known}")
+
     def read(self, name: str, start: int, stop: int, batch: int = 256) -> Iterator[Any]:
         """Rows start to stop of a (large) column."""
+        self._require(name)
         g = bisect_right(self._starts, start) - 1
         while start < stop:
+            if g == len(self._groups):
+                raise refuse("data.path", self.where, "tables with as many rows as they state")
             file, group, _ = self._groups[g]
             at = self._starts[g]
             batches = self.files[file].iter_batches(batch, row_groups=[group], columns=[name])

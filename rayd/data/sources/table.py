@@ -152,7 +152,7 @@ def _files_column(rows: Table, pictures: Pictures, name: str) -> str | None:
 def _read(files: Files, name: str) -> Table:
     """The columns of a table, pictures left out."""
     if name.endswith(".parquet"):
-        rows = Rows([files.open(name)])
+        rows = Rows([files.open(name)], f"{files.where}/{name}")
         return {column: rows.column(column) for column in rows.plain_columns}
     text = files.read(name).decode("utf-8-sig", errors="replace")
     head = text.partition("\n")[0]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayd import stats
+from rayd import numbers
 from rayd.config import MethodConfig, Run
 from rayd.data.load import load as load_data
 from rayd.errors import Refused, refuse
@@ -202,9 +202,9 @@ def summary(config: ContinualConfig, outcomes: Sequence[Outcome]) -> dict[str, A
         members = [outcome for outcome in outcomes if outcome.memory == name]
         if members:
             rows[name] = {
-                "average": [stats.summary(step) for step in zip(*(o.average for o in members), strict=True)],
-                "mean_over_tasks": stats.summary([fmean(o.average) for o in members]),
-                "forgetting": stats.summary([o.forgetting for o in members]),
+                "average": [numbers.summary(step) for step in zip(*(o.average for o in members), strict=True)],
+                "mean_over_tasks": numbers.summary([fmean(o.average) for o in members]),
+                "forgetting": numbers.summary([o.forgetting for o in members]),
                 "bytes": members[0].bytes[-1],
                 "images": members[0].images[-1],
             }
@@ -221,7 +221,7 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
         return "one memory: nothing to compare"
     first, second = sorted(final, key=lambda name: -fmean(final[name].values()))[:2]
     orders = sorted(set(final[first]) & set(final[second]))
-    gap = stats.summary([final[first][order] - final[second][order] for order in orders])
+    gap = numbers.summary([final[first][order] - final[second][order] for order in orders])
     half = gap["ci95"] if gap["n"] > 1 else math.inf
     sure = "wins" if gap["mean"] - half > 0 else "leads, not beyond chance"
     points = f"{100 * gap['mean']:+.1f} points over {second} (95 % ± {100 * half:.1f}, {gap['n']} orders)"

@@ -26,7 +26,7 @@ from rayd.data.load import load as load_data
 from rayd.errors import Failed
 from rayd.machine import device_kind, free_memory
 from rayd.nets.convnet import Net
-from rayd.readable import duration, size_text
+from rayd.numbers import duration, size_text
 from rayd.run.experts import planned_chunk, units_of
 from rayd.run.recorder import VALIDATION_NETS, VALIDATION_SHARE
 from rayd.store import Store

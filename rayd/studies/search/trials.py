@@ -22,12 +22,12 @@ from rayd.errors import Failed, Refused
 from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.score import Score, evaluate
 from rayd.machine import device_for, use_threads
+from rayd.numbers import summary
 from rayd.run.assemble import surroundings
 from rayd.run.distill import distill
 from rayd.run.recorder import VALIDATION_NETS
 from rayd.schema import fingerprint, parse
 from rayd.seeds import seed_of
-from rayd.stats import summary
 from rayd.store import Store
 from rayd.studies.search.asha import Curve, Halving
 from rayd.studies.search.points import Size, Trial, make

@@ -9,9 +9,9 @@ from typing import Any
 
 from rayd.config import Run
 from rayd.data.load import load as load_data
+from rayd.numbers import summary
 from rayd.schema import parse, to_dict
 from rayd.seeds import seed_of
-from rayd.stats import summary
 from rayd.studies.search.space import SearchConfig, run_of
 from rayd.studies.search.trials import TrialRow, TrialTable, scored
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from rayd.distill.budget import Ledger, Stored
 from rayd.errors import Refused, refuse
 from rayd.methods.dc import parameter_gradient
+from rayd.numbers import quantile
 from rayd.schema import parse, positive, to_dict
 from rayd.seeds import generator, seed_of
-from rayd.stats import quantile
 from rayd.store import Store
 from rayd.studies.theory.match import Pairs, TheoryInputs, distilled
 from rayd.studies.theory.task import Second, Student, Task

@@ -89,10 +89,14 @@ def load(folder: str | None) -> Plugins:
 
 
 def code(folder: Path) -> list[Path]:
-    """The Python files below the folder, tests left out."""
-    below = (path.relative_to(folder) for path in folder.rglob("*.py"))
-    kept = (name for name in below if not name.name.startswith("test_") and "tests" not in name.parts)
-    return [folder / name for name in sorted(kept)]
+    """The Python files below the folder; tests and hidden folders are left out."""
+
+    def counts(name: Path) -> bool:
+        hidden = any(part.startswith(".") for part in name.parts)
+        return not hidden and "tests" not in name.parts and not name.name.startswith("test_")
+
+    names = (path.relative_to(folder) for path in folder.rglob("*.py"))
+    return [folder / name for name in sorted(filter(counts, names))]
 
 
 def source_hash(folder: str | None) -> str | None:

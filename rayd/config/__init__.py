@@ -2,6 +2,8 @@
 
 Each part's options live in the part's own class (`DataConfig`, `NetConfig`, a codec's `Config` ...). This module joins
 them and refuses sentences that mean nothing, by what the parts declare and never by their names.
+
+scale: where the work runs, and the bound of every wait there
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from rayd import plugins
+from rayd.choices import plugins
+from rayd.config.scale import ScaleConfig
 from rayd.data.config import DataConfig, deciding_keys
 from rayd.distill.budget import Budget
 from rayd.distill.contract import OptimiserConfig
@@ -21,7 +24,6 @@ from rayd.evaluate.recipe import RecipeConfig
 from rayd.experts.config import ExpertConfig
 from rayd.methods import CODECS, OBJECTIVES, TERMS
 from rayd.nets.convnet import NetConfig
-from rayd.scale import ScaleConfig
 from rayd.schema import (
     ADDED,
     DERIVED,
@@ -35,7 +37,7 @@ from rayd.schema import (
     value,
     written,
 )
-from rayd.store import StoreConfig, within
+from rayd.store import StoreConfig, beside, within
 
 __all__ = ["GuardConfig", "MethodConfig", "OptimiserConfig", "Run", "ScaleConfig", "fingerprint", "parse", "to_dict"]
 
@@ -225,6 +227,8 @@ class Run:
     """Run directory or URI: every stage finds the earlier ones there."""
     buffer: str | None = None
     """Expert buffer; null: `experts` under `out`."""
+    scores: str | None = None
+    """Folder of the scores of controls, shared by runs on the same data; null: `scores` beside the buffer."""
     methods: str | None = None
     """Folder of code of one's own: methods, networks, formats, augmentations, controls."""
     own: plugins.Plugins = field(default=plugins.NONE, metadata=DERIVED, compare=False, repr=False)
@@ -246,6 +250,11 @@ class Run:
         """Where the expert buffer is."""
         return self.buffer if self.buffer is not None else self.at("experts")
 
+    @property
+    def scores_at(self) -> str:
+        """Where scores of controls are kept."""
+        return self.scores if self.scores is not None else beside(self.experts_at, "scores")
+
     def at(self, name: str) -> str:
         """What lies at `name` in the run's folder."""
         return within(self.out, name)
@@ -260,7 +269,7 @@ class Run:
 
 def config_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config, of this version or as a card records it, without its place, evaluation and paths."""
-    elsewhere = ("out", "buffer", "methods", "recipe", "scale", "store")
+    elsewhere = ("out", "buffer", "scores", "methods", "recipe", "scale", "store")
     plain = {key: part for key, part in config.items() if key not in elsewhere}
     for part, places in {"data": ("path",), "expert": ("micro", "memory")}.items():
         plain[part] = {key: value for key, value in plain[part].items() if key not in places}

@@ -2,6 +2,9 @@
 
 The files are read as Hydra reads them on the command line: the defaults list of `run.yaml`, `override /GROUP: NAME` in a
 preset, pieces named by path, and whatever stands in a file over what its defaults say.
+
+plugins    code of a folder of one's own: codecs, objectives, networks and other choices that are not files of configs/
+verb       a room that can be called
 """
 
 from __future__ import annotations
@@ -18,11 +21,11 @@ from typing import Any
 
 from rayd.errors import Refused, refuse
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 CONFIGS = HERE / "configs" if (HERE / "configs").is_dir() else HERE.parent / "configs"
 """In the package of a wheel, beside it in a checkout."""
 GROUPS = ("preset", "data", "net", "expert", "method", "recipe", "scale")
-PATHS = ("out", "buffer", "methods", "data.path", "to", "artifact", "verify")
+PATHS = ("out", "buffer", "scores", "methods", "data.path", "to", "artifact", "verify")
 """Keys that hold a path or URI: made absolute before anything else sees them, since workers live in other folders."""
 Changes = list[tuple[str, Any]]
 """Keys (`method.steps`) and their values, in order."""
@@ -114,10 +117,20 @@ def compose(changes: Changes, folder: str | None = None, follow: Follow | None =
     tree = merged(tree, section or {})
     whole = changed(tree, rest)
     if follow:
-        settings = follow(whole, {key for key, _ in changes}, chosen.get("preset") == "own")
+        settings = follow(whole, set(_said(changes)), chosen.get("preset") == "own")
         whole = changed(tree, [*((setting.key, setting.value) for setting in settings), *rest])
     whole.pop("by_objective", None)
     return {key: _resolved(value, whole) for key, value in whole.items()}
+
+
+def _said(changes: Changes) -> Iterator[str]:
+    """The keys that are changed; a mapping for a group changes those that it holds, and chooses no file."""
+    whole = {key[1:] for key, _ in changes if key.startswith("~")}
+    for key, value in changes:
+        if isinstance(value, Mapping) and key.split(".")[0] in set(GROUPS) - whole:
+            yield from _said([(f"{key}.{inner}", deeper) for inner, deeper in value.items()])
+        elif key[0] != "~":
+            yield key
 
 
 def _joined(
@@ -232,7 +245,7 @@ def absolute(mapping: dict[str, Any]) -> None:
             continue
         expanded = os.path.expanduser(value)
         submitted = isinstance(scale, dict) and scale.get("name") == "cluster"
-        if submitted and path in ("out", "buffer") and not os.path.isabs(expanded):
+        if submitted and path in ("out", "buffer", "scores") and not os.path.isabs(expanded):
             where = "an absolute path every node sees, or a URI"
             raise refuse(path, value, where, f"a submitted job runs in a folder that is thrown away: {path}=/...")
         holder[key] = os.path.abspath(expanded)
