@@ -2,6 +2,7 @@
 
 contract   Codec, Objective, Term: what a method and the engine ask of each other
 loop       the steps of a distillation, resumable
+items      the items that a worker takes, their data fetched ahead
 guard      which steps are skipped, and when a run goes back or ends
 unroll     the exact gradient through the inner steps
 inputs     what a method may see: network, images, experts

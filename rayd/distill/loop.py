@@ -13,10 +13,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,14 +23,12 @@ from torch import Tensor
 
 from rayd.distill.contract import Codec, Inputs, Item, Match, Objective, Player, Term
 from rayd.distill.contract import OptimiserConfig as OptimiserConfig
-from rayd.distill.guard import TALLY, Act, Record, Tally, Verdict, bad, verdict
+from rayd.distill.guard import TALLY, Act, Record, Tally, Verdict, bad, knobs, verdict
 from rayd.distill.guard import GuardConfig as GuardConfig
+from rayd.distill.items import fetched, own_items
 from rayd.distill.storage import through
 from rayd.distill.unroll import WHOLE
 from rayd.errors import Failed
-
-AHEAD = 2
-"""Items whose data are fetched while one is used."""
 
 State = dict[str, Tensor]
 Reduce = Callable[[Tensor], Tensor]
@@ -161,31 +157,14 @@ class Distillation:
         """Steps from where the state stands to the last."""
         self._balance()
         self.good = self.good or self.state()
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch") as pool:
-            data = self._ahead(pool)
-            while self.number < self.steps:
+        coming = range(self.number, self.steps)
+        every = (item for number in coming for item in own_items(self.objective, self.share, number))
+        with closing(fetched(every, self.objective.fetch)) as data:
+            for number in coming:
                 began = time.perf_counter()
-                step = self._step(self._items(self.number), data)
+                step = self._step(own_items(self.objective, self.share, number), data)
                 step.seconds = time.perf_counter() - began
                 yield step
-
-    def _items(self, number: int) -> list[Item]:
-        """This worker's items of a step."""
-        rank, size = self.share
-        items = self.objective.plan(number)
-        place = rank % len(items) if self.objective.split.of > 1 else rank
-        return [item for item in items if item.number % size == place]
-
-    def _ahead(self, pool: ThreadPoolExecutor) -> Iterator[Any]:
-        """The data of this worker's items, step after step; so many are fetched while one is used, whatever a step has."""
-        waiting: deque[Future[Any]] = deque()
-        for number in range(self.number, self.steps):
-            for item in self._items(number):
-                waiting.append(pool.submit(self.objective.fetch, item))
-                if len(waiting) > AHEAD:
-                    yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
     def _balance(self) -> None:
         """Weights that follow from gradients, at the first item of the first step: the same on every worker."""
@@ -203,10 +182,14 @@ class Distillation:
             term.balance(norms[1], norms[0])
         self.objective.split = split
 
+    def _as_kept(self) -> AbstractContextManager[None]:
+        """Within, the codec holds the numbers of its file, from the step `through` on."""
+        rounds = self.through is not None and self.number >= self.through
+        return through(self.codec, self.codec.quantise) if rounds else nullcontext()
+
     def _step(self, items: list[Item], data: Iterator[Any]) -> Step:
         self._schedule()
-        rounds = self.through is not None and self.number >= self.through
-        with through(self.codec, self.codec.quantise) if rounds else nullcontext():
+        with self._as_kept():
             flat, metrics = self._sum(items, data)
         tally, gradient = Tally(*flat[:TALLY].tolist()), flat[TALLY:]
         mean = self.objective.reduction == "mean" and tally.items > 0
@@ -283,7 +266,7 @@ class Distillation:
             part.project(self.inputs.transform)
         if self._exploded():
             return bad(self.guard, decision.record, f"step size {self.objective.step_size():.3g}", at_once=True)
-        with self._stored():
+        with self._as_kept():
             self.objective.after(self.codec, self.number)
         with torch.no_grad():
             for k, v in (self.codec.state_dict() if self.average else {}).items():
@@ -302,18 +285,9 @@ class Distillation:
         assert self.good is not None
         self.load(self.good)
         if decision.act is Act.END:
-            raise Failed(f"step {decision.record.number}: {decision.why}. {self._knobs()}")
+            raise Failed(f"step {decision.record.number}: {decision.why}. {knobs(self.objective.step_size())}")
         good, self.record = self.number, decision.record
         return f"{decision.why}: rolled back to step {good}"
-
-    def _knobs(self) -> str:
-        rate = self.objective.step_size()
-        learned = "" if rate is None else f" The learned step size is {rate:.3g} in it."
-        return (
-            f"The last good state is kept.{learned} Knobs: method.objective.step_size and lr_step, first, last and "
-            "grow_from (the window of start epochs), skip_above (larger or null); method.optimiser.lr (smaller); "
-            "method.precision=fp32. Then submit again with another out."
-        )
 
     def _schedule(self) -> None:
         """The rate of this step, by each optimiser's own decay."""

@@ -299,7 +299,7 @@ def _joined(levels_N: Tensor, bits: int) -> Tensor:
     return torch.from_numpy(np.packbits(planes.reshape(-1)))
 
 
-def _split(data: np.ndarray[tuple[int], np.dtype[np.uint8]], bits: int, numbers: int) -> np.ndarray:  # type: ignore[type-arg]
+def _split(data: np.ndarray[tuple[int], np.dtype[np.uint8]], bits: int, numbers: int) -> np.ndarray:
     """The inverse of `_joined`."""
     if bits == 8:
         return data[:numbers].copy()

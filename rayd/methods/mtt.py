@@ -98,6 +98,12 @@ class Mtt(Objective):
             """The last expert epoch that can be matched: what a buffer must hold, and all it needs to."""
             return self.last - 1 + self.expert_epochs
 
+        @property
+        def passes(self) -> int:
+            """How often the workers of one segment sum as many numbers as the network has. The start of a segment needs no
+            derivative, so the first inner step is summed forward alone."""
+            return 2 * self.inner_steps - 1 if self.gradient == "exact" else self.inner_steps
+
         def build(self, inputs: Inputs) -> Mtt:
             return Mtt(self, inputs)
 

@@ -85,6 +85,8 @@ class Traffic:
     reduced: int
     """The vector that one all-reduce sums; a ring sends twice this from each worker."""
     workers: int
+    inner: int = 0
+    """What the workers of one item sum within a step, where there are more workers than items."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,8 @@ class Plan:
         size = f"{ledger.bytes:,} bytes, IPC {ledger.ipc:.4g}, {ledger.images:,} images decoded"
         yield "ledger", f"{ledger.floats:,} floats ({roles}), {size}"
         workers = f"{t.workers} worker{'s' if t.workers > 1 else ''}"
-        yield "step", f"reads {size_text(t.read)} of the buffer, sums {size_text(t.reduced)} over {workers}"
+        inner = f", and {size_text(t.inner)} within an item" if t.inner else ""
+        yield "step", f"reads {size_text(t.read)} of the buffer, sums {size_text(t.reduced)} over {workers}{inner}"
         hours = sum(self.seconds.get(stage, 0.0) for stage in ("evaluate", "controls")) / 3600
         yield "scoring", self.scoring.text() + (f"; {hours:.2g} hours" if hours else "")
         if self.peak:
@@ -159,6 +162,8 @@ def plan(run: Run, probe_seconds: float = 20, probe: Probe | None = None) -> Pla
     guess = {"items": getattr(run.method.objective, "items", 1), "reduced": 8 * (3 + ledger.moved)}
     items, reduced = (int(measured.get("distill", guess)[name]) for name in ("items", "reduced"))
     read = 2 * items * experts.row if "segment" in run.method.needs else 0
+    passes = getattr(run.method.objective, "passes", 0)
+    inner = 4 * passes * run.net.build(spec).size if run.scale.workers > items else 0
     return Plan(
         sentence=run.method.sentence,
         fingerprint=run.fingerprint(),
@@ -166,7 +171,7 @@ def plan(run: Run, probe_seconds: float = 20, probe: Probe | None = None) -> Pla
         data=DataSize(train, val, test, tuple(spec.shape), spec.classes, (train + val + test) * spec.floats),
         ledger=ledger,
         scoring=scoring,
-        traffic=Traffic(read, reduced, run.scale.workers),
+        traffic=Traffic(read, reduced, run.scale.workers, inner),
         steps=run.method.steps,
         seconds=_seconds(run, experts, scoring, train, measured),
         peak=peak,
@@ -212,7 +217,10 @@ def _seconds(run: Run, experts: BufferSize, scoring: Scoring, train: int, measur
         out["experts"] = probe["process_s"] + probe["cold_s"] + (shards - 1) * probe["warm_s"] + pace / actors
     if "distill" in measured:
         probe = measured["distill"]
-        share = -(-int(probe["items"]) // scale.workers) / probe["items"]
+        items = int(probe["items"])
+        share = -(-items // scale.workers) / items
+        if hasattr(method.objective, "passes"):
+            share = min(share, 1 / scale.workers)
         start = probe["process_s"] + probe["start_s"] + probe["first_s"]
         out["distill"] = start + method.steps * probe["step_s"] * share
     if "evaluate" in measured:
@@ -228,7 +236,7 @@ def _seconds(run: Run, experts: BufferSize, scoring: Scoring, train: int, measur
 
 def _warnings(run: Run, experts: BufferSize, peak: Mapping[str, int], items: int) -> Iterator[str]:
     """What this machine shows; placement on a cluster is the fleet's to refuse."""
-    if run.scale.workers > items:
+    if run.scale.workers > items and not hasattr(run.method.objective, "passes"):
         yield f"scale.workers={run.scale.workers}: a step has {items} items; set method.objective.items"
     here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for stage, need in peak.items():
