@@ -50,8 +50,7 @@ def rows(size: str = "default") -> Iterator[BenchRow]:
         ]  # fmt: skip
         distill = [
             *common, *units, f"buffer={folder / 'one' / 'experts'}", f"method.steps={s['steps']}", "budget.ipc=10",
-            f"method.objective.inner_steps={s['inner_steps']}",
-            f"method.objective.batch={s['batch']}",
+            f"method.objective.inner_steps={s['inner_steps']}", f"method.objective.batch={s['batch']}",
         ]  # fmt: skip
         two, one = ([*distill, f"method.objective.items={items}"] for items in (2, 1))
         whole = jobs([
@@ -79,10 +78,8 @@ def rows(size: str = "default") -> Iterator[BenchRow]:
         segment = f"N={s['inner_steps']} batch={s['batch']} 1 segment"
         yield rate(f"{segment}, Ray Train, 1 worker", alone, alone, 1, "s/step")
         yield rate(f"{segment}, Ray Train, 2 workers share its images", shared, alone, 2, "s/step")
-        working = sum(
-            (s["units"] * median(times) for times in (single, double)),
-            sum(map(sum, (inline, train1, train2, alone, shared))),
-        )
+        steps = sum(map(sum, (inline, train1, train2, alone, shared)))
+        working = sum((s["units"] * median(times) for times in (single, double)), steps)
         yield BenchRow(
             bench="scaling", case="starting Ray, actors, Train; compilation", value=whole - working, unit="s"
         )
