@@ -110,7 +110,7 @@ class Transform:
     def restore(cls, meta: Mapping[str, Any], tensors: Mapping[str, Tensor], spec: Spec) -> Transform:
         """Out of `meta` and `tensors`, as they were stored, for images of this spec."""
         channels, floats = spec.shape[0], spec.floats
-        shapes = {"mean": (channels,), "std": (channels,)}
+        shapes: dict[str, tuple[int, ...]] = {"mean": (channels,), "std": (channels,)}
         if meta["kind"] == "zca":
             shapes |= {"mean": (floats,), "matrix": (floats, floats), "inverse": (floats, floats)}
         for name, shape in shapes.items():

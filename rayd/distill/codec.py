@@ -26,9 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayd.data.images import Spec
-from rayd.distill.budget import Shape, Shapes, Stored
+from rayd.distill.budget import Shapes, Stored
 from rayd.distill.contract import Codec, OptimiserConfig, Player
 from rayd.distill.fit import CodecOptions
+from rayd.distill.storage import Shape
 from rayd.seeds import generator
 
 Take = Callable[[int, int], Tensor]

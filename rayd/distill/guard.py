@@ -142,3 +142,13 @@ def bad(guard: GuardConfig, record: Record, why: str, at_once: bool = False) -> 
     if record.rolled <= guard.rollbacks:
         return Verdict(Act.ROLL_BACK, why, record)
     return Verdict(Act.END, f"{why}, after {record.rolled - 1} rollbacks and {record.skipped} skipped steps", record)
+
+
+def knobs(rate: float | None) -> str:
+    """What to change after a run that ended here; `rate`: the step size of the last good state."""
+    learned = "" if rate is None else f" The learned step size is {rate:.3g} in it."
+    return (
+        f"The last good state is kept.{learned} Knobs: method.objective.step_size and lr_step, first, last and "
+        "grow_from (the window of start epochs), skip_above (larger or null); method.optimiser.lr (smaller); "
+        "method.precision=fp32. Then submit again with another out."
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -21,7 +21,7 @@ def own_items(objective: Objective, share: tuple[int, int], step: int) -> list[I
     return [item for item in items if item.number % size == place]
 
 
-def fetched(items: Iterator[Item], fetch: Callable[[Item], Any]) -> Iterator[Any]:
+def fetched(items: Iterator[Item], fetch: Callable[[Item], Any]) -> Generator[Any]:
     """The data of each item in turn. A thread fetches so many while one is used, however many items a step has."""
     waiting: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch") as pool:

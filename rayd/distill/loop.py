@@ -10,11 +10,11 @@ What to do with a step is decided in guard.py, by pure functions of what every w
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +23,10 @@ from torch import Tensor
 
 from rayd.distill.contract import Codec, Inputs, Item, Match, Objective, Player, Term
 from rayd.distill.contract import OptimiserConfig as OptimiserConfig
-from rayd.distill.guard import TALLY, Act, Record, Tally, Verdict, bad, verdict
+from rayd.distill.guard import TALLY, Act, Record, Tally, Verdict, bad, knobs, verdict
 from rayd.distill.guard import GuardConfig as GuardConfig
 from rayd.distill.items import fetched, own_items
+from rayd.distill.storage import through
 from rayd.distill.unroll import WHOLE
 from rayd.errors import Failed
 
@@ -108,8 +109,7 @@ class Distillation:
     def state(self) -> State:
         """Everything a resume needs, as flat named tensors."""
         out: State = {"step": self.record.tensor()}
-        for name, part in self._parts():
-            out |= {f"{name}/{k}": v for k, v in part.state().items()}
+        out |= {f"{name}/{k}": v for name, part in self._parts() for k, v in part.state().items()}
         out |= {f"ema/{k}": v.clone() for k, v in self.average.items()}
         for player, optimiser in zip(self.players, self.optimisers, strict=True):
             for index, entry in optimiser.state_dict()["state"].items():
@@ -159,7 +159,7 @@ class Distillation:
         self.good = self.good or self.state()
         coming = range(self.number, self.steps)
         every = (item for number in coming for item in own_items(self.objective, self.share, number))
-        with contextlib.closing(fetched(every, self.objective.fetch)) as data:
+        with closing(fetched(every, self.objective.fetch)) as data:
             for number in coming:
                 began = time.perf_counter()
                 step = self._step(own_items(self.objective, self.share, number), data)
@@ -182,22 +182,14 @@ class Distillation:
             term.balance(norms[1], norms[0])
         self.objective.split = split
 
-    @contextlib.contextmanager
-    def _stored(self) -> Iterator[None]:
-        """The codec holds the numbers that its file would, and the gradient there moves those behind them."""
-        if self.through is None or self.number < self.through:
-            yield
-            return
-        kept = [(p, p.detach().clone()) for p in self.codec.parameters()]
-        self.codec.quantise()
-        yield
-        with torch.no_grad():
-            for p, behind in kept:
-                p.copy_(behind)
+    def _as_kept(self) -> AbstractContextManager[None]:
+        """Within, the codec holds the numbers of its file, from the step `through` on."""
+        rounds = self.through is not None and self.number >= self.through
+        return through(self.codec, self.codec.quantise) if rounds else nullcontext()
 
     def _step(self, items: list[Item], data: Iterator[Any]) -> Step:
         self._schedule()
-        with self._stored():
+        with self._as_kept():
             flat, metrics = self._sum(items, data)
         tally, gradient = Tally(*flat[:TALLY].tolist()), flat[TALLY:]
         mean = self.objective.reduction == "mean" and tally.items > 0
@@ -274,7 +266,7 @@ class Distillation:
             part.project(self.inputs.transform)
         if self._exploded():
             return bad(self.guard, decision.record, f"step size {self.objective.step_size():.3g}", at_once=True)
-        with self._stored():
+        with self._as_kept():
             self.objective.after(self.codec, self.number)
         with torch.no_grad():
             for k, v in (self.codec.state_dict() if self.average else {}).items():
@@ -293,18 +285,9 @@ class Distillation:
         assert self.good is not None
         self.load(self.good)
         if decision.act is Act.END:
-            raise Failed(f"step {decision.record.number}: {decision.why}. {self._knobs()}")
+            raise Failed(f"step {decision.record.number}: {decision.why}. {knobs(self.objective.step_size())}")
         good, self.record = self.number, decision.record
         return f"{decision.why}: rolled back to step {good}"
-
-    def _knobs(self) -> str:
-        rate = self.objective.step_size()
-        learned = "" if rate is None else f" The learned step size is {rate:.3g} in it."
-        return (
-            f"The last good state is kept.{learned} Knobs: method.objective.step_size and lr_step, first, last and "
-            "grow_from (the window of start epochs), skip_above (larger or null); method.optimiser.lr (smaller); "
-            "method.precision=fp32. Then submit again with another out."
-        )
 
     def _schedule(self) -> None:
         """The rate of this step, by each optimiser's own decay."""

@@ -21,13 +21,14 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayd.errors import refuse
 
@@ -170,6 +171,19 @@ def rounded(tensor: Tensor, storage: str) -> Tensor:
     return _ungrouped(values_GN, shape, how.grouping(shape)[0]).view(shape)
 
 
+@contextmanager
+def through(module: nn.Module, quantise: Callable[[], None]) -> Iterator[None]:
+    """Within, the module holds the numbers of its file, and a gradient taken there moves the numbers behind them."""
+    behind = [(p, p.detach().clone()) for p in module.parameters()]
+    quantise()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in behind:
+                p.copy_(value)
+
+
 def pack_shape(shape: Shape, storage: str) -> dict[str, tuple[Shape, torch.dtype]]:
     """What `pack` would give for a floating tensor of this shape, before a coder: suffix -> (shape, dtype)."""
     how = Storage.parse(storage)
@@ -285,7 +299,7 @@ def _joined(levels_N: Tensor, bits: int) -> Tensor:
     return torch.from_numpy(np.packbits(planes.reshape(-1)))
 
 
-def _split(data: np.ndarray[tuple[int], np.dtype[np.uint8]], bits: int, numbers: int) -> np.ndarray:  # type: ignore[type-arg]
+def _split(data: np.ndarray[tuple[int], np.dtype[np.uint8]], bits: int, numbers: int) -> np.ndarray:
     """The inverse of `_joined`."""
     if bits == 8:
         return data[:numbers].copy()

@@ -151,6 +151,13 @@ class Jpeg(Family):
         def build(self, spec: Spec, rng: torch.Generator) -> Jpeg:
             return Jpeg(self, spec, rng)
 
+    steps: Tensor
+    table_B: Tensor
+    dead: Tensor
+    weight: Tensor
+    counted: Tensor
+    room: Tensor
+
     def __init__(self, config: Config, spec: Spec, rng: torch.Generator) -> None:
         super().__init__(config, spec, {"image": config.images or 0})
         self.layout = config.layout(spec)

@@ -235,8 +235,7 @@ def test_the_rayjobs_command_waits_for_nodes_that_come_late() -> None:
             f"out={out}",
             "data.path=null",
         ]
-        smaller += ["scale.cpus=0.25", "scale.gpus=0", "scale.threads=1", "preset=smoke", "expert.epochs=6"]
-        smaller += ["expert.experts=8"]  # eight actors, of which the driver's node could hold four
+        smaller += ["scale.cpus=0.5", "scale.gpus=0", "scale.threads=1", "preset=smoke", "expert.epochs=6"]
         changed = {word.split("=")[0] for word in smaller}
         words = [one for one in shlex.split(spec["entrypoint"]) if one.split("=")[0] not in changed] + smaller
         assert {"scale=cluster", "scale.wait=900", "scale.actors=8"} <= set(words)

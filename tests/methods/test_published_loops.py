@@ -23,6 +23,7 @@ from rayd.data.transform import Transform
 from rayd.distill.budget import Budget
 from rayd.distill.inputs import RunInputs
 from rayd.distill.loop import Distillation
+from rayd.errors import Failed
 from rayd.experts.trajectory import Segment
 from rayd.methods.mtt import FLOOR, Mtt
 from rayd.nets.convnet import Net, NetConfig
@@ -37,6 +38,8 @@ SIDES = {32: 8, 64: 8, 128: 16}
 """Of the images, for those of a preset."""
 MOST = 8
 """Images of an inner batch."""
+LATE = 10
+"""A window that begins at this epoch or later is one for a large set."""
 SAMPLE = (
     "mtt/cifar10_ipc1", "mtt/cifar10_ipc10", "mtt/tiny_ipc1", "datm/cifar100_ipc1", "haba/cifar10_ipc10",
     "lodc/tiny_ipc1", "nsd/cifar10_ipc1", "ours/lss_cifar10_ipc10", "ours/lss_svhn_ipc1",
@@ -139,6 +142,10 @@ def matches_trajectories(name: str) -> bool:
     return isinstance(composed(name).method.objective, Mtt.Config)
 
 
+def begins_late(name: str) -> bool:
+    return composed(name).method.objective.first >= LATE
+
+
 def learns(name: str) -> None:
     before, after, size = learn(name)
     print(f"{name}: loss {before:.3f} -> {after:.3f}, step size {size:.4f}")
@@ -156,7 +163,18 @@ def test_a_sampled_preset_learns(name: str) -> None:
 def test_every_preset_learns(name: str) -> None:
     if not matches_trajectories(name):
         pytest.skip("no preset of trajectory matching")
+    if begins_late(name):
+        pytest.skip("its window begins too late for a small set")
     learns(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names())
+def test_a_window_too_late_for_the_set_ends_with_the_diagnosis(name: str) -> None:
+    if not matches_trajectories(name) or not begins_late(name):
+        pytest.skip("no preset of a late window")
+    with pytest.raises(Failed, match=r"every item was above the threshold.*first, last and grow_from"):
+        learn(name)
 
 
 def test_the_sample_has_a_preset_of_every_family() -> None:

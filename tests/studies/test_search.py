@@ -68,6 +68,20 @@ def test_points_come_from_the_plan(tmp_path: Path) -> None:
         assert (trial.run.method.steps, trial.run.method.validate, trial.run.method.checkpoint) == (8, 2, 2)
 
 
+def test_bits_are_a_dial_at_fixed_bytes_and_a_set_of_jpeg_files_is_as_large_as_its_budget(tmp_path: Path) -> None:
+    families = {
+        "lodc": {"fixed": {"method.codec": {"name": "lodc"}}, "space": {"storage": ["fp32", "int8", "int4", "int2"]}},
+        "jpeg": {"fixed": {"method.codec": {"name": "jpeg"}}, "space": {"method.codec.bits": [1.0, 2.0]}},
+    }
+    asked = config(space={}, families=families, searcher="grid", trials=99)
+    trials = plan(base(tmp_path, budget={"bytes": 6000}), asked, SPEC).trials
+    by_storage = {t.point["method.codec.storage"]: t.size for t in trials if t.point["family"] == "lodc"}
+    assert [size.images for size in by_storage.values()] == sorted(size.images for size in by_storage.values())
+    assert by_storage["int4"].images > 5 * by_storage["fp32"].images
+    assert all(size.bytes <= 6000 for size in by_storage.values())
+    assert [t.size.bytes for t in trials if t.point["family"] == "jpeg"] == [6000, 6000]
+
+
 def test_a_grid_is_every_combination_and_says_what_does_not_fit(tmp_path: Path) -> None:
     space = {"rank": [1, 4, 99], "method.optimiser.lr": {"low": 0.01, "high": 0.1, "grid": 2}}
     planned = plan(base(tmp_path), config(space=space, searcher="grid", trials=99), SPEC)

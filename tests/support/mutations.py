@@ -307,7 +307,10 @@ def mutate(folder: Path, seed: int) -> str:
     rng, told = random.Random(seed), []
     for _ in range(rng.choice((1, 1, 1, 2))):
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        name = rng.choice([n for n in names if not n.endswith("README.md")])
+        left = [name for name in names if not name.endswith("README.md")]
+        if not left:
+            break
+        name = rng.choice(left)
         path = folder / name
         if rng.random() < 0.03:
             path.unlink()

@@ -1,8 +1,9 @@
 """What decoding a minibatch costs beside the network's forward and backward on the same images.
 
 Every codec at its default dials. `decode` is the forward alone (twice a step of an inner loop: to step and to replay),
-and `decode+grad` adds the way back to the factors (once). The reference is the network over torch.nn, of which decoding
-should take less than 15 %. The floor is reading plain pixels.
+and `decode+grad` adds the way back to the factors (once). `through` is what a step through the storage adds, over the
+images of its INNER inner steps: the numbers that the file would hold, and those behind them put back. The reference is the
+network over torch.nn, of which decoding should take less than 15 %. The floor is reading plain pixels.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayd.data.images import Spec
+from rayd.data.transform import Transform
 from rayd.distill.budget import Budget
 from rayd.distill.contract import Codec
 from rayd.methods.haba import Haba
 from rayd.methods.idc import Formation
+from rayd.methods.jpeg import Jpeg
 from rayd.methods.lodc import Lodc
 from rayd.methods.lss import Lss
 from rayd.methods.nsd import Nsd
@@ -37,6 +40,9 @@ CODECS: dict[str, Any] = {
     "nsd global": Nsd.Config(scope="global"),
     "haba": Haba.Config(),
     "formation of pixel": Formation.Config(),
+    "lss int4": Lss.Config(storage="int4"),
+    "nsd int4": Nsd.Config(storage="int4"),
+    "jpeg": Jpeg.Config(),
 }
 CIFAR, NETTE = Spec((3, 32, 32), 10), Spec((3, 128, 128), 10)
 SIZES: dict[str, list[tuple[Spec, float, int, int, int]]] = {
@@ -45,6 +51,7 @@ SIZES: dict[str, list[tuple[Spec, float, int, int, int]]] = {
 }
 """(spec, ipc, minibatch, width, depth)"""
 TURNS = 15
+INNER = 20
 
 
 def rows(size: str = "default") -> Iterator[BenchRow]:
@@ -57,18 +64,22 @@ def rows(size: str = "default") -> Iterator[BenchRow]:
         }
         for name, config in CODECS.items():
             codec = config.fit(Budget(ipc=ipc), spec).build(spec, generator(0, "codec")).to(device)
+            codec.enter(Transform("none", torch.zeros(spec.shape[0]), torch.ones(spec.shape[0])), Budget(ipc=ipc))
             index = codec.draws(generator(0, "index"), min(batch, len(codec)), 1)[0]
             ways |= {
                 f"{name} decode": partial(decode, codec, index),
                 f"{name} decode+grad": partial(both, codec, index),
             }
+            if name == "jpeg" or name.endswith("int4"):
+                ways[f"{name} through"] = partial(through, codec, INNER * batch)
         by_way = interleaved(ways, TURNS)
         reference = by_way.pop("network")
         yield BenchRow(bench="codecs", case=f"network {where}", value=1e6 * reference.seconds, unit="us an image")
         for name, timing in by_way.items():
             ratio, noisy = pairs(reference.wall, timing.wall)
             cpu = pairs(reference.cpu, timing.cpu)[0] if min(timing.cpu) > 0 else None
-            floor = pairs(by_way[f"pixel {name.split()[-1]}"].wall, timing.wall)[0]
+            plain = by_way.get(f"pixel {name.split()[-1]}")
+            floor = pairs(plain.wall, timing.wall)[0] if plain is not None else None
             yield BenchRow(bench="codecs", case=f"{name} {where}", value=100 / ratio, unit="% of network", ratio=ratio,
                       cpu_ratio=cpu, floor=floor, noisy=noisy)  # fmt: skip
 
@@ -91,3 +102,13 @@ def both(codec: Codec, index_N: Tensor) -> float:
     decoded = codec.decode(index_N)[0]
     torch.autograd.grad(decoded, leaves, torch.ones_like(decoded))
     return len(index_N)
+
+
+@torch.no_grad()
+def through(codec: Codec, images: int) -> float:
+    """To the numbers that a file would hold, and back."""
+    behind = [(p, p.detach().clone()) for p in codec.parameters()]
+    codec.quantise()
+    for p, kept in behind:
+        p.copy_(kept)
+    return images
