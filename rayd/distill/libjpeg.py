@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayd.data.baseline import ZIGZAG
+from rayd.distill.codec import dct
 
 
 def whole(x: Tensor) -> Tensor:
@@ -93,3 +94,12 @@ def channels_of(rgb_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     red, green, blue = rgb_NCHW.unbind(1)
     y = 0.299 * red + 0.587 * green + 0.114 * blue
     return y, (blue - y) / 1.772 + 128, (red - y) / 1.402 + 128
+
+
+def forward_dct(plane_Nhw: Tensor, down: int, across: int) -> Tensor:
+    """Coefficients [N, B, 64] of so many blocks, in raster order; edges are repeated to fill them. Not rounded."""
+    fill = (0, 8 * across - plane_Nhw.shape[2], 0, 8 * down - plane_Nhw.shape[1])
+    padded = F.pad(plane_Nhw[:, None], fill, "replicate")[:, 0]
+    x_NBhw = padded.unflatten(2, (-1, 8)).unflatten(1, (-1, 8)).transpose(2, 3).flatten(1, 2) - 128
+    basis = dct(8, 8).to(x_NBhw)
+    return (basis @ x_NBhw @ basis.T).flatten(2)[..., torch.from_numpy(ZIGZAG)]

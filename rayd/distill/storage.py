@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -299,7 +300,7 @@ def _joined(levels_N: Tensor, bits: int) -> Tensor:
     return torch.from_numpy(np.packbits(planes.reshape(-1)))
 
 
-def _split(data: np.ndarray[tuple[int], np.dtype[np.uint8]], bits: int, numbers: int) -> np.ndarray:
+def _split(data: np.ndarray[Any, Any], bits: int, numbers: int) -> np.ndarray[Any, Any]:
     """The inverse of `_joined`."""
     if bits == 8:
         return data[:numbers].copy()

@@ -29,13 +29,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayd.data import baseline
-from rayd.data.baseline import ZIGZAG, Layout
+from rayd.data.baseline import Layout
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
 from rayd.distill.budget import STEP, Budget, Shapes, Stored, file_bytes
-from rayd.distill.codec import Family, Take, dct
+from rayd.distill.codec import Family, Take
 from rayd.distill.fit import CodecOptions
-from rayd.distill.libjpeg import channels_of, coloured, doubled, inverse_dct
+from rayd.distill.libjpeg import channels_of, coloured, doubled, forward_dct, inverse_dct
 from rayd.errors import refuse
 
 EVERY = 5
@@ -158,6 +158,13 @@ class Jpeg(Family):
     counted: Tensor
     room: Tensor
 
+    steps: Tensor
+    dead: Tensor
+    weight: Tensor
+    counted: Tensor
+    room: Tensor
+    table_B: Tensor
+
     def __init__(self, config: Config, spec: Spec, rng: torch.Generator) -> None:
         super().__init__(config, spec, {"image": config.images or 0})
         self.layout = config.layout(spec)
@@ -184,8 +191,6 @@ class Jpeg(Family):
         if budget is not None:
             self.room.fill_(self.config.room(budget, self.spec))
 
-    # --- decoding -----------------------------------------------------------------------------------------------------
-
     def images(self, index_N: Tensor) -> Tensor:
         assert self.transform is not None
         if self.transform.device != self.blocks.device:
@@ -210,8 +215,6 @@ class Jpeg(Family):
             return x_NCHW
         return F.interpolate(x_NCHW, size=self.spec.shape[-2:], mode="bilinear", align_corners=False)
 
-    # --- the start ----------------------------------------------------------------------------------------------------
-
     def begin(self, take: Take, rng: torch.Generator) -> None:
         assert self.transform is not None
         for c in range(self.spec.classes):
@@ -231,13 +234,7 @@ class Jpeg(Family):
             if small:
                 even = F.pad(plane[:, None], (0, plane.shape[2] % 2, 0, plane.shape[1] % 2), "replicate")
                 plane = F.avg_pool2d(even, 2)[:, 0]
-            height, width = 8 * k * down, 8 * k * across
-            fill = (0, width - plane.shape[2], 0, height - plane.shape[1])
-            padded = F.pad(plane[:, None], fill, "replicate")[:, 0]
-            x_NBhw = padded.unflatten(2, (-1, 8)).unflatten(1, (-1, 8)).transpose(2, 3).flatten(1, 2) - 128
-            basis = dct(8, 8).to(x)
-            coefficients = (basis @ x_NBhw @ basis.T).flatten(2)[..., torch.from_numpy(ZIGZAG)]
-            out[:, getattr(self, f"place_{channel}")] = coefficients
+            out[:, getattr(self, f"place_{channel}")] = forward_dct(plane, k * down, k * across)
         return out
 
     def _choose_quality(self) -> None:
@@ -248,8 +245,6 @@ class Jpeg(Family):
             self.steps.copy_(torch.from_numpy(baseline.steps(middle, self.layout.channels)))
             low, high = (middle, high) if self._bytes(0.0) <= float(self.room) else (low, middle)
         self.steps.copy_(torch.from_numpy(baseline.steps(low, self.layout.channels)))
-
-    # --- storage ------------------------------------------------------------------------------------------------------
 
     def levels(self, dead: float) -> Tensor:
         """Whole numbers of steps; between -1023 and 1023, of which baseline files have codes."""
@@ -309,8 +304,6 @@ class Jpeg(Family):
         self.steps.copy_(torch.from_numpy(steps_k))
         self.blocks.copy_(torch.from_numpy(levels).to(self.blocks) * self.steps[self.table_B])
         self.dead.zero_()
-
-    # --- rate ---------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def project(self, transform: Transform) -> None:
