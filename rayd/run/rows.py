@@ -154,15 +154,15 @@ class Scorer:
     def _strongest(self, kind: str) -> ImageSet:
         """Chosen once for all networks, under a part of the recipe."""
         if kind not in self._best:
-            val = ImageSet.of(self.splits.val.sample(VALIDATION_IMAGES, self.run.seed), self.transform)
-            seed = seed_of(self.run.seed, "compressed")
+            val = ImageSet.of(self.splits.val.sample(VALIDATION_IMAGES, CONTROL_SEED), self.transform)
+            seed = seed_of(CONTROL_SEED, "compressed")
 
             def accuracy(source: ImageSet) -> float:
                 recipe = self.recipe.shortened(max(1, source.length(self.recipe).steps // VALIDATION_SHARE))
                 return evaluate(recipe, self.nets[0], source, val, None, [seed], device=self.device)[0].accuracy
 
             features = None if kind == "random" else self._features
-            order = coreset.orders(kind, self.train, len(self.train), self.run.seed, features, self.run.own.controls)
+            order = coreset.orders(kind, self.train, len(self.train), CONTROL_SEED, features, self.run.own.controls)
             room = int(self.artifact.ledger["bytes"])
             self._best[kind] = strongest(self.train, order, room, self.transform, accuracy)
         return self._best[kind]

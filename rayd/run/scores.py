@@ -101,7 +101,9 @@ class ControlScores:
             decides["features"] = nets[0]
         if row.kind in run.own.controls:
             decides["methods"] = run.own.source
-        if row.budget == "jpeg":
+        if row.budget == "best":  # a format and quality, chosen on the validation images
+            decides |= {"validation": str(self.splits.val.manifest["content"]), "chosen by": nets[0]}
+        if row.budget in ("jpeg", "best"):
             return decides | {"bytes": int(ledger["bytes"])}
         if row.is_coreset:
             whole = len(self.splits.train)

@@ -272,6 +272,14 @@ def test_a_control_of_something_else_is_another(tmp_path, monkeypatch, change):
     assert len(trained) == 3 * 2
 
 
+def test_the_best_compression_is_named_by_what_it_is_chosen_by(tmp_path):
+    run = small_run()
+    scorer = Scorer.of(run, str(an_artifact(tmp_path / "a", run)))
+    best, raw = (scorer.shared.identity(RowName("herding", budget), 0) for budget in ("best", "raw"))
+    assert best["bytes"] == scorer.artifact.ledger["bytes"] and "count" not in best
+    assert best["validation"] == scorer.splits.val.manifest["content"] and "validation" not in raw
+
+
 def test_evaluations_at_once_agree_on_the_controls(tmp_path, monkeypatch):
     """All train them, as none finds any; whoever writes first is believed by the others."""
     from concurrent.futures import ThreadPoolExecutor

@@ -78,7 +78,11 @@ def main(folder: str) -> None:
         scale = {"name": "cluster", "cpus": 1.0, **KINDS[kind]}
         if verb not in ("distill", "search"):
             scale.pop("workers", None)
-        run = small_run(scale=scale, expert={"experts": 9}, out=str(Path(folder) / f"{verb}-{list(KINDS).index(kind)}"))
+        run = small_run(
+            scale=scale,
+            expert={"experts": 9, "per_shard": 1},
+            out=str(Path(folder) / f"{verb}-{list(KINDS).index(kind)}"),
+        )
         asked = act(run)
         began, said = time.monotonic(), "was not refused"
         try:

@@ -50,18 +50,22 @@ def rows(size: str = "default") -> Iterator[BenchRow]:
         ]  # fmt: skip
         distill = [
             *common, *units, f"buffer={folder / 'one' / 'experts'}", f"method.steps={s['steps']}", "budget.ipc=10",
-            "method.objective.items=2", f"method.objective.inner_steps={s['inner_steps']}",
-            f"method.objective.batch={s['batch']}",
+            f"method.objective.inner_steps={s['inner_steps']}", f"method.objective.batch={s['batch']}",
         ]  # fmt: skip
+        two, one = ([*distill, f"method.objective.items={items}"] for items in (2, 1))
         whole = jobs([
             ("experts", folder / "one", ["scale=laptop", "scale.actors=1", *common, *units]),
             ("experts", folder / "two", ["scale=laptop", "scale.actors=2", *common, *units]),
-            ("distill", folder / "inline", ["scale=inline", *distill]),
-            ("distill", folder / "train1", ["scale=laptop", "scale.workers=1", *distill]),
-            ("distill", folder / "train2", ["scale=laptop", "scale.workers=2", *distill]),
+            ("distill", folder / "inline", ["scale=inline", *two]),
+            ("distill", folder / "train1", ["scale=laptop", "scale.workers=1", *two]),
+            ("distill", folder / "train2", ["scale=laptop", "scale.workers=2", *two]),
+            ("distill", folder / "alone", ["scale=laptop", "scale.workers=1", *one]),
+            ("distill", folder / "shared", ["scale=laptop", "scale.workers=2", *one]),
         ])  # fmt: skip
         single, double = (shard_seconds(folder / out, actors, s["units"]) for out, actors in (("one", 1), ("two", 2)))
-        inline, train1, train2 = (step_seconds(folder / out) for out in ("inline", "train1", "train2"))
+        inline, train1, train2, alone, shared = (
+            step_seconds(folder / out) for out in ("inline", "train1", "train2", "alone", "shared")
+        )
         experts, segments = (
             f"width={s['width']} images={s['count']}",
             f"N={s['inner_steps']} batch={s['batch']} 2 segments",
@@ -71,9 +75,11 @@ def rows(size: str = "default") -> Iterator[BenchRow]:
         yield rate(f"{segments}, inline", inline, inline, 1, "s/step")
         yield rate(f"{segments}, Ray Train, 1 worker", train1, inline, 1, "s/step")
         yield rate(f"{segments}, Ray Train, 2 workers", train2, train1, 2, "s/step")
-        working = sum(
-            (s["units"] * median(times) for times in (single, double)), sum(map(sum, (inline, train1, train2)))
-        )
+        segment = f"N={s['inner_steps']} batch={s['batch']} 1 segment"
+        yield rate(f"{segment}, Ray Train, 1 worker", alone, alone, 1, "s/step")
+        yield rate(f"{segment}, Ray Train, 2 workers share its images", shared, alone, 2, "s/step")
+        steps = sum(map(sum, (inline, train1, train2, alone, shared)))
+        working = sum((s["units"] * median(times) for times in (single, double)), steps)
         yield BenchRow(
             bench="scaling", case="starting Ray, actors, Train; compilation", value=whole - working, unit="s"
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rayd.artifact.load import load
 from rayd.config import Run
-from rayd.distill.loop import Distillation, OptimiserConfig, identity
+from rayd.distill.loop import Distillation, OptimiserConfig, Reduce, identity
 from rayd.evaluate.row import RowName
 from rayd.methods.dm import Distribution
 from rayd.run.agreement import Agreement
@@ -36,8 +36,8 @@ BEAT = 5.0
 """Seconds between two heartbeats of a lease, as it ships."""
 
 
-def step_of(work: Distillation, agreed: bool) -> Callable[[], None]:
-    """A step of these parts; `agreed`: its sum carries step and hash of two workers."""
+def steps_of(work: Distillation) -> dict[str, Callable[[], None]]:
+    """The next step of the same work; `agreed`: its sum carries step and hash of two workers."""
     steps = work.run()
 
     def echoed(flat: Tensor) -> Tensor:
@@ -46,12 +46,15 @@ def step_of(work: Distillation, agreed: bool) -> Callable[[], None]:
 
     agreement = Agreement(0, 2, echoed, work.inputs.device)
     agreement.work = work
-    work.reduce = agreement if agreed else identity
 
-    def step() -> None:
-        next(steps)
+    def step(reduce: Reduce) -> Callable[[], None]:
+        def take() -> None:
+            work.reduce = reduce
+            next(steps)
 
-    return step
+        return take
+
+    return {"alone": step(identity), "agreed": step(agreement)}
 
 
 def work_of(width: int, real: int) -> Distillation:
@@ -89,8 +92,7 @@ def answer(scorer: Scorer, kept: bool) -> Callable[[], None]:
 def rows(size: str = "default") -> Iterator[BenchRow]:
     s = SIZES[size]
     with tempfile.TemporaryDirectory() as folder, Lease(Store(folder), beat=BEAT):
-        ways = {name: step_of(work_of(s["width"], s["real"]), name == "agreed") for name in ("alone", "agreed")}
-        by_way = interleaved(ways, s["turns"])
+        by_way = interleaved(steps_of(work_of(s["width"], s["real"])), s["turns"])
         yield compared(
             "trust", f"a step that agrees, width={s['width']} real={s['real']}", by_way["agreed"], by_way["alone"]
         )
