@@ -158,13 +158,6 @@ class Jpeg(Family):
     counted: Tensor
     room: Tensor
 
-    steps: Tensor
-    dead: Tensor
-    weight: Tensor
-    counted: Tensor
-    room: Tensor
-    table_B: Tensor
-
     def __init__(self, config: Config, spec: Spec, rng: torch.Generator) -> None:
         super().__init__(config, spec, {"image": config.images or 0})
         self.layout = config.layout(spec)
