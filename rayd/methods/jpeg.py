@@ -152,13 +152,6 @@ class Jpeg(Family):
             return Jpeg(self, spec, rng)
 
     steps: Tensor
-    table_B: Tensor
-    dead: Tensor
-    weight: Tensor
-    counted: Tensor
-    room: Tensor
-
-    steps: Tensor
     dead: Tensor
     weight: Tensor
     counted: Tensor
