@@ -102,5 +102,5 @@ def forward_dct(plane_Nhw: Tensor, down: int, across: int) -> Tensor:
     padded = F.pad(plane_Nhw[:, None], fill, "replicate")[:, 0]
     x_NBhw = padded.unflatten(2, (-1, 8)).unflatten(1, (-1, 8)).transpose(2, 3).flatten(1, 2) - 128
     basis = dct(8, 8).to(x_NBhw)
-    blocks_NBk: Tensor = (basis @ x_NBhw @ basis.T).flatten(2)[..., torch.from_numpy(ZIGZAG)]
-    return blocks_NBk
+    coefficients_NBk: Tensor = (basis @ x_NBhw @ basis.T).flatten(2)
+    return coefficients_NBk[..., torch.from_numpy(ZIGZAG)]

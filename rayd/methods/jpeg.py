@@ -71,8 +71,10 @@ class Jpeg(Family):
                     raise refuse(
                         f"codec.{name}", getattr(self, name), "null: codec.bits, side and colours are its dials"
                     )
-            if self.storage != "fp32" or self.learns_labels:
-                raise refuse("codec.storage", self.storage, "fp32 and hard labels: files hold coefficients, no labels")
+            if self.storage != "fp32":
+                raise refuse("codec.storage", self.storage, "fp32: files hold rounded coefficients anyway")
+            if self.learns_labels:
+                raise refuse("codec.labels", self.labels, "hard: files hold coefficients, no labels")
             if self.start == "noise":
                 raise refuse("codec.start", self.start, "real | confident: the quality follows from real images")
             if not self.bits > 0:
@@ -152,11 +154,11 @@ class Jpeg(Family):
             return Jpeg(self, spec, rng)
 
     steps: Tensor
-    table_B: Tensor
     dead: Tensor
     weight: Tensor
     counted: Tensor
     room: Tensor
+    table_B: Tensor
 
     def __init__(self, config: Config, spec: Spec, rng: torch.Generator) -> None:
         super().__init__(config, spec, {"image": config.images or 0})

@@ -141,7 +141,7 @@ def test_loading_needs_torch_and_safetensors_alone():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", sorted(CODECS))
+@pytest.mark.parametrize("name", sorted(set(CODECS) - {"jpeg"}))  # its storage is its files: methods/test_jpeg.py
 @pytest.mark.parametrize("storage", ["fp32", "fp16", "int8"])
 def test_every_codec_comes_back_as_stored(tmp_path, name, storage):
     under = {"name": name, "storage": storage, **({"of": "lodc"} if name == "formation" else {})}

@@ -99,7 +99,7 @@ def test_ray_data_writes_the_same_bytes(tmp_path: Path, ray_local: None) -> None
     wrote = list(fleet.prepare(config, str(tmp_path / "fleet"), 6, ScaleConfig(name="laptop", actors=2)))
     assert sum(one.rows for one in wrote) == 40
     by_fleet = hashes(tmp_path / "fleet")
-    assert by_fleet.pop("events.jsonl"), "which worker wrote what"
+    assert by_fleet.pop("events.jsonl") and by_fleet.pop("work.json"), "who wrote what, and what it cost"
     assert by_fleet == hashes(tmp_path / "inline")
 
 

@@ -19,7 +19,7 @@ from rayd.distill.budget import from_bytes
 from rayd.run.experts import ExpertPlan, build
 from tests.support.grounds import descendants
 from tests.support.hashes import hashes
-from tests.support.runs import digits_run
+from tests.support.runs import digits_run, small_run
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 30
@@ -179,12 +179,13 @@ def test_memory_that_runs_out(buffer: str, tmp_path: Path) -> None:
     assert "out of memory" in text and "micro" in text and "Traceback" not in text
 
 
-def test_more_workers_than_items_is_refused(buffer: str, tmp_path: Path) -> None:
-    config = digits_run(tmp_path, changes={"buffer": buffer, **QUICK})
+def test_more_workers_than_items_of_real_images_are_refused(tmp_path: Path) -> None:
+    """Those of a trajectory's segment share its images instead (tests/methods/test_split.py)."""
     from rayd.errors import Refused
     from rayd.run.distill import Worker, distill
 
-    with pytest.raises(Refused, match=r"objective\.items"):
+    config = small_run(out=str(tmp_path), method={"compiled": False, "objective": {"name": "distribution"}})
+    with pytest.raises(Refused, match=r"scale\.workers=.*objective\.classes_per_item"):
         next(iter(distill(config, Worker(0, 3))))
 
 
