@@ -142,7 +142,8 @@ def test_stored_smaller_and_shown_larger():
     [
         ({"rank": 2}, "codec.bits"),
         ({"storage": "int4"}, "fp32"),
-        ({"labels": "soft"}, "hard labels"),
+        ({"labels": "soft"}, "hard"),
+        ({"start": "noise"}, "real"),
         ({"bits": 0.0}, "bits"),
     ],
 )
