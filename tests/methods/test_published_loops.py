@@ -43,8 +43,8 @@ LATE = 10
 CROWDED = {"datm/tiny_ipc1": 200}
 """Images of a published batch, where its rate moves the few of ours too far: an image's gradient is its share of the
 batch, and under plain SGD at 10,000 the loss rises here from 1.06 to 1.24."""
-FLOORED = {"nsd/cifar100_ipc1"}
-"""Presets whose loss falls (6.4 to 1.0) while the step size comes to lie at its floor: a window that reaches epoch 40 asks
+FLOORED = {"nsd/cifar10_ipc50", "nsd/cifar100_ipc1", "nsd/cifar100_ipc10"}
+"""Presets whose loss falls (6.3 to 1.0) while the step size comes to lie at its floor: a window that reaches epoch 40 asks
 the small experts for steps far below the first one, and SPEED's momentum of 0.95 overshoots."""
 SAMPLE = (
     "mtt/cifar10_ipc1", "mtt/cifar10_ipc10", "mtt/tiny_ipc1", "datm/cifar100_ipc1", "haba/cifar10_ipc10",
@@ -156,7 +156,7 @@ def learns(name: str) -> None:
     before, after, size = learn(name)
     print(f"{name}: loss {before:.3f} -> {after:.3f}, step size {size:.4f}")
     assert after <= 0.9 * before, f"loss {before:.3f} -> {after:.3f}"
-    assert (size > FLOOR or name in FLOORED) and size < 1, f"step size {size}"
+    assert (size > 1.01 * FLOOR or name in FLOORED) and size < 1, f"step size {size}"
 
 
 @pytest.mark.parametrize("name", SAMPLE)
