@@ -153,7 +153,7 @@ def on_beat(listener: Callable[[str], None] | None) -> None:
 def memory(device: torch.device) -> int:
     """Bytes that a device has: the GPU's, or this machine's, less where a container is allowed less."""
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+        return torch.cuda.mem_get_info(device)[1]
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for limit in CONTAINER_LIMITS:
         if limit.is_file() and (text := limit.read_text().strip()).isdigit():

@@ -200,6 +200,6 @@ def write_artifact(assembled: Assembled, codec: Codec, timing: Mapping[str, Any]
         claim=claim,
         versions=versions(assembled.device),
     )
-    room, transform = run.budget.bytes, assembled.inputs.transform
+    room, transform = run.budget.bytes or assembled.codec_config.filled(run.budget, spec), assembled.inputs.transform
     most, unit = (room, "bytes") if room is not None else (run.budget.limit(spec), "floats")
     write.save(Store(run.at("artifact")), provenance, codec, stored, transform, timing, most, unit)

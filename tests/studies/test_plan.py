@@ -117,7 +117,10 @@ def test_a_budget_too_small_is_refused_before_anything_is_made(tmp_path: Path) -
 def test_infeasible_is_said(tmp_path: Path) -> None:
     run = small(tmp_path)
     run = replace(run, scale=parse(type(run.scale), {"name": "laptop", "workers": 3}, "scale"))
-    assert any("items" in warning for warning in plan(run, probe_seconds=0).warnings)
+    method = {"codec": {"name": "pixel"}, "objective": {"name": "distribution"}, "steps": 1}
+    by_class = replace(run, method=parse(type(run.method), method, "method"))
+    assert any("items" in warning for warning in plan(by_class, probe_seconds=0).warnings)
+    assert not plan(run, probe_seconds=0).warnings, "the workers of a segment share its images"
 
 
 def test_no_experts_where_none_are_needed(tmp_path: Path) -> None:

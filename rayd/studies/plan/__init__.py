@@ -237,7 +237,7 @@ def _seconds(run: Run, experts: BufferSize, scoring: Scoring, train: int, measur
 def _warnings(run: Run, experts: BufferSize, peak: Mapping[str, int], items: int) -> Iterator[str]:
     """What this machine shows; placement on a cluster is the fleet's to refuse."""
     if run.scale.workers > items and not hasattr(run.method.objective, "passes"):
-        yield f"scale.workers={run.scale.workers}: a step has {items} items; set method.objective.items"
+        yield f"scale.workers={run.scale.workers}: a step has {items} items; lower method.objective.classes_per_item"
     here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for stage, need in peak.items():
         if need > 0.9 * here:
