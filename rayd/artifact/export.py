@@ -178,7 +178,9 @@ def _about(artifact: Artifact, size: int) -> str:
     info = {"features": features, "splits": [split], "download_size": size, "dataset_size": size}
     files = [{"split": "train", "path": "data/*.parquet"}]
     configs = [{"config_name": "default", "data_files": files}]
-    facts = json.dumps(info, ensure_ascii=False).replace("<", r"\u003c")  # a name is no markup where a page shows the card
+    facts = json.dumps(info, ensure_ascii=False).replace(
+        "<", r"\u003c"
+    )  # a name is no markup where a page shows the card
     return f"configs: {json.dumps(configs)}\ndataset_info: {facts}\n"
 
 
