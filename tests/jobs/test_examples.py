@@ -49,7 +49,9 @@ def asked(line: list[str]) -> Asked:
 def ran(words: list[str], folder: Path, timeout: float = 900) -> str:
     """A script, with this Python before all others."""
     (folder / "bin").mkdir()
-    (folder / "bin" / "python").symlink_to(sys.executable)
+    python = folder / "bin" / "python"  # no link: beside one Python finds no packages
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
     path = f"{folder / 'bin'}:{os.environ['PATH']}"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path, "HF_HOME": str(folder / "hf")}
     done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout)
