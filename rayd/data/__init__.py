@@ -9,7 +9,7 @@ builder.py     the cache folder: one process builds an entry, the others wait
 stream.py      blocks of a planned order, read ahead from disk
 transform.py   Transform: from pixels to network space and back (normalise, zca, none)
 augment.py     Augment: the siamese augmentations (DSA, IDC)
-baseline.py    baseline JPEG files: written from quantised coefficients, read back
+jpeg_files.py  baseline JPEG files: written from quantised coefficients, read back
 own.py         images of one's own: tensors, a folder, Datasets
 prepare.py     a dataset decoded into shards that any number of machines read
 sources/       where datasets come from: folders, tars, parquet, packages

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rayd.data.baseline import ZIGZAG
+from rayd.data.jpeg_files import ZIGZAG
 from rayd.distill.codec import dct
 
 

@@ -1,10 +1,10 @@
 """Ordinary JPEG files: the set is distilled in the coefficients that a baseline JPEG file holds (ITU-T T.81).
 
-Stored: the files' common head, their scans and the lengths of these (`rayd.data.baseline`); head, scan and end marker make a
-file that any viewer opens. The parameters are the coefficients of luma and colour in grey levels; a file holds them rounded
-to the steps of its quantisation tables, and `quantise` does the same. Decoding repeats libjpeg's integer arithmetic to the
-bit (accurate integer inverse DCT, triangle filter of half-size colour, table of colours), with the gradient of the smooth
-functions behind it.
+Stored: the common head of the files, their scans and the lengths of these (`rayd.data.jpeg_files`); head, scan and end
+make a file that any viewer opens. The parameters are the coefficients of luma and colour in grey levels; a file holds them
+rounded to the steps of its quantisation tables, and `quantise` does the same. Decoding repeats libjpeg's integer
+arithmetic to the bit (accurate integer inverse DCT, triangle filter of half-size colour, table of colours), with the
+gradient of the smooth functions behind it.
 
 It starts as a coreset of compressed real images, of the quality at which `images` of them fill the budget.
 
@@ -28,9 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayd.data import baseline
-from rayd.data.baseline import Layout
+from rayd.data import jpeg_files
 from rayd.data.images import Spec
+from rayd.data.jpeg_files import Layout
 from rayd.data.transform import Transform
 from rayd.distill.budget import STEP, Budget, Shapes, Stored, file_bytes
 from rayd.distill.codec import Family, Take
@@ -164,7 +164,7 @@ class Jpeg(Family):
         super().__init__(config, spec, {"image": config.images or 0})
         self.layout = config.layout(spec)
         self.blocks = nn.Parameter(torch.randn(len(self), self.layout.blocks, 64, generator=rng) * 10)
-        tables = len(baseline.steps(50, self.layout.channels))
+        tables = len(jpeg_files.steps(50, self.layout.channels))
         self.register_buffer("steps", torch.ones(tables, 64))
         for name, value in {"dead": 0.0, "weight": FIRST_WEIGHT, "counted": 0.0, "room": math.inf}.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64), persistent=name != "room")
@@ -237,9 +237,9 @@ class Jpeg(Family):
         low, high = 0.5, 99.5
         for _ in range(12):
             middle = (low + high) / 2
-            self.steps.copy_(torch.from_numpy(baseline.steps(middle, self.layout.channels)))
+            self.steps.copy_(torch.from_numpy(jpeg_files.steps(middle, self.layout.channels)))
             low, high = (middle, high) if self._bytes(0.0) <= float(self.room) else (low, middle)
-        self.steps.copy_(torch.from_numpy(baseline.steps(low, self.layout.channels)))
+        self.steps.copy_(torch.from_numpy(jpeg_files.steps(low, self.layout.channels)))
 
     def levels(self, dead: float) -> Tensor:
         """Whole numbers of steps; between -1023 and 1023, of which baseline files have codes."""
@@ -250,8 +250,8 @@ class Jpeg(Family):
 
     def _bytes(self, dead: float) -> float:
         """Of the scans: their bits, half a byte of filling each, and a stuffed byte in 256."""
-        what = baseline.symbols(self.levels(dead).cpu().numpy(), self.layout)
-        bits = baseline.scan_bits(what, baseline.all_lengths(what.counts()))
+        what = jpeg_files.symbols(self.levels(dead).cpu().numpy(), self.layout)
+        bits = jpeg_files.scan_bits(what, jpeg_files.all_lengths(what.counts()))
         return bits / 8 * (1 + 1 / 256) + 0.5 * len(self)
 
     @torch.no_grad()
@@ -277,11 +277,11 @@ class Jpeg(Family):
     def files(self) -> list[bytes]:
         """An ordinary JPEG file for each image."""
         head, scans = self._files(0.0)
-        return [baseline.file(head, scan) for scan in scans]
+        return [jpeg_files.file(head, scan) for scan in scans]
 
     def _files(self, dead: float) -> tuple[bytes, list[bytes]]:
         steps_k = self.steps.long().cpu().numpy()
-        return baseline.write(self.levels(dead).cpu().numpy(), self.layout, steps_k)
+        return jpeg_files.write(self.levels(dead).cpu().numpy(), self.layout, steps_k)
 
     @torch.no_grad()
     def restore(self, numbers: Mapping[str, Tensor]) -> None:
@@ -295,7 +295,7 @@ class Jpeg(Family):
             )
         ends = lengths.long().cumsum(0).tolist()
         scans = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        levels, _, steps_k = baseline.read(head, scans, self.layout)
+        levels, _, steps_k = jpeg_files.read(head, scans, self.layout)
         self.steps.copy_(torch.from_numpy(steps_k))
         self.blocks.copy_(torch.from_numpy(levels).to(self.blocks) * self.steps[self.table_B])
         self.dead.zero_()

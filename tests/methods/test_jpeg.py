@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from rayd.artifact.write import as_stored
-from rayd.data import baseline
+from rayd.data import jpeg_files
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
 from rayd.distill.budget import Budget, Ledger, Stored, packed, to_bytes, unpacked
@@ -47,7 +47,7 @@ def files(codec):
     """As a folder would hold them."""
     head, scans, lengths = (codec.stored()[name].tensor.numpy() for name in ("head", "scans", "lengths"))
     ends = lengths.astype(np.int64).cumsum()
-    return [baseline.file(head.tobytes(), scans[e - n : e].tobytes()) for e, n in zip(ends, lengths, strict=True)]
+    return [jpeg_files.file(head.tobytes(), scans[e - n : e].tobytes()) for e, n in zip(ends, lengths, strict=True)]
 
 
 def pillow(data):

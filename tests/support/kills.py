@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,7 +20,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.forkserver import Server, serving
+
 ANSWER_S = 120.0
 """Seconds that a job may take."""
 
@@ -63,11 +63,8 @@ class Ended:
     """When each stage of a pipeline ended, in seconds since the job began."""
 
 
-class Forks:
+class Forks(Server):
     """The process that forks jobs."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
 
     def run(self, words: Sequence[str], before: int | None = None, after: float | None = None) -> Ended:
         """One `jobs.pipeline`, killed before its change number `before` (from 0), or after so many seconds."""
@@ -77,32 +74,18 @@ class Forks:
         self, jobs: Sequence[tuple[str, Sequence[str]]], before: int | None = None, after: float | None = None
     ) -> list[Ended]:
         """Several verbs at once, each with its words."""
-        assert self.process.stdin is not None and self.process.stdout is not None
         asked = {"jobs": [[verb, list(words)] for verb, words in jobs], "before": before, "after": after}
-        self.process.stdin.write(json.dumps(asked) + "\n")
-        self.process.stdin.flush()
-        answers: list[dict[str, Any]] = json.loads(self.process.stdout.readline())
         return [
             Ended(one["code"], one["said"], [Change(*change) for change in one["changes"]], one["ends"])
-            for one in answers
+            for one in self.ask(asked)
         ]
 
 
 @contextlib.contextmanager
 def forks(folder: Path, warm: Sequence[str]) -> Iterator[Forks]:
     """`folder`: where everything lies that the jobs write. `warm`: the words of a job that is run first, unkilled."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAYD_CACHE": str(folder / "cache")}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.kills", str(folder), *warm],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, env=environment,
-        )  # fmt: skip
-        try:
-            yield Forks(process)
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            process.wait(timeout=ANSWER_S)
+    with serving("tests.support.kills", folder, *warm) as process:
+        yield Forks(process)
 
 
 # ---- in the process itself -----------------------------------------------------------------------------------------

@@ -299,6 +299,21 @@ def changed_file(name: str, data: bytes, rng: random.Random) -> tuple[bytes, str
     return any_bytes(data, rng) if rng.random() < 0.1 else by_kind(data, rng)
 
 
+BROKEN = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What the readers here raise at a file that is damaged already; a ValueError is Refused, JSON's and Unicode's too."""
+
+
 # ---- folders -------------------------------------------------------------------------------------------------------
 
 
@@ -319,7 +334,7 @@ def mutate(folder: Path, seed: int) -> str:
             data = path.read_bytes()
             try:
                 data, what = changed_file(name, data, rng)
-            except Exception:  # it was broken before
+            except BROKEN:  # by the mutation before
                 data, what = any_bytes(data, rng)
             path.write_bytes(data)
             told.append(f"{name}: {what}")

@@ -16,7 +16,6 @@ import resource
 import select
 import shutil
 import signal
-import subprocess
 import sys
 import tarfile
 import traceback
@@ -27,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from tests.support.forkserver import ROOT, Server, serving
 from tests.support.mutations import MARK, mutate
 
-ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "1"
 MEMORY = 2 * 2**30
 """Bytes above those of the process that has everything imported."""
@@ -374,35 +373,19 @@ def read_many(kind: str, corpus: Path, scratch: Path, seeds: range) -> list[dict
 # ---- from a test ---------------------------------------------------------------------------------------------------
 
 
-class Readers:
+class Readers(Server):
     """The process that forks the readers."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
 
     def read(self, kind: str, first: int, count: int) -> list[dict[str, Any]]:
         """What went wrong with the mutations of these seeds."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"kind": kind, "first": first, "count": count}) + "\n")
-        self.process.stdin.flush()
-        answer: list[dict[str, Any]] = json.loads(self.process.stdout.readline())
-        return answer
+        wrong: list[dict[str, Any]] = self.ask({"kind": kind, "first": first, "count": count})
+        return wrong
 
 
 @contextlib.contextmanager
 def readers(folder: Path) -> Iterator[Readers]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAYD_CACHE": str(folder / "cache")}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.strangers", str(folder)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, env=environment,
-        )  # fmt: skip
-        try:
-            yield Readers(process)
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            process.wait(timeout=120)
+    with serving("tests.support.strangers", folder) as process:
+        yield Readers(process)
 
 
 def main(folder: Path) -> None:
