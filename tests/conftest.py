@@ -86,3 +86,19 @@ def real_images() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("RAYD_DATA is not set: no real images here")
     return Path(folder)
+
+
+@pytest.fixture
+def busy_cluster(ray_local: None) -> Iterator[None]:
+    """Other work holds every core of the small local Ray."""
+    import ray
+
+    @ray.remote(num_cpus=4)
+    class Other:
+        def ready(self) -> None:
+            pass
+
+    other = Other.remote()  # type: ignore[attr-defined]
+    ray.get(other.ready.remote())
+    yield
+    ray.kill(other)

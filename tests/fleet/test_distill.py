@@ -128,20 +128,11 @@ def test_kill_anything(undisturbed: Path, buffer: str, tmp_path: Path, victim: s
 
 
 @pytest.mark.ray
-def test_a_busy_cluster_is_waited_for(buffer: str, tmp_path: Path, ray_local: None) -> None:
+def test_a_busy_cluster_is_waited_for(buffer: str, tmp_path: Path, busy_cluster: None) -> None:
     """Other work holds every core: the workers wait for scale.startup, and the refusal says so."""
-    import ray
-
     from rayd.errors import Failed
     from rayd.fleet.distill import ANSWERING, PLACING, distill
 
-    @ray.remote(num_cpus=4)
-    class Other:
-        def ready(self) -> None:
-            pass
-
-    other = Other.remote()  # type: ignore[attr-defined]
-    ray.get(other.ready.remote())
     run = digits_run(tmp_path, changes={"buffer": buffer, "scale": {"name": "laptop", "startup": 2.0}, **QUICK})
     try:
         with pytest.raises(Failed, match=r"scale\.startup=2 s"):
@@ -149,7 +140,6 @@ def test_a_busy_cluster_is_waited_for(buffer: str, tmp_path: Path, ray_local: No
     finally:
         os.environ.pop(PLACING)
         os.environ.pop(ANSWERING)
-        ray.kill(other)
 
 
 def test_a_step_size_that_explodes(buffer: str, tmp_path: Path) -> None:

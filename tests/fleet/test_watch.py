@@ -236,24 +236,12 @@ def test_a_task_that_always_hangs_ends_the_run_with_the_reason(ray_local: None, 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["prepare", "search"])
-def test_a_cluster_that_others_hold_is_waited_for_within_bounds(ray_local: None, tmp_path: Path, verb: str) -> None:
-    import ray
-
+def test_a_cluster_that_others_hold_is_waited_for_within_bounds(busy_cluster: None, tmp_path: Path, verb: str) -> None:
     from tests.support.refusals import verbs
 
-    @ray.remote(num_cpus=4)
-    class Other:
-        def ready(self) -> None:
-            pass
-
-    other = Other.remote()  # type: ignore[attr-defined]
-    ray.get(other.ready.remote())
     busy = digits_run(tmp_path, changes={"scale": scale(startup=5.0, actors=1)})
-    try:
-        with pytest.raises(Failed, match=r"scale\.startup=5 s"):
-            list(verbs()[verb](busy))
-    finally:
-        ray.kill(other)
+    with pytest.raises(Failed, match=r"scale\.startup=5 s"):
+        list(verbs()[verb](busy))
 
 
 @pytest.mark.ray
