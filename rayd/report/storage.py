@@ -141,8 +141,10 @@ def rounding(facts: Facts) -> Html:
         return tag("p", "Stored in fp32: every number is stored as it was learned.", class_="note")
     if not facts.unrounded:
         where = tag("code", "unrounded.safetensors")
-        words = "The fp32 numbers behind this set are not at hand: a distillation leaves a sample of them in its run's folder ("
-        return tag("p", words, where, "); an artifact has none.", class_="note")
+        words = (
+            "The fp32 numbers behind this set are not at hand. A distillation leaves a sample of them in its folder ("
+        )
+        return tag("p", words, where, "), an artifact has none.", class_="note")
     index, before = facts.unrounded["index"][:SHOWN], facts.unrounded["pixels"][:SHOWN]
     stored = artifact.images(index=index)
     gap = GREY_LEVELS * (stored - before)

@@ -27,7 +27,10 @@ from rayd.store import Store
 from tests.support.runs import an_artifact, small_run
 
 pytest.importorskip("matplotlib")
-SECTIONS = "images scores cross factors distillation experts ledger storage time plan provenance".split()
+SECTIONS = [
+    "images", "scores", "cross", "factors", "distillation", "experts", "ledger", "storage", "time", "plan",
+    "provenance",
+]  # fmt: skip
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
