@@ -47,8 +47,8 @@ LOOK = 512
 """Numbers of one scale that its choice looks at, spread evenly."""
 SAVES = 0.05
 """Share of the levels that the coder must save to be used."""
-MOST = 2**31
-"""Numbers of one tensor that a reader unpacks."""
+DENSEST, ANY = 64, 2**12
+"""A reader unpacks at most so many numbers from a byte, and any tensor of so few: a small file cannot fill a memory."""
 LEAST_SHARED = 32
 """Numbers of a column below which its tensor takes the scales of rows."""
 
@@ -134,7 +134,7 @@ def pack(tensor: Tensor, storage: str) -> Parts:
     flat = _ungrouped(levels_GN, tuple(tensor.shape), axis).to(torch.uint8)
     data = _joined(flat, how.bits)
     coded = zlib.compress(data.numpy().tobytes(), 9) if how.coded else b""
-    used = how.coded and len(coded) <= (1 - SAVES) * data.numel()
+    used = how.coded and len(coded) <= (1 - SAVES) * data.numel() and tensor.numel() <= _most(len(coded))
     if used:
         data = torch.from_numpy(np.frombuffer(coded, np.uint8).copy())
     form = torch.tensor([how.bits, size, axis == "column", used, *tensor.shape], dtype=torch.int32)
@@ -263,15 +263,17 @@ def _values(levels_GN: Tensor, scale_G: Tensor, offset: float) -> Tensor:
 
 
 def _from_form(data: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
-    """Checked, for a file may be a stranger's: no more is unpacked than the shape asks for."""
+    """Checked, for a file may be a stranger's: no more is unpacked than the shape asks for and the bytes can mean."""
     form, scales = parts[FORM], parts.get(SCALE)
     good = form.dtype == torch.int32 and 6 <= form.numel() <= 12 and data.dtype == torch.uint8 and data.ndim == 1
     bits, size, column, coded, *shape = form.flatten().tolist() if good else (0, 0, 0, 0)
     numbers = math.prod(shape)
-    if not good or bits not in BITS.values() or min(size, *shape) < 1 or numbers > MOST or scales is None:
+    if not good or bits not in BITS.values() or min(size, *shape) < 1 or scales is None:
         raise refuse(
             "packed numbers", form.flatten().tolist()[:12], "bits, group, column, coded and a shape, as it was written"
         )
+    if numbers > _most(len(data)):
+        raise refuse("packed numbers", shape, f"at most {_most(len(data))} numbers in {len(data)} bytes")
     groups = numbers // size if column else -(-numbers // size)
     if tuple(scales.shape) != (groups,) or not scales.is_floating_point() or (column and groups * size != numbers):
         raise refuse("packed numbers", tuple(scales.shape), f"{groups} scales")
@@ -285,11 +287,18 @@ def _from_form(data: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
             ) from error
     if len(raw) != room:
         raise refuse("packed numbers", f"{len(raw)} bytes", f"{room} bytes for {numbers} numbers of {bits} bits")
-    levels, scale_G, half = torch.from_numpy(_split(raw, bits, numbers)).float(), scales.float(), (2**bits - 1) / 2
+    values, scale_G = torch.from_numpy(_split(raw, bits, numbers)).float().sub_((2**bits - 1) / 2), scales.float()
     if column:
-        return _values(levels.view(size, -1).T, scale_G, half).T.reshape(shape)
-    rows_GN = torch.nn.functional.pad(levels, (0, groups * size - numbers)).view(groups, size)
-    return _values(rows_GN, scale_G, half).flatten()[:numbers].view(shape)
+        return values.view(size, groups).mul_(scale_G).view(shape)
+    full = numbers // size * size  # the last group may be shorter
+    values[:full].view(-1, size).mul_(scale_G[: full // size, None])
+    values[full:].mul_(scale_G[-1])
+    return values.view(shape)
+
+
+def _most(size: int) -> int:
+    """Numbers that so many bytes may unpack to."""
+    return max(ANY, DENSEST * size)
 
 
 def _joined(levels_N: Tensor, bits: int) -> Tensor:
