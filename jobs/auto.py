@@ -256,7 +256,6 @@ class Stages:
         every = self.clock.store.read_json("rungs/0.json")["every"][str(number)]
         run = ended(interrupted(trial.run, self.search.at(number), every), self.asked.run.out, last.step)
         distilled(replace(self.asked, run=run))
-        self.note(run, trial)
         self.clock.mark("trials and winner")
         return run, trial
 
@@ -343,6 +342,7 @@ class Stages:
         from jobs.report import reported
         from rayd.studies.auto.outcome import conclude
 
+        self.note(run, trial)
         reported(replace(self.asked, run=run))
         self.clock.mark("pages")
         scores, line = table(run.at("artifact")), self.line(run, trial)
