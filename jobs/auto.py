@@ -32,6 +32,8 @@ OWN = ("hours=", "auto.")
 """How the verb's own keys begin."""
 INTERRUPTED = 130
 """A shell's code of a command that Ctrl-C ended."""
+COMPRESSED = 8
+"""Pictures as files of so many times fewer bytes: a guess, for the pace."""
 PROBE = 0.01, 20.0
 """Share of the time that the plan's probe takes, and its most seconds."""
 
@@ -150,19 +152,20 @@ class Stages:
         """Measure the pace once; shorten the recipe where its networks take too long; refuse a time that holds nothing."""
         from rayd.errors import refuse
         from rayd.numbers import duration
-        from rayd.studies.auto.shares import FEWEST_STEPS, least, recipe_share
+        from rayd.studies.auto.shares import FEWEST_STEPS, VALIDATING, least, recipe_share
 
         store, config, recipe = self.clock.store, self.asked.own.auto, self.asked.run.recipe
         pace = self.pace(families)
         free = recipe.steps is not None and not any(word.startswith("recipe") for word in self.asked.words)
         shortest = pace.recipe(min(1.0, FEWEST_STEPS / recipe.steps)) if free and recipe.steps else pace
-        needed = least(pace=shortest, validation=shortest.network / 2) + self.clock.used
+        needed = least(shortest) + self.clock.used
         if not store.exists("recipe.json"):
             if needed > self.clock.seconds:
                 takes = f"at least {-(-needed // 36) / 100:.2f} on this machine"
                 do = "a smaller net.width or data.size needs less"
                 raise refuse("hours", self.asked.own.hours, f"{takes}: a trial alone and its score take that", do)
-            share = recipe_share(pace, config.scoring * self.clock.seconds, len(config.controls)) if free else 1.0
+            seconds = self.clock.seconds
+            share = recipe_share(pace, config.scoring * seconds, VALIDATING * seconds) if free else 1.0
             steps = max(FEWEST_STEPS, int(share * recipe.steps)) if recipe.steps and share < 1 else recipe.steps
             store.write_json("recipe.json", {"steps": steps})
         steps = store.read_json("recipe.json")["steps"]
@@ -194,7 +197,10 @@ class Stages:
             say("\nrayd: ".join(costs.lines()))
             distill, score = measured["distill"], measured["evaluate"]
             start = distill["start_s"] + distill["first_s"]
-            pace = Pace(costs.seconds.get("experts", 0.0), start, distill["step_s"], score["net_s"], score["real_s"])
+            files = COMPRESSED * costs.ledger.bytes / self.spec.floats
+            real, whole = score["real_s"], min(run.recipe.batch, costs.data.train)
+            times = (distill["step_s"], score["net_s"], real * min(1.0, files / whole), real)
+            pace = Pace(costs.seconds.get("experts", 0.0), start, *times)
             store.write_json("pace.json", to_dict(pace))
         return parse(Pace, store.read_json("pace.json"))
 

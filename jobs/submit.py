@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 KEYS = "rayd.fleet.submission:Keys"
 VERBS = (
-    "doctor", "prepare", "plan", "experts", "distill", "evaluate", "report", "export", "pipeline", "search", "continual",
+    "doctor", "prepare", "plan", "experts", "distill", "evaluate", "report", "export", "pipeline", "search", "auto", "continual",
     "theory",
 )  # fmt: skip
 ROOT = CONFIGS.parent if (CONFIGS.parent / "pyproject.toml").is_file() else None

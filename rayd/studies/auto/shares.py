@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rayd.evaluate.recipe import FEWEST
+from rayd.run.recorder import VALIDATION_NETS, VALIDATION_SHARE
 
 FEWEST_STEPS = 50
 """Of a recipe that is shortened to fit."""
+PLANNED = 3
+"""Controls that a recipe is shortened for; more are scored where there is time."""
+VALIDATING = 0.005
+"""Share of the time that one validation may take."""
 SLACK = 0.02
 """Share of the time that nobody plans with: pages, and what takes longer than before."""
 VALIDATIONS = 2
@@ -28,29 +33,32 @@ class Pace:
     step: float
     network: float
     """Trained and tested on the set, under the whole recipe ..."""
+    control: float
+    """... on as many real images as files of its bytes hold ..."""
     real: float
-    """... and on real images."""
+    """... and on whole batches of them."""
 
     def recipe(self, steps: float) -> Pace:
         """The same where a recipe has `steps` times as many steps."""
-        return Pace(self.expert, self.start, self.step, self.network * steps, self.real * steps)
+        networks = (self.network * steps, self.control * steps, self.real * steps)
+        return Pace(self.expert, self.start, self.step, *networks)
 
-    @property
-    def table(self) -> float:
-        """The fewest networks of the set, of its 8-bit view and of one control, whose features take a network too."""
-        return FEWEST * (2 * self.network + self.real) + self.real
-
-
-def recipe_share(pace: Pace, seconds: float, controls: int) -> float:
-    """Which share of the recipe's steps leaves time for the fewest networks of every row; at most 1."""
-    whole = pace.table + FEWEST * (controls - 1) * pace.real
-    return min(1.0, seconds / whole)
+    def table(self, controls: int = 1) -> float:
+        """The fewest networks of the set, of its 8-bit view and of so many controls, whose features take one more."""
+        return FEWEST * (2 * self.network + controls * self.control) + self.real
 
 
-def least(pace: Pace, validation: float) -> float:
+def recipe_share(pace: Pace, scoring: float, validating: float) -> float:
+    """Which share of the recipe's steps leaves time for a table, and makes validations short enough; at most 1."""
+    validation = VALIDATION_NETS * max(pace.network, pace.control) / VALIDATION_SHARE
+    return min(1.0, scoring / pace.table(PLANNED), validating / validation)
+
+
+def least(pace: Pace) -> float:
     """Seconds below which nothing comes out: one unit of experts, a start, two stretches of a trial, a table."""
+    validation = VALIDATION_NETS * pace.network / VALIDATION_SHARE
     stretch = 2 * pace.step + validation
-    return (pace.expert + pace.start + STRETCHES * stretch + pace.table) / (1 - SLACK)
+    return (pace.expert + pace.start + STRETCHES * stretch + pace.table()) / (1 - SLACK)
 
 
 @dataclass(frozen=True)
