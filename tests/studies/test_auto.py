@@ -27,7 +27,7 @@ from rayd.studies.auto.clock import Clock
 from rayd.studies.auto.legs import Leg, Reached, ended, follow, interrupted, pilot
 from rayd.studies.auto.rungs import Search
 from rayd.studies.auto.shares import PLANNED, SLACK, Pace, Pilot, least, recipe_share, rungs
-from rayd.studies.auto.space import AutoConfig, Family, at, family_of, points, ranked, unfit
+from rayd.studies.auto.space import AutoConfig, at, family_of, points, ranked, unfit
 from tests.support.runs import small_run
 
 ROOT = Path(__file__).resolve().parents[2]
