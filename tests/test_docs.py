@@ -13,7 +13,9 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = [
-    path for top in (".", "docs", "configs", "infra", "rayd/methods") for path in sorted((ROOT / top).glob("*.md"))
+    path
+    for top in (".", "docs", "docs/results", "configs", "infra", "rayd/methods")
+    for path in sorted((ROOT / top).glob("*.md"))
 ]
 TOPS = ("rayd", "jobs", "configs", "infra", "tests", "docs", "examples", ".github", ".ci")
 WALK = re.compile(r"^### ([^\n]+): (\d+) hops, (\d+) files, (\d+) times back\n(.*?)(?=^#|\Z)", flags=re.M | re.S)

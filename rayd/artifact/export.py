@@ -2,7 +2,7 @@
 
 A codec that stores image files (jpeg) exports those. Other renderings are larger than what is stored, and one of 8 bits
 clips: `png` and `exact` are two views with a score each, and every export says which one it is and how many bytes it takes
-beside the artifact's.
+beside the artifact's. Stored files are the exact view.
 
 `images.pt`, `labels.pt` and `lr.pt` are the one place where torch's own format is written, because those scripts ask for
 it: plain tensors only, readable with `weights_only=True`. Nothing here is ever read back.
@@ -69,6 +69,7 @@ def rendered(artifact: Artifact, format: str, view: str = "png") -> dict[str, by
         files = artifact.codec.files()
         images = [png(image) for image in artifact.images("uint8")] if files is None else files
         contents = writer[format](artifact, images, "png" if files is None else "jpg")
+        view = view if files is None else "files"
     size = sum(map(len, contents.values()))
     return {**contents, "README.md": _readme(artifact, format, view, size).encode()}
 
@@ -153,7 +154,10 @@ def _readme(artifact: Artifact, format: str, view: str, size: int) -> str:
     scores = [f"- {percent(row)} under `{row['recipe']}` with {row['net']} ({row['view']} view)"
               for key, row in sorted(card["scores"].items()) if key.startswith(f"{name}/")]  # fmt: skip
     accuracies = "\n".join(scores) or "- not scored yet: `python -m jobs.evaluate`"
-    what = "8-bit images, rounded and clipped" if view == "png" else "exact values in network space"
+    what = {
+        "png": "8-bit images, rounded and clipped", "exact": "exact values in network space",
+        "files": "the image files that it stores, as they are",
+    }[view]  # fmt: skip
     return (
         f"---\nlicense: other\ntask_categories:\n- image-classification\ntags:\n- dataset-distillation\n"
         f"pretty_name: {title(str(artifact.card['data'].get('name', 'a dataset')))} distilled, {len(artifact)} images\n"
@@ -189,7 +193,9 @@ def _use(artifact: Artifact, format: str) -> str:
     config, kind = artifact.card["config"], artifact.transform.kind
     with plugins.using(artifact.own):
         net = parse(NetConfig, config["net"], "card.config.net") if "net" in config else None
-    if format != "parquet" or kind == "zca" or net is None or (net.name, net.norm) != ("convnet", "instance"):
+    small = artifact.card["codec"].get("side") not in (None, artifact.spec.shape[-2])
+    ours = kind != "zca" and not small  # files of a smaller side are enlarged first
+    if format != "parquet" or not ours or net is None or (net.name, net.norm) != ("convnet", "instance"):
         whitened = "Networks see whitened images: the artifact's transform.safetensors has the matrix.\n"
         return whitened if kind == "zca" else ""
     mean, std = ([round(float(v), 6) for v in t] for t in (artifact.transform.mean_C, artifact.transform.std_C))

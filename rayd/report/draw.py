@@ -9,6 +9,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from rayd.numbers import size_text
@@ -50,6 +51,10 @@ class Figure:
         axes: Axes = self._figure.add_subplot()
         return axes
 
+    def legend(self, columns: int) -> None:
+        """Below the axes."""
+        self._figure.legend(loc="outside lower left", ncols=columns)
+
     def __exit__(self, *error: Any) -> None:
         if error[0] is None:
             out = io.StringIO()
@@ -78,7 +83,7 @@ def line(xs: Sequence[float], ys: Sequence[float], title: str, xlabel: str, log:
         if many:
             axes.plot(xs, smooth(ys), color=colour)
         if log and min(ys) > 0 and max(ys) / min(ys) > 20:
-            axes.set_yscale("log")
+            log_axis(axes)
         _finish(axes, title, xlabel, percent)
     return figure.svg
 
@@ -108,33 +113,53 @@ def experts(rows: Sequence[Mapping[str, Any]], window: tuple[int, int] | None, w
     return figure.svg
 
 
-def against_bytes(points: Sequence[Mapping[str, Any]], width: float = WIDE) -> Html:
-    """`points`: label, bytes, mean, ci95, group (own | control | start | full)."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+LOOKS = {"own": (BLUE, "o", 7.0), "control": (ORANGE, "s", 5.0), "start": (VIOLET, "D", 4.5), "full": (GREEN, "^", 6.0)}
+CONTROL_MARKERS = "svPX<>dph*"
 
-    looks = {"own": (BLUE, "o", 7), "control": (ORANGE, "s", 5), "start": (VIOLET, "D", 4.5), "full": (GREEN, "^", 6)}
-    figure = Figure((width, 2.7 + width / 6))
+
+def against_bytes(points: Sequence[Mapping[str, Any]], several: bool = False, width: float = WIDE) -> Html:
+    """`points`: label, bytes, mean, ci95, group (own | control | start | full). Every point has its name beside it; of
+    `several` sets the controls share a marker and a name by kind, and are joined."""
+    figure = Figure((width, 2.7 + width / 6 + (0.9 if several else 0.0)))
     with figure as axes:
         axes.set_xscale("log")
         sizes = [point["bytes"] for point in points]
         low, high = math.log10(min(sizes)), math.log10(max(sizes))
         room = (high - low + 0.3) * 1.5 / width
         axes.set_xlim(10 ** (low - room / 3), 10 ** (high + room * (1 + 0.6 / width)))
-        for point in points:
-            colour, marker, size = looks[point["group"]]
+        of_controls: dict[str, list[Mapping[str, Any]]] = {}
+        for point in sorted(points, key=lambda point: float(point["bytes"])):
+            if several and point["group"] == "control":
+                of_controls.setdefault(point["label"], []).append(point)
+                continue
+            colour, marker, size = LOOKS[point["group"]]
             axes.errorbar(point["bytes"], point["mean"], yerr=point["ci95"], color=colour, marker=marker, ms=size,
                           elinewidth=1.2, capsize=0, lw=0)  # fmt: skip
+        for (label, line), marker in zip(sorted(of_controls.items()), cycle(CONTROL_MARKERS), strict=False):
+            xs, ys, bars = ([point[key] for point in line] for key in ("bytes", "mean", "ci95"))
+            axes.errorbar(xs, ys, yerr=bars, color=ORANGE, marker=marker, ms=5, elinewidth=0.8, lw=0.7, alpha=0.8,
+                          label=label)  # fmt: skip
         full = next((point for point in points if point["group"] == "full"), None)
         if full:
             axes.axhline(full["mean"], color=GREEN, lw=0.9, ls=(0, (4, 3)))
         axes.margins(y=0.12)
         axes.set_ylim(max(0.0, axes.get_ylim()[0]), min(1.0, axes.get_ylim()[1]))
         _finish(axes, "Test accuracy against bytes", "bytes", True)
-        _label(axes, points, {name: look[0] for name, look in looks.items()}, 1.45 / width)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high - low < 1.5 else (1.0,)))
-        axes.xaxis.set_major_formatter(lambda value, _: size_text(value))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        named = [point for point in points if not (several and point["group"] == "control")]
+        _label(axes, named, {name: look[0] for name, look in LOOKS.items()}, 1.45 / width)
+        bytes_axis(axes.xaxis, high - low, width)
+        if of_controls:
+            figure.legend(columns=max(1, int(width / 2.2)))
     return figure.svg
+
+
+def bytes_axis(axis: Axis, powers: float, width: float) -> None:
+    """Sizes on a log axis that spans so many powers of ten in a figure so wide."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if powers < width / 4.4 else (1.0,)))
+    axis.set_major_formatter(lambda value, _: size_text(value).replace(".00 ", " "))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _label(axes: Axes, points: Sequence[Mapping[str, Any]], colours: Mapping[str, str], share: float) -> None:
@@ -204,7 +229,7 @@ def spectra(lines: Mapping[str, Sequence[float]], title: str) -> Html:
         for (name, values), colour in zip(lines.items(), (BLUE, ORANGE, GREEN, VIOLET), strict=False):
             shown = [max(value, 1e-4 * max(values)) for value in values]
             axes.plot(range(1, len(shown) + 1), shown, color=colour, marker="o", ms=2.5, label=name)
-        axes.set_yscale("log")
+        log_axis(axes)
         if len(lines) > 1:
             axes.legend()
         _finish(axes, title, "number", False)
@@ -216,6 +241,15 @@ def _finish(axes: Axes, title: str, xlabel: str, percent: bool) -> None:
     axes.set_xlabel(xlabel)
     if percent:
         percent_axis(axes.yaxis)
+
+
+def log_axis(axes: Axes) -> None:
+    """Numbers up a log axis, written plainly."""
+    from matplotlib.ticker import NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def percent_axis(axis: Axis) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from rayd.artifact.load import Artifact
 
 
@@ -22,5 +24,9 @@ class Facts:
     timing: Mapping[str, float] = field(default_factory=dict)
     plan: list[tuple[str, float, float]] = field(default_factory=list)
     """what, planned, actual"""
+    unrounded: Mapping[str, Tensor] = field(default_factory=dict)
+    """index, pixels: some images before their numbers were rounded to be stored."""
+    beside: tuple[Facts, ...] = ()
+    """Other sets whose scores the figure of bytes has as well."""
     published: tuple[str, ...] = ()
     """Figures of the literature for this method, dataset and size, each with its source and regime."""

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from rayd.artifact.load import Artifact
-from rayd.artifact.png import data_uri, png
 from rayd.artifact.png import grid as mosaic
-from rayd.evaluate.row import RowName
 from rayd.numbers import duration, size_text
-from rayd.report import draw, tables
+from rayd.report import draw, storage, tables
+from rayd.report.pieces import EMPTY, both, captioned, cells, picture
 from rayd.report.shell import Html, grid, joined, page, table, tag
 
 if TYPE_CHECKING:
@@ -26,19 +25,19 @@ MOST = 1e6
 """Larger numbers than this are drawn as this."""
 LEAST = 64
 """Numbers that a tensor must have to be drawn."""
-EMPTY = Html()
 
 
 def html(facts: Facts) -> str:
     parts: tuple[tuple[str, str, str, Callable[[Facts], Html], str], ...] = (
         ("images", "What it looks like", "", images, ""),
-        ("scores", "Accuracy against bytes", "Every set under the same recipe; bars are 95 % intervals of the mean.", size,
-         "evaluate"),
+        ("scores", "Accuracy against bytes", "Every set under the same recipe; bars are 95 % intervals of the mean.",
+         storage.size, "evaluate"),
         ("cross", "Other architectures", "", cross, "evaluate recipe=cross"),
         ("factors", "What is stored", "The stored tensors, and what the images are made of.", factors, ""),
         ("distillation", "How it was distilled", "", curves, "distill"),
         ("experts", "The experts", "", experts, "experts"),
-        ("ledger", "Ledger", "Every stored number, by what it is for.", ledger, ""),
+        ("ledger", "Where its bytes go", "Every stored number, by what it is for.", storage.ledger, ""),
+        ("storage", "As stored, and as fp32", "", storage.rounding, ""),
         ("time", "Time and memory by stage", "", time, "pipeline"),
         ("plan", "Plan against actual", "", plan, "plan"),
         ("provenance", "Provenance", "", provenance, ""),
@@ -57,7 +56,7 @@ def html(facts: Facts) -> str:
 def hero(facts: Facts) -> Html:
     artifact, card = facts.artifact, facts.artifact.card
     ledger = card["ledger"]
-    cells = {
+    numbers = {
         "images": f"{len(artifact):,}",
         "numbers stored": f"{ledger['floats']:,}",
         "on disk": size_text(ledger["bytes"]),
@@ -73,7 +72,7 @@ def hero(facts: Facts) -> Html:
         tag("p", card["sentence"] or card["codec"].get("name", ""), class_="kicker"),
         tag("h1", _title(facts)),
         tag("div", *claim, class_="claim"),
-        _cells(cells),
+        cells(numbers),
     )
 
 
@@ -121,11 +120,11 @@ def factors(facts: Facts) -> Html:
     for name, stored in artifact.stored.items():
         if stored.role in ("factors", "decoder") and stored.tensor.ndim >= 2 and stored.tensor.numel() >= LEAST:
             shape = " x ".join(map(str, stored.tensor.shape))
-            figures.append(_captioned(picture(tiles(stored.tensor), name), tag("b", name), f" {shape}, {stored.role}"))
+            figures.append(captioned(picture(tiles(stored.tensor), name), tag("b", name), f" {shape}, {stored.role}"))
     figures += _matrix(artifact)
     values = singular(artifact.images("network", torch.arange(min(len(artifact), 64))))
     spectrum = draw.spectra({"images": values}, "Singular values of the images")
-    return grid([*figures, _captioned(spectrum, "mean over images and channels, largest first")])
+    return grid([*figures, captioned(spectrum, "mean over images and channels, largest first")])
 
 
 def _matrix(artifact: Artifact) -> list[Html]:
@@ -141,35 +140,7 @@ def _matrix(artifact: Artifact) -> list[Html]:
             index = torch.arange(row * inner, row * inner + min(inner, 8))
             lines.append(artifact.transform.inverse(artifact.codec.decode(index)[0].float()))
     names = " x ".join(axes)
-    return [_captioned(picture(mosaic(lines), names), tag("b", names), ": rows share one, columns the other")]
-
-
-def size(facts: Facts) -> Html:
-    rows = [row for row in facts.table.get("rows", []) if row["net"] == facts.table["nets"][0]]
-    if not rows:
-        return EMPTY
-    points = [_point(facts, row) for row in rows if not RowName.parse(row["set"]).way]
-    skipped = facts.table.get("skipped", {})
-    notes = (tag("p", f"left out: {name} ({reason})", class_="note") for name, reason in skipped.items())
-    ranked = sorted(rows, key=lambda row: -float(row["mean"]))
-    names = [RowName.parse(row["set"]).label for row in ranked]
-    body = [
-        [name, row["view"], f"{row['images']:,}" if row.get("images") else "", tables.spread(row), row["n"],
-         f"± {tables.points(row['ci95'])}"]
-        for name, row in zip(names, ranked, strict=True)
-    ]  # fmt: skip
-    head = ["trained on", "view", "images", "test accuracy, %", "n", "95 %"]
-    robust = facts.table.get("robust", {})
-    scores = {key.upper(): f"{robust[key]:.3f}" for key in ("lrs", "ars", "hlr", "ior") if key in robust}
-    figure = both(partial(draw.against_bytes, points)) if points else EMPTY
-    return joined([figure, table(head, body, marked=0), *notes, _cells(scores) if scores else EMPTY])
-
-
-def _point(facts: Facts, row: Any) -> dict[str, Any]:
-    name = RowName.parse(row["set"])
-    group = name.kind if name.kind in ("start", "full") else "own" if name.kind.startswith("distilled") else "control"
-    count = row.get("bytes", facts.table["bytes"])
-    return {"label": name.label, "bytes": count, "mean": row["mean"], "ci95": row["ci95"], "group": group}
+    return [captioned(picture(mosaic(lines), names), tag("b", names), ": rows share one, columns the other")]
 
 
 def cross(facts: Facts) -> Html:
@@ -202,24 +173,6 @@ def experts(facts: Facts) -> Html:
     known = isinstance(first, int) and isinstance(last, int) and isinstance(epochs, int)
     window = (first, last - 1 + epochs) if known else None
     return both(partial(draw.experts, facts.experts, window))
-
-
-def ledger(facts: Facts) -> Html:
-    whole = facts.artifact.ledger
-    roles: dict[str, int] = {}
-    for row in whole["rows"]:
-        roles[row["role"]] = roles.get(row["role"], 0) + row["bytes"]
-    header = whole["bytes"] - sum(roles.values())
-    bars = [(role, float(n), f"{n:,} B", draw.ROLES[role]) for role, n in roles.items()]
-    bars.append(("header", float(header), f"{header:,} B", draw.GREY))
-    head, rows = tables.ledger(facts)
-    rows = [[*row[:3], f"{row[3]:,}", row[4], f"{row[5]:,}"] for row in rows]
-    total = (
-        f"{whole['floats']:,} numbers, {whole['bytes']:,} bytes on disk; beside it {whole['beside_floats']:,} numbers"
-    )
-    return joined(
-        [both(partial(draw.bars, bars, "Bytes of the file")), table(head, rows), tag("p", total, class_="note")]
-    )
 
 
 def time(facts: Facts) -> Html:
@@ -257,17 +210,6 @@ def provenance(facts: Facts) -> Html:
 # ---- pieces ------------------------------------------------------------------------------------------------------
 
 
-def both(figure: Callable[..., Html]) -> Html:
-    """Drawn twice, so that a phone shows letters of the same size as a desk."""
-    sizes = (("wide", draw.WIDE), ("narrow", draw.NARROW))
-    return joined(tag("div", figure(width=width), class_=name) for name, width in sizes)
-
-
-def picture(image_CHW: Tensor, alt: str) -> Html:
-    height, width = image_CHW.shape[1:]
-    return tag("img", alt=alt, width=width, height=height, src=data_uri(png(image_CHW)))
-
-
 def tiles(tensor: Tensor) -> Tensor:
     """The last two axes as pictures (thin ones as one table), each on its own scale: grey is zero, light is above."""
     if tensor.ndim == 4 and tensor.shape[1] == 3 and min(tensor.shape[2:]) >= THIN:
@@ -289,16 +231,6 @@ def singular(images_NCHW: Tensor) -> list[float]:
     finite = images_NCHW.float().nan_to_num(0, 0, 0).clamp(-MOST, MOST)
     values: list[float] = torch.linalg.svdvals(finite.flatten(0, 1)).mean(0).tolist()
     return values
-
-
-def _captioned(figure: Html, *caption: Any) -> Html:
-    return joined([figure, tag("figcaption", *caption)])
-
-
-def _cells(values: dict[str, str]) -> Html:
-    return tag(
-        "div", *(tag("div", tag("b", value), tag("span", name)) for name, value in values.items()), class_="facts"
-    )
 
 
 def _row(facts: Facts, name: str) -> Any:

@@ -1,9 +1,11 @@
-"""How the page looks: light, one column of text, figures in a grid that becomes one column on a phone."""
+"""How the page looks: light under every setting of a browser, one column of text, figures in a grid that becomes one column
+on a phone."""
 
 from __future__ import annotations
 
 CSS = """
-:root{--ink:#22262b;--soft:#6a727c;--rule:#e4e6ea;--paper:#fff;--ground:#f7f7f5;--blue:#2b5fd9}
+/* A browser's own dark mode would turn the paper and leave the ink of the figures. */
+:root{color-scheme:only light;--ink:#22262b;--soft:#6a727c;--rule:#e4e6ea;--paper:#fff;--ground:#f7f7f5;--blue:#2b5fd9}
 *{box-sizing:border-box}
 html{scroll-behavior:smooth}
 body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
@@ -42,6 +44,7 @@ figure{margin:0}figcaption{margin-top:8px;color:var(--soft);font-size:13.5px}fig
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(290px,1fr));gap:28px 34px;align-items:start}
 .grid figure{max-width:460px}.grid img{width:100%;border-radius:6px}
 .wide{max-width:780px;margin:0 auto}.narrow{display:none}
+.rows{display:grid;gap:18px}.rows img{width:min(100%,780px);border-radius:6px}
 .strips{display:grid;grid-template-columns:repeat(auto-fill,minmax(430px,1fr));gap:12px 34px}
 .strips.few{grid-template-columns:repeat(auto-fill,minmax(150px,1fr))}
 .strip span{display:block;margin-bottom:4px;color:var(--soft);font-size:13.5px}

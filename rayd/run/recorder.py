@@ -8,12 +8,15 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rayd.artifact import write
 from rayd.config import Run
-from rayd.distill.budget import Stored
+from rayd.data.transform import Transform
+from rayd.distill.budget import Stored, to_bytes
 from rayd.distill.contract import Codec
 from rayd.distill.loop import Distillation, Reduce, State, Step, identity
+from rayd.distill.storage import through
 from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.score import evaluate
 from rayd.machine import peak_memory, versions
@@ -27,6 +30,9 @@ from rayd.store import Lease, Store
 
 log = logging.getLogger(__name__)
 
+UNROUNDED = "unrounded.safetensors"
+"""In the run's folder: an image of each class before its numbers were rounded, where storing rounds them."""
+UNROUNDED_IMAGES = 10
 VALIDATION_IMAGES = 1000
 """Looked at by each validation: the same ones, of every class alike."""
 VALIDATION_NETS = 2
@@ -133,7 +139,21 @@ class Recorder:
         if self.best is not None:
             claim["best_val"] = self.best[0]
         write_artifact(self.assembled, codec, timing, {**claim, **more})
+        sample = unrounded(codec, self.assembled.inputs.transform)
+        if sample:
+            self.store.write(UNROUNDED, to_bytes(sample))
         self.checkpoints.clear()
+
+
+@torch.no_grad()
+def unrounded(codec: Codec, transform: Transform) -> dict[str, Tensor]:
+    """An image of each class, as pixels, with the numbers as they were learned; none where storing changes nothing."""
+    firsts = [codec.of_class(c)[:1] for c in range(min(codec.spec.classes, UNROUNDED_IMAGES))]
+    index = torch.cat(firsts).cpu()
+    before = codec.decode(index)[0].float()
+    with through(codec, codec.quantise):
+        same = torch.equal(codec.decode(index)[0].float(), before)
+    return {} if same else {"index": index, "pixels": transform.inverse(before).cpu()}
 
 
 def distillation(assembled: Assembled, share: tuple[int, int] = (0, 1), reduce: Reduce = identity) -> Distillation:

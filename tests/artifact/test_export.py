@@ -15,6 +15,7 @@ from rayd.data.load import load as load_data
 from rayd.errors import Refused
 from rayd.evaluate.recipe import RecipeConfig
 from rayd.run import evaluate
+from rayd.run.distill import distill
 from rayd.schema import to_dict
 from tests.support.runs import an_artifact, small_run
 
@@ -116,19 +117,27 @@ print(json.dumps([values, [m for m in sys.modules if m.startswith("rayd")]]))
 """
 
 
-def test_a_stranger_with_datasets_and_torch_gets_the_cards_number(tmp_path, monkeypatch):
-    """Digits: the ten lines of the export's README, five networks, against the card's score of that same 8-bit view."""
+@pytest.mark.parametrize("codec", ["pixel", "jpeg"])
+def test_a_stranger_with_datasets_and_torch_gets_the_cards_number(tmp_path, codec):
+    """Digits: the ten lines of the export's README, five networks, against the card's score of that same view: 8 bits, or a
+    distilled set's own JPEG files."""
     import json
 
     pytest.importorskip("datasets")
     pytest.importorskip("sklearn")
     sgd = {"lr": 0.05, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
     plain = to_dict(RecipeConfig(name="plain", steps=300, augment=None, **sgd))
-    run = small_run(data={"name": "digits"}, net={"width": 16, "depth": None}, recipe=plain, budget={"ipc": 5})
-    folder = an_artifact(tmp_path / "artifact", run)
+    budget = {"bytes": 4000} if codec == "jpeg" else {"ipc": 5}
+    method = {"codec": {"name": codec}, "steps": 10}
+    run = small_run(
+        data={"name": "digits"}, net={"width": 16, "depth": None}, recipe=plain, budget=budget, method=method
+    )
+    if codec == "jpeg":
+        list(distill(replace(run, out=str(tmp_path))))
+    folder = tmp_path / "artifact" if codec == "jpeg" else an_artifact(tmp_path / "artifact", run)
     evaluate.score(run, str(folder), [])
     export(str(folder), str(tmp_path / "out"))
-    told = rayd.load(folder).card["scores"]["distilled-8bit/convnet-w16/plain"]
+    told = rayd.load(folder).card["scores"][f"{'distilled' if codec == 'jpeg' else 'distilled-8bit'}/convnet-w16/plain"]
     block = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     assert len(block.strip().splitlines()) <= 15
     test = load_data(run.data).test

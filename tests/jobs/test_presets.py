@@ -152,6 +152,7 @@ def test_the_figures_of_the_full_scale_table_are_those_on_file() -> None:
     text = (CONFIGS.parent / "RESULTS.md").read_text().split("## Full scale")[1].split("\n## ")[0]
     lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if "preset=" in line]
     assert len(lines) >= 8
+    assert len((CONFIGS.parent / "RESULTS.md").read_text().splitlines()) <= 200, "a page to be read in five minutes"
     for _, method, _, _, figure, source, line, _ in lines:
         words = [word for word in line.strip("`").split() if "=" in word]
         asked = ask("pipeline", tuple(words))

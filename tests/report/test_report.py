@@ -14,17 +14,23 @@ import pytest
 import torch
 
 import rayd
+from rayd.distill.budget import to_bytes
 from rayd.errors import Refused
 from rayd.evaluate.score import Score
-from rayd.report import gather, page, report
+from rayd.report import draw, gather, page, report, storage
+from rayd.report.pieces import picture
 from rayd.report.shell import table, tag
 from rayd.run import evaluate
+from rayd.run.distill import distill
 from rayd.run.rows import CONTROLS, row_tasks
 from rayd.store import Store
 from tests.support.runs import an_artifact, small_run
 
 pytest.importorskip("matplotlib")
-SECTIONS = ["images", "scores", "cross", "factors", "distillation", "experts", "ledger", "time", "plan", "provenance"]
+SECTIONS = [
+    "images", "scores", "cross", "factors", "distillation", "experts", "ledger", "storage", "time", "plan",
+    "provenance",
+]  # fmt: skip
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
@@ -140,9 +146,78 @@ def test_markup_in_a_text_stays_text(run_folder):
     assert text.count("&lt;script&gt;") > 40
 
 
+STORED = {
+    "fp32": {"name": "lss"}, "int4": {"name": "lss", "storage": "int4"}, "int8": {"name": "haba", "storage": "int8"},
+    "jpeg": {"name": "jpeg"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_the_bytes_by_purpose_sum_to_the_file(tmp_path, name):
+    budget = {"bytes": 6000} if name == "jpeg" else {"ipc": 6}
+    folder = tmp_path / "a"
+    run = small_run(method={"codec": STORED[name]}, budget=budget)
+    artifact = distilled(run, tmp_path) if name == "jpeg" else rayd.load(an_artifact(folder, run))
+    folder = tmp_path / "artifact" if name == "jpeg" else folder
+    parts = storage.parts_of(artifact)
+    assert sum(parts.values()) == (folder / "codec.safetensors").stat().st_size and min(parts.values()) > 0
+    purposes = {"int4": {"scales", "layouts"}, "int8": {"scales"}, "jpeg": {"tables", "lengths", "images"}}
+    assert {"header"} | purposes.get(name, set()) <= set(parts)
+    assert ("scales" in parts) == name.startswith("int")
+
+
+def distilled(run, out):
+    list(distill(replace(run, out=str(out), method=replace(run.method, steps=2))))
+    return rayd.load(out / "artifact")
+
+
+def test_a_sample_before_rounding_stands_beside_the_stored_one(tmp_path):
+    """Left by the distillation where storing rounds, and only there; an artifact alone says that it has none."""
+    rounded = small_run(method={"codec": STORED["int4"], "through": 0}, budget={"ipc": 3})
+    artifact = distilled(rounded, tmp_path / "int4")
+    facts = gather(Store(tmp_path / "int4"))
+    index, before = facts.unrounded["index"], facts.unrounded["pixels"]
+    assert index.tolist() == [int(torch.where(artifact.labels == c)[0][0]) for c in range(3)]
+    gap = (artifact.images(index=index) - before).abs().max()
+    assert 0.001 < float(gap) < 0.5
+    text = storage.rounding(facts)
+    assert text.count("<img") == 3 and f"{255 * float(gap):.1f} at most" in text
+    assert "not at hand" in storage.rounding(gather(Store(tmp_path / "int4" / "artifact")))
+    plain = small_run(method={"codec": STORED["fp32"]}, budget={"ipc": 3})
+    distilled(plain, tmp_path / "fp32")
+    assert not (tmp_path / "fp32" / "unrounded.safetensors").exists()
+    assert "as it was learned" in storage.rounding(gather(Store(tmp_path / "fp32")))
+    other = {"index": torch.tensor([10**6]), "pixels": before[:1]}
+    Store(tmp_path / "int4").write("unrounded.safetensors", to_bytes(other))
+    with pytest.raises(Refused, match=r"unrounded.safetensors"):
+        gather(Store(tmp_path / "int4"))
+
+
+def test_other_sets_share_the_figure_if_they_were_scored_alike(run_folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run_folder / "artifact", other)
+    facts = gather(Store(run_folder))
+    both = replace(facts, beside=storage.comparable(facts, [("other", gather(Store(other)))]))
+    assert 'id="legend' in storage.size(both) and 'id="legend' not in storage.size(facts)
+    report(str(run_folder), to=str(tmp_path / "page"), beside=(str(other),))
+    with pytest.raises(Refused, match=r"beside=.*not scored.*same data, networks and recipe short"):
+        alone = an_artifact(tmp_path / "unscored", small_run())
+        report(str(run_folder), to=str(tmp_path / "page"), beside=(str(alone),))
+
+
+def test_of_several_sets_each_kind_of_control_is_one_series():
+    def point(label, size, group):
+        return {"label": label, "bytes": size, "mean": 0.5 + size / 1e6, "ci95": 0.01, "group": group}
+
+    points = [point("herding", size, "control") for size in (1000, 9000)]
+    points += [point("nsd int4", 1000, "own"), point("jpeg", 9000, "own")]
+    several, alone = draw.against_bytes(points, several=True), draw.against_bytes(points)
+    assert several != alone and several.count('id="legend') == 1 and "legend" not in alone
+
+
 def test_an_element_escapes_its_text_and_its_attributes():
     assert tag("p", "<b>", tag("b", 1), class_='"', title=None) == '<p class="&quot;">&lt;b&gt;<b>1</b></p>'
-    assert "<script>" not in page.picture(torch.zeros(1, 2, 2), '"><script>')
+    assert "<script>" not in picture(torch.zeros(1, 2, 2), '"><script>')
     assert "&lt;b&gt;" in table(["<b>"], [["<b>"]])
 
 

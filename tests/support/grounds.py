@@ -45,6 +45,7 @@ class Ground:
         ground = cls(folder, code or folder / "code")
         home, token = folder / "home", folder / "token"
         home.mkdir()
+        (folder / "ray").mkdir()
         if code is None:
             copy_code(ground.code)
         token.write_text(secrets.token_hex(32))
@@ -57,6 +58,7 @@ class Ground:
             "HOME": str(home),
             "OMP_NUM_THREADS": "1",
             "TORCHDYNAMO_DISABLE": "1",
+            "RAY_TMPDIR": str(folder),  # here Ray notes the address of the last cluster: elsewhere tests share it
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_DEDUP_LOGS": "0",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rayd.report.draw import BLUE, GREEN, GREY, ORANGE, Figure, percent_axis
+from rayd.report.draw import BLUE, GREEN, GREY, ORANGE, SIZE, Figure, bytes_axis, percent_axis
 from rayd.report.shell import Html, article, grid, table, tag
 from rayd.studies.search.outcome import text
 from rayd.studies.search.space import FAMILY, short
@@ -40,8 +40,12 @@ def bytes_front(outcome: Mapping[str, Any], scored: Scored) -> Html:
         axes.plot([row["bytes"] for row in front], [row["accuracy"] for row in front], color=ORANGE, marker="o", ms=5)
         axes.set_title("Accuracy against bytes (grey: stopped)")
         axes.set_xlabel("bytes")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.locator_params(axis="x", nbins=4)
+        sizes = [record.size.bytes for _, record in scored if record.size]
+        if sizes:
+            least, most = min(sizes), max(sizes)
+            axes.set_xscale("log")
+            axes.set_xlim(least / 1.4, most * 1.4)
+            bytes_axis(axes.xaxis, math.log10(most / least), SIZE)
         percent_axis(axes.yaxis)
     return figure.svg
 
