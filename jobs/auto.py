@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -28,12 +28,8 @@ if TYPE_CHECKING:
 
 BEGAN = time.monotonic()
 KEYS = "rayd.studies.auto.space:AutoKeys"
-OWN = ("hours=", "auto.")
-"""How the verb's own keys begin."""
-INTERRUPTED = 130
-"""A shell's code of a command that Ctrl-C ended."""
-COMPRESSED = 8
-"""Pictures as files of so many times fewer bytes: a guess, for the pace."""
+OWN = "hours=", "auto."  # how the verb's own keys begin
+INTERRUPTED = 130  # a shell's code of a command that Ctrl-C ended
 PROBE = 0.01, 20.0
 """Share of the time that the plan's probe takes, and its most seconds."""
 
@@ -73,10 +69,8 @@ class Stages:
     def run(self) -> None:
         families = self.families()
         self.plan(families)
-        families = self.experts(families)
-        run, trial = self.winner(families)
-        run = self.scored(run)
-        self.conclude(run, trial)
+        run, trial = self.winner(self.experts(families))
+        self.conclude(self.scored(run), trial)
 
     @cached_property
     def spec(self) -> Any:
@@ -84,9 +78,9 @@ class Stages:
 
         return load(self.asked.run.data).train.spec
 
-    @cached_property
+    @property
     def inline(self) -> bool:
-        return bool(self.asked.run.scale.name == "inline")
+        return self.asked.run.scale.name == "inline"
 
     @property
     def end(self) -> float:
@@ -189,19 +183,12 @@ class Stages:
             run = at(first.run, first.point)
             run = replace(run, expert=replace(run.expert, experts=run.expert.per_shard))
             seconds = min(PROBE[0] * self.clock.seconds, PROBE[1])
-            if self.inline:
-                measured = {name: run_stage(request(run, name, seconds)) for name in stages(run)}
-            else:
-                measured = stage("plan", run).measure(run, seconds)
+            here = {name: run_stage(request(run, name, seconds)) for name in stages(run)} if self.inline else None
+            measured = here or stage("plan", run).measure(run, seconds)
             costs = plan(run, seconds, lambda *_: measured)
             say("\nrayd: ".join(costs.lines()))
-            distill, score = measured["distill"], measured["evaluate"]
-            start = distill["start_s"] + distill["first_s"]
-            files = COMPRESSED * costs.ledger.bytes / self.spec.floats
-            real, whole = score["real_s"], min(run.recipe.batch, costs.data.train)
-            times = (distill["step_s"], score["net_s"], real * min(1.0, files / whole), real)
-            pace = Pace(costs.seconds.get("experts", 0.0), start, *times)
-            store.write_json("pace.json", to_dict(pace))
+            images = costs.ledger.bytes / self.spec.floats, min(run.recipe.batch, costs.data.train)
+            store.write_json("pace.json", to_dict(Pace.of(costs.seconds.get("experts", 0.0), measured, *images)))
         return parse(Pace, store.read_json("pace.json"))
 
     # ---- experts -----------------------------------------------------------------------------------------------------
@@ -219,8 +206,8 @@ class Stages:
             longest = max(readers, key=lambda run: last_matched(run) or 0)
             expert = self.trained(replace(base, method=longest.method, expert=expert)).expert
         self.clock.mark("experts")
-        same = {"expert": expert, "recipe": self.recipe, "buffer": base.experts_at}
-        return [replace(one, run=replace(one.run, **same)) for one in families]
+        recipe, buffer = self.recipe, base.experts_at
+        return [replace(one, run=replace(one.run, expert=expert, recipe=recipe, buffer=buffer)) for one in families]
 
     def trained(self, run: Run) -> Run:
         from jobs.console import Line
@@ -288,24 +275,6 @@ class Stages:
         listed = [trial_of(by_name, number, point, self.spec) for number, point in enumerate(plan["points"])]
         return {"trials": listed, "sizes": plan["sizes"]}
 
-    def note(self, run: Run, trial: Trial) -> None:
-        """How the set was chosen, in its card."""
-        from rayd.artifact.write import amend
-        from rayd.numbers import duration
-        from rayd.store import Store
-        from rayd.studies.auto.outcome import SPEED
-        from rayd.studies.auto.rungs import dials
-
-        chosen = (
-            f"Chosen on the validation split as the best of {len(self.trials)} trials within "
-            f"{duration(self.clock.seconds)} ({dials(trial)}, {run.method.steps} steps). {SPEED} `{self.line(run, trial)}`"
-        )
-
-        def update(card: Mapping[str, Any], contents: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, bytes]]:
-            return {"claim": {**card["claim"], "chosen": chosen}}, {}
-
-        amend(Store(run.at("artifact")), update)
-
     def line(self, run: Run, trial: Trial) -> str:
         from rayd.studies.auto.outcome import again
 
@@ -346,12 +315,13 @@ class Stages:
         """The page of the set, the table and page of what was tried."""
         from jobs.evaluate import table
         from jobs.report import reported
-        from rayd.studies.auto.outcome import conclude
+        from rayd.studies.auto.outcome import conclude, note
 
-        self.note(run, trial)
+        line = self.line(run, trial)
+        note(run, trial, len(self.trials), self.clock.seconds, line)
         reported(replace(self.asked, run=run))
         self.clock.mark("pages")
-        scores, line = table(run.at("artifact")), self.line(run, trial)
+        scores = table(run.at("artifact"))
         conclude(self.search, self.trials, trial, self.absent, scores, line)
 
 

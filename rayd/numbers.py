@@ -65,7 +65,7 @@ def size_of_text(text: str) -> int | None:
     power = UNITS.index(unit) if unit in UNITS else None
     if power is None or not number.replace(".", "", 1).isdigit():
         return None
-    return round(float(number) * 1000**power)
+    return round(float(number) * float(1000**power))
 
 
 def duration(seconds: float) -> str:

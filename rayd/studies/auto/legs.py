@@ -77,8 +77,8 @@ def follow(base: Run, leg: Leg) -> Reached:
     except (Refused, Failed) as error:
         failed = str(error)
     curve = curve_of(run)
-    step = curve[-1][0] if curve else 0
-    return Reached(step, max((v for _, v in curve), default=None), tuple(curve), time.monotonic() - began, failed)
+    reached, best = curve[-1][0] if curve else 0, max((v for _, v in curve), default=None)
+    return Reached(reached, best, tuple(curve), time.monotonic() - began, failed)
 
 
 def curve_of(run: Run) -> Curve:

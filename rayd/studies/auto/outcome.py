@@ -7,9 +7,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rayd.artifact.write import amend
 from rayd.config import Run
 from rayd.numbers import duration, percent
 from rayd.report.shell import article, grid, table, tag
+from rayd.store import Store
 from rayd.studies.auto.clock import Clock
 from rayd.studies.auto.legs import Reached
 from rayd.studies.auto.rungs import Search, dials, told
@@ -62,6 +64,19 @@ def again(program: str, words: Sequence[str], own: Sequence[str], run: Run, tria
     leaves |= {"recipe.steps": run.recipe.steps, "recipe.seeds": run.recipe.seeds}
     line = [*kept, f"method={trial.point[FAMILY]}", *(f"{path}={plain(value)}" for path, value in leaves.items())]
     return " ".join([program, *map(shlex.quote, line)])
+
+
+def note(run: Run, trial: Trial, trials: int, seconds: float, line: str) -> None:
+    """How the set was chosen, in its card."""
+    chosen = (
+        f"Chosen on the validation split as the best of {trials} trials within {duration(seconds)} "
+        f"({dials(trial)}, {run.method.steps} steps). {SPEED} `{line}`"
+    )
+
+    def update(card: Mapping[str, Any], contents: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, bytes]]:
+        return {"claim": {**card["claim"], "chosen": chosen}}, {}
+
+    amend(Store(run.at("artifact")), update)
 
 
 def plain(value: Any) -> str:

@@ -18,6 +18,8 @@ SLACK = 0.02
 """Share of the time that nobody plans with: pages, and what takes longer than before."""
 VALIDATIONS = 2
 """A stretch of a trial between two validations takes as long as so many of them, at least."""
+COMPRESSED = 8
+"""Pictures as files of so many times fewer bytes: a guess, for the pace."""
 STRETCHES = 2
 """Of a trial's first leg, at least."""
 
@@ -37,6 +39,14 @@ class Pace:
     """... on as many real images as files of its bytes hold ..."""
     real: float
     """... and on whole batches of them."""
+
+    @classmethod
+    def of(cls, expert: float, measured: Mapping[str, Mapping[str, float]], raw: float, batch: int) -> Pace:
+        """From the probe; `raw`: 8-bit images of the budget's bytes, `batch`: real images that a batch has."""
+        distill, score = measured["distill"], measured["evaluate"]
+        real, start = score["real_s"], distill["start_s"] + distill["first_s"]
+        control = real * min(1.0, COMPRESSED * raw / batch)
+        return cls(expert, start, distill["step_s"], score["net_s"], control, real)
 
     def recipe(self, steps: float) -> Pace:
         """The same where a recipe has `steps` times as many steps."""
