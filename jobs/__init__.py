@@ -1,8 +1,8 @@
 """One entry a verb: compose the run, call its stage, end with an exit code.
 
 doctor, check, prepare, plan, experts, distill, evaluate, report, export are stages, and pipeline is several of them; search,
-continual, theory and bench are the studies; submit sends one to a cluster, watch looks at a run while it goes on; new writes
-a method to begin with.
+auto, continual, theory and bench are the studies; submit sends one to a cluster, watch looks at a run while it goes on; new
+writes a method to begin with.
 
 compose    from a command line to a Run; the door to Hydra
 help       --help and --cfg
@@ -18,7 +18,7 @@ from rayd.api.work import stage as stage
 
 VERBS = (
     "doctor", "check", "prepare", "plan", "experts", "distill", "evaluate", "report", "export", "pipeline", "submit",
-    "watch", "search", "continual", "theory", "bench", "new",
+    "watch", "search", "auto", "continual", "theory", "bench", "new",
 )  # fmt: skip
 """What `rayd VERB` runs."""
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 KEYS = "rayd.fleet.submission:Keys"
 VERBS = (
-    "doctor", "prepare", "plan", "experts", "distill", "evaluate", "report", "export", "pipeline", "search", "continual",
-    "theory",
+    "doctor", "prepare", "plan", "experts", "distill", "evaluate", "report", "export", "pipeline", "search", "auto",
+    "continual", "theory",
 )  # fmt: skip
 ROOT = CONFIGS.parent if (CONFIGS.parent / "pyproject.toml").is_file() else None
 """The checkout that is uploaded; none where rayd was installed, which the nodes then have as well, or get by uv or pip."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+UNITS = ("B", "kB", "MB", "GB", "TB")
 ANGLES = np.linspace(0, math.pi / 2, 2**14 + 1)
 
 
@@ -52,11 +53,19 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any], looks: int = 1) -> tu
 
 def size_text(count: float) -> str:
     """Bytes: 512 B, 1.50 MB."""
-    units = ("B", "kB", "MB", "GB", "TB")
     power = 0
-    while count >= 1000 and power < len(units) - 1:
+    while count >= 1000 and power < len(UNITS) - 1:
         count, power = count / 1000, power + 1
-    return f"{count:.{2 if power else 0}f} {units[power]}"
+    return f"{count:.{2 if power else 0}f} {UNITS[power]}"
+
+
+def size_of_text(text: str) -> int | None:
+    """Bytes that `512 B`, `200kB` or `1.5 MB` says, in whole ones; None where it says none."""
+    number, unit = text.rstrip("kMGTB "), text.lstrip("0123456789. ")
+    power = UNITS.index(unit) if unit in UNITS else None
+    if power is None or not number.replace(".", "", 1).isdigit():
+        return None
+    return round(float(number) * float(1000**power))
 
 
 def duration(seconds: float) -> str:

@@ -112,6 +112,8 @@ def _claim(card: Mapping[str, Any]) -> str:
         lines.append(f"Beats the coreset: **{card['claim']['verdict']}**.")
     if card["claim"].get("stopping"):
         lines.append(card["claim"]["stopping"])
+    if card["claim"].get("chosen"):
+        lines.append(card["claim"]["chosen"])
     return "\n".join(lines) + "\n"
 
 

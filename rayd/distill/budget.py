@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rayd.distill.storage import FORM, SCALE, Shape, Storage, count, pack, pack_shape, unpack
 from rayd.errors import Refused, refuse
+from rayd.numbers import size_of_text
 from rayd.schema import fields_of, positive, read
 
 BOUND = ("pixels", "factors", "decoder", "labels", "step")
@@ -215,7 +216,7 @@ class Budget:
     floats: int | None = None
     """Numbers in the file."""
     bytes: int | None = None
-    """Size of the file on disk."""
+    """Size of the file on disk; 200kB is 200,000."""
 
     def __post_init__(self) -> None:
         sizes = {name: size for name, size in asdict(self).items() if size is not None}
@@ -228,6 +229,8 @@ class Budget:
     @classmethod
     def from_plain(cls, mapping: Mapping[str, Any], where: str = "budget") -> Budget:
         sizes = {name: size for name, size in mapping.items() if size is not None or name not in fields_of(cls)}
+        if isinstance(text := sizes.get("bytes"), str):
+            sizes["bytes"] = size_of_text(text) if size_of_text(text) is not None else text
         return read(cls, sizes or {"ipc": 1.0}, where)
 
     def __str__(self) -> str:

@@ -85,6 +85,16 @@ class Checkpoints:
                 log.warning("%s: going back to the checkpoint before", error)
         return None
 
+    def newest(self) -> int:
+        """The step of the newest checkpoint; 0 where there is none."""
+        return int(names[-1].removeprefix("step-")) if (names := self._names()) else 0
+
+    def copy(self, to: Checkpoints, step: int, changes: Mapping[str, Any]) -> None:
+        """The checkpoint of a step as that of another run, whose identity has these changes."""
+        to.clear()
+        to.save(step, self.at(step))
+        to.store.write_json(IDENTITY, {**self.store.read_json(IDENTITY), **changes})
+
     def at(self, step: int) -> State:
         """The checkpoint of that step."""
         return self._load(f"step-{step:06d}")

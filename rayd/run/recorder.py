@@ -101,7 +101,7 @@ class Recorder:
             self.lease.check()
         if self.best is not None:
             accuracy, codec = self.best
-            state = state | {"best/accuracy": torch.tensor(accuracy)}
+            state = state | {"best/accuracy": torch.tensor(accuracy, dtype=torch.float64)}
             state |= {f"best/{name}": tensor for name, tensor in codec.items()}
         self.metrics.save()
         self.checkpoints.save(step, state)
