@@ -140,12 +140,19 @@ class Shard:
         )
 
     def publish(self, made_by: Mapping[str, Any]) -> Commit:
-        """The shard, then its marker. A shard it replaces loses its marker first."""
-        store, name = self.store, self.name
+        """The shard, then its marker. One of other experts or epochs, which it replaces, loses its marker first."""
         self._tar.close()
         self._file.close()
-        if not self._path.exists() and (done := committed(store, self.fingerprint, name)) is not None:
-            return done  # another run of this plan was faster, and has removed the scratch file
+        try:
+            return self._published(made_by)
+        except (FileNotFoundError, Failed):
+            done = None if self._path.exists() else committed(self.store, self.fingerprint, self.name)
+            if done is None:
+                raise
+            return done  # another run of this plan was faster, and has removed the scratch file at its end
+
+    def _published(self, made_by: Mapping[str, Any]) -> Commit:
+        store, name = self.store, self.name
         marker = {
             "shard": f"{name}.tar",
             "bytes": self._path.stat().st_size,
@@ -154,7 +161,10 @@ class Shard:
             "fingerprint": self.fingerprint,
             "made_by": dict(made_by),
         }
-        if store.exists(f"{name}.json"):
+        there = committed(store, self.fingerprint, name)
+        if there is not None and there.marker["sha256"] == marker["sha256"]:
+            return there
+        if there is not None:
             store.delete(MANIFEST)
             store.delete(f"{name}.json")
         store.publish(self._path, f"{name}.tar")

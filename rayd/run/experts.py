@@ -207,6 +207,9 @@ def with_less(build: Callable[[ExpertPlan], Iterator[Progress]], plan: ExpertPla
 
 def _build_unit(plan: ExpertPlan, unit: ExpertUnit) -> Built:
     run, began = plan.run, time.monotonic()
+    there = plan.writer.committed(unit.name)
+    if there is not None and there.holds(unit.experts, unit.epochs):  # by another run of this plan, in the meantime
+        return Built(unit.name, there.bytes, 0, time.monotonic() - began)
     unfinished = plan.writer.unfinished(unit.name, unit.experts)
     snapshots = train(
         run.expert,

@@ -69,7 +69,7 @@ class Progress:
         self.experts += experts
         self.bytes += built.bytes
         self.images += built.images
-        self.accuracy = built.accuracy
+        self.accuracy = self.accuracy if built.accuracy is None else built.accuracy
         return self
 
     @property
