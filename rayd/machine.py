@@ -43,6 +43,9 @@ STATUS = Path("/proc/self/status")
 __version__ = "0.1.0"
 """Of rayd; the one place where it is written."""
 
+RECOMPILE = 1024
+"""Compiled variants of one function that a process may hold; torch's own 8 end the ninth run of a notebook."""
+
 LINKING_S = 20.0
 """Seconds: an empty library younger than this may still be being written."""
 
@@ -202,8 +205,19 @@ def sweep(cache: Path) -> None:
 def compiled(fn: Callable[..., Any], device: torch.device, on: bool = True, graphs: bool = False) -> Callable[..., Any]:
     """`fn` compiled for fixed shapes; on a GPU also captured as a CUDA graph where `graphs` is set."""
     if on and can_compile(device.type):
-        fn = torch.compile(fn, dynamic=False, fullgraph=True)
+        fn = many_variants(torch.compile(fn, dynamic=False, fullgraph=True))
     return Captured(fn) if graphs and device.type == "cuda" else fn
+
+
+def many_variants(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A compiled function with room for the variants of every run of a process: torch counts those of a line of code."""
+    limits = {"recompile_limit": RECOMPILE, "accumulated_recompile_limit": RECOMPILE}
+
+    def call(*arguments: Any) -> Any:
+        with torch._dynamo.config.patch(limits):
+            return fn(*arguments)
+
+    return call
 
 
 class Captured:

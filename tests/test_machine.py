@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from rayd import machine
 from rayd.errors import Refused
@@ -32,6 +33,19 @@ def test_threads_are_the_plans() -> None:
     use_threads(1)
     assert torch.get_num_threads() == 1
     use_threads(before)
+
+
+def test_a_process_may_compile_a_line_of_code_for_many_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten runs of different shapes: torch alone allows eight, and then ends the run."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda fn, **keys: real(fn, backend="eager", **keys))
+
+    def double(x: Tensor) -> Tensor:
+        return 2 * x
+
+    for size in range(1, 11):
+        fn = machine.compiled(double, torch.device("cpu"))
+        assert torch.equal(fn(torch.ones(size)), 2 * torch.ones(size))
 
 
 def test_what_a_killed_compiler_left_is_swept_away(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from rayd.data.transform import Transform
 from rayd.errors import OutOfMemory, refuse
 from rayd.evaluate.batches import ImageSet, batches
 from rayd.evaluate.recipe import RecipeConfig as RecipeConfig
-from rayd.machine import arithmetic, beat, can_compile, out_of_memory, peak_memory, release
+from rayd.machine import arithmetic, beat, can_compile, many_variants, out_of_memory, peak_memory, release
 from rayd.nets.convnet import Net
 from rayd.seeds import generator
 
@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 TEST_BATCH = 500
 WORTH = 200
 """Steps from which compiling (some ten seconds, once for all networks alike) pays; fewer run eagerly."""
-RECOMPILE = 64
-"""Compiled variants of the step that one process may hold."""
 
 
 @dataclass(frozen=True)
@@ -233,15 +231,13 @@ def step_function(
 
 
 def _compiled(fn: Callable[..., Any], places: Sequence[int], dim: int = 0) -> Callable[..., Any]:
-    """Compiled once for batches of every size: dimension `dim` of the tensors at `places`. There is room for all the
-    networks of a cross-architecture table."""
-    optimised = torch.compile(fn, fullgraph=True)
+    """Compiled once for batches of every size: dimension `dim` of the tensors at `places`."""
+    optimised = many_variants(torch.compile(fn, fullgraph=True))
 
     def call(*tensors: Tensor) -> Any:
         for place in places:
             torch._dynamo.maybe_mark_dynamic(tensors[place], dim)
-        with torch._dynamo.config.patch(recompile_limit=RECOMPILE):
-            return optimised(*tensors)
+        return optimised(*tensors)
 
     return call
 
