@@ -264,7 +264,11 @@ def test_a_notice_costs_no_failure_and_little_work(name: str) -> None:
 
 PROCESSES = {"evaluate": "ray::_call", "search": "ray::ImplicitFunc", "prepare": "ray::MapWorker"}
 """What Ray calls the processes of a stage."""
-LEAVES = {"evaluate": "artifact/codec.safetensors", "search": "search/trials/*/*/artifact/codec.*", "prepare": "data/*.npy"}
+LEAVES = {
+    "evaluate": "artifact/codec.safetensors",
+    "search": "search/trials/*/*/artifact/codec.*",
+    "prepare": "data/*.npy",
+}
 
 
 @pytest.mark.slow
