@@ -403,9 +403,9 @@ def test_a_spot_notice_drains_the_node(tmp_path: Path, metadata: tuple[str, list
 
 
 def test_the_hook_of_a_pod_waits_for_the_work(tmp_path: Path) -> None:
-    """Until no process of Ray works on the node, and no longer than the time that is left."""
-    fake = tmp_path / "ray"
-    fake.write_text("#!/bin/sh\n")
+    """Until no process of Ray works on the node, and no longer than the time that is left, of which Ray is told less."""
+    fake, told = tmp_path / "ray", tmp_path / "told"
+    fake.write_text(f'#!/bin/sh\necho "$@" > {told}\n')
     fake.chmod(0o755)
     (tmp_path / "1").mkdir()
     (tmp_path / "2").mkdir()
@@ -416,12 +416,14 @@ def test_the_hook_of_a_pod_waits_for_the_work(tmp_path: Path) -> None:
     began = time.monotonic()
     assert subprocess.run([*words, "3"], env={"PATH": str(tmp_path)}, timeout=60, check=False).returncode == 0
     assert 2.9 < time.monotonic() - began < 30
+    assert told.read_text().endswith("--deadline-remaining-seconds 0\n")
     hook = subprocess.Popen([*words, "600"], env={"PATH": str(tmp_path)})
     try:
         with pytest.raises(subprocess.TimeoutExpired):
             hook.wait(2.0)
         at_work.unlink()
         assert hook.wait(30) == 0
+        assert told.read_text().endswith("--deadline-remaining-seconds 590\n")
     finally:
         hook.kill()
 
