@@ -84,6 +84,17 @@ def test_variants_of_the_job_fit_its_schema(path: Path) -> None:
     assert path.name in (INFRA / "README.md").read_text()
 
 
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here (Debian: kubernetes-client)")
+@pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.name)
+def test_a_variant_as_a_user_types_it(path: Path) -> None:
+    """The README's own line, up to its pipe to `kubectl apply`."""
+    (line,) = re.findall(r"^(kubectl patch .*) \| kubectl apply -f -$", (INFRA / "README.md").read_text(), re.M)
+    words = shlex.split(line.replace("infra/kuberay/variants/kueue.yaml", str(path)))
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout) == patched(load(INFRA / "kuberay" / "job.yaml"), load(path))
+
+
 def test_a_variant_that_the_operator_refuses_is_caught() -> None:
     rules = load(INFRA / "kuberay" / "variants" / "deletion.yaml")
     del rules["spec"]["shutdownAfterJobFinishes"]

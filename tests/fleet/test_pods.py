@@ -55,7 +55,7 @@ class Pod:
         words += [f"--object-store-memory={80 * 2**20}"]
         wait = f"until [ -e {self.stopping} ]; do sleep 0.2; done"
         script = f"{shlex.join(words)} & {wait}; {shlex.join(hook())}; echo HOOK $?"
-        env = {**ground.env, "RAY_ADDRESS": head.address}
+        env = {**ground.env, "RAY_ADDRESS": head.address, "RAY_raylet_start_wait_time_s": "120"}
         with open(self.said, "w") as log:
             self.child = ground.start([*ALONE, "sh", "-c", script], env=env, stdout=log, stderr=subprocess.STDOUT)
 
@@ -92,7 +92,7 @@ def stopped_at_work(
         head, out = Head(ground, cpus=1), ground.folder / "out"
         until(head.ready, every=1.0)
         pods = [Pod(ground, head, name) for name in ("one", "two")]
-        until(lambda: all(pod.node for pod in pods))
+        until(lambda: all("Ray runtime started" in pod.said.read_text() for pod in pods))
         if verb == "distill":
             code, said = ground.run(["python", "-m", "jobs.experts", *TINY, "scale=inline", f"out={out}"])
             assert code == 0, said[-3000:]
