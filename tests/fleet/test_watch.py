@@ -113,7 +113,7 @@ def test_a_stopped_actor_is_replaced_and_the_bytes_are_the_same(ray_local: None,
             return super().build(number)
 
     list(build(ExpertPlan.open(digits_run(tmp_path / "calm", experts=3, last=9))))
-    run = digits_run(tmp_path / "torn", experts=3, last=9, changes={"scale": scale(actors=1, beat=4.0)})
+    run = digits_run(tmp_path / "torn", experts=3, last=9, changes={"scale": scale(actors=1, beat=8.0)})
     pids: list[int] = []
     stopper = Stopper(lambda: pids[0] if pids else 0)
     began = time.monotonic()
