@@ -58,6 +58,7 @@ class Pod:
         env = {**ground.env, "RAY_ADDRESS": head.address, "RAY_raylet_start_wait_time_s": "120"}
         with open(self.said, "w") as log:
             self.child = ground.start([*ALONE, "sh", "-c", script], env=env, stdout=log, stderr=subprocess.STDOUT)
+        until(lambda: "Ray runtime started" in self.said.read_text())  # two at once would choose the same socket
 
     @property
     def node(self) -> str:
@@ -91,8 +92,7 @@ def stopped_at_work(
             pytest.skip(f"no process ids of one's own here: {able[1]}")
         head, out = Head(ground, cpus=1), ground.folder / "out"
         until(head.ready, every=1.0)
-        pods = [Pod(ground, head, name) for name in ("one", "two")]
-        until(lambda: all("Ray runtime started" in pod.said.read_text() for pod in pods))
+        pods = [Pod(ground, head, "one"), Pod(ground, head, "two")]
         if verb == "distill":
             code, said = ground.run(["python", "-m", "jobs.experts", *TINY, "scale=inline", f"out={out}"])
             assert code == 0, said[-3000:]
