@@ -3,7 +3,8 @@
 
     rayd-drain --watch                 poll the cloud's notice (AWS: two minutes ahead) until it comes, then drain
     rayd-drain --seconds 45 --wait     drain now and return when no work is left here, or when the time is over: a pod's
-                                       preStop hook, after which the pod's processes are stopped
+                                       preStop hook, after which the pod's processes are stopped. Ray is told of 10 s less:
+                                       a distillation leaves the node at that time, and its workers must not see others die
 
 Only the standard library, and `ray` for the request itself. Ends at once where there is no such notice.
 """
@@ -22,6 +23,8 @@ from pathlib import Path
 METADATA = "http://169.254.169.254"
 WARNING = 100
 """Seconds we count on after AWS says two minutes."""
+LEAVING = 10
+"""Seconds that a distillation may take to leave the node, once its time there is over."""
 MISSES = 12
 """Questions in a row without an answer after which there is no metadata service here."""
 WORK = "ray::"
@@ -93,7 +96,8 @@ def main(argv: list[str] | None = None) -> int:
                 return 0
         time.sleep(options.every)
     began = time.monotonic()
-    code = drain(options.seconds, "spot notice" if options.watch else "pod stopping")
+    left = max(0, options.seconds - LEAVING) if options.wait else options.seconds
+    code = drain(left, "spot notice" if options.watch else "pod stopping")
     if options.wait:
         wait(options.seconds - (time.monotonic() - began), options.proc)
     return code

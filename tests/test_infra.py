@@ -84,6 +84,17 @@ def test_variants_of_the_job_fit_its_schema(path: Path) -> None:
     assert path.name in (INFRA / "README.md").read_text()
 
 
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here (Debian: kubernetes-client)")
+@pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.name)
+def test_a_variant_as_a_user_types_it(path: Path) -> None:
+    """The README's own line, up to its pipe to `kubectl apply`."""
+    (line,) = re.findall(r"^(kubectl patch .*) \| kubectl apply -f -$", (INFRA / "README.md").read_text(), re.M)
+    words = shlex.split(line.replace("infra/kuberay/variants/kueue.yaml", str(path)))
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout) == patched(load(INFRA / "kuberay" / "job.yaml"), load(path))
+
+
 def test_a_variant_that_the_operator_refuses_is_caught() -> None:
     rules = load(INFRA / "kuberay" / "variants" / "deletion.yaml")
     del rules["spec"]["shutdownAfterJobFinishes"]
@@ -403,9 +414,9 @@ def test_a_spot_notice_drains_the_node(tmp_path: Path, metadata: tuple[str, list
 
 
 def test_the_hook_of_a_pod_waits_for_the_work(tmp_path: Path) -> None:
-    """Until no process of Ray works on the node, and no longer than the time that is left."""
-    fake = tmp_path / "ray"
-    fake.write_text("#!/bin/sh\n")
+    """Until no process of Ray works on the node, and no longer than the time that is left, of which Ray is told less."""
+    fake, told = tmp_path / "ray", tmp_path / "told"
+    fake.write_text(f'#!/bin/sh\necho "$@" > {told}\n')
     fake.chmod(0o755)
     (tmp_path / "1").mkdir()
     (tmp_path / "2").mkdir()
@@ -416,12 +427,14 @@ def test_the_hook_of_a_pod_waits_for_the_work(tmp_path: Path) -> None:
     began = time.monotonic()
     assert subprocess.run([*words, "3"], env={"PATH": str(tmp_path)}, timeout=60, check=False).returncode == 0
     assert 2.9 < time.monotonic() - began < 30
+    assert told.read_text().endswith("--deadline-remaining-seconds 0\n")
     hook = subprocess.Popen([*words, "600"], env={"PATH": str(tmp_path)})
     try:
         with pytest.raises(subprocess.TimeoutExpired):
             hook.wait(2.0)
         at_work.unlink()
         assert hook.wait(30) == 0
+        assert told.read_text().endswith("--deadline-remaining-seconds 590\n")
     finally:
         hook.kill()
 

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -78,6 +79,37 @@ def test_leftovers_of_killed_writers_are_hidden_and_swept(tmp_path: Path) -> Non
     (tmp_path / ".experts-00000.tar.abc.tmp").write_bytes(b"left")
     assert store.list() == []
     assert store.sweep() == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_drafts_of_killed_processes_are_swept_and_those_of_living_ones_are_not(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is meant for an object store is first written to a folder that all processes of a machine share."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / ".of-another-program.tmp").touch()
+    script = (
+        "import sys, time\nfrom rayd.store import Store\nwith Store(sys.argv[1]).scratch('a.tar') as path:\n"
+        "    path.write_bytes(b'part')\n    print(path, flush=True)\n    time.sleep(600)"
+    )
+    command = [sys.executable, "-c", script, bucket]
+    children = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)})
+        for _ in range(2)
+    ]
+    try:
+        dead, living = (Path(child.stdout.readline().strip()) for child in children if child.stdout)
+        assert dead.parent == living.parent == tmp_path and Store(bucket).sweep() == 0
+        children[0].kill()
+        children[0].wait()
+        assert Store(bucket).sweep() == 1 and not dead.exists() and living.read_bytes() == b"part"
+        children[1].kill()
+        children[1].wait()
+        with Store(bucket).scratch("a.tar") as path:
+            assert not living.exists(), "the next draft sweeps, too"
+        assert not path.exists() and [path.name for path in tmp_path.iterdir()] == [".of-another-program.tmp"]
+    finally:
+        for child in children:
+            child.kill()
 
 
 def test_a_write_survives_a_sweep_by_a_writer_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -19,9 +20,12 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from rayd.errors import Transient, refuse
+from rayd.store.lock import locked
 from rayd.store.patience import StoreConfig, current
 
 TEMPORARY = ".tmp"
+DRAFT = ".rayd-"
+"""Begins the name of a temporary file in the machine's own folder, which is everybody's."""
 CHUNK = 8 * 2**20
 OURS = ("patience", "connect_timeout", "request_timeout")
 """Settings of a StoreConfig that a URI may carry in its query."""
@@ -146,6 +150,10 @@ class LocalFiles:
         finally:
             temporary.unlink(missing_ok=True)
 
+    def leftovers(self) -> list[Path]:
+        """Temporary files of the folder, a living writer's included."""
+        return [path for path in self.path.glob(f".*{TEMPORARY}") if path.is_file()]
+
     def publish(self, path: Path, name: str) -> None:
         """Move a finished file to its name; may be repeated after an error."""
         target = self.path / name
@@ -206,11 +214,20 @@ class RemoteFiles:
 
     @contextlib.contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
-        temporary = Path(tempfile.gettempdir()) / f".{Path(name).name}.{uuid.uuid4().hex[:12]}{TEMPORARY}"
-        try:
+        for left in self.leftovers():
+            left.unlink(missing_ok=True)
+        temporary = Path(tempfile.gettempdir()) / f"{DRAFT}{Path(name).name}.{uuid.uuid4().hex[:12]}{TEMPORARY}"
+        with locked(temporary):
             yield temporary
-        finally:
-            temporary.unlink(missing_ok=True)
+
+    def leftovers(self) -> list[Path]:
+        """Drafts on this machine that no living process holds, whichever store they were for."""
+        found = []
+        for path in Path(tempfile.gettempdir()).glob(f"{DRAFT}*{TEMPORARY}"):
+            with contextlib.suppress(OSError), open(path, "rb") as file:  # held, gone meanwhile, or another user's
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found.append(path)
+        return found
 
     def publish(self, path: Path, name: str) -> None:
         with open(path, "rb") as file, self.filesystem.open_output_stream(f"{self.root}/{name}") as stream:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from rayd.errors import Failed
 from rayd.schema import from_json
-from rayd.store.files import TEMPORARY, LocalFiles, files_of
+from rayd.store.files import LocalFiles, files_of
 from rayd.store.patience import current, persist, speaking
 
 T = TypeVar("T")
@@ -146,7 +146,7 @@ class Store:
 
     def sweep(self) -> int:
         """Remove temporary files of killed writers; only for a folder that nobody is writing to. Returns how many."""
-        leftovers = [] if self.local is None else [p for p in self.local.glob(f".*{TEMPORARY}") if p.is_file()]
+        leftovers = self.files.leftovers()
         for path in leftovers:
             path.unlink(missing_ok=True)
         return len(leftovers)

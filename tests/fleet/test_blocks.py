@@ -10,7 +10,11 @@ import pytest
 from rayd.config import Run
 from rayd.data.load import load as load_data
 from rayd.errors import Refused
+from rayd.fleet import distill as fleet
 from rayd.fleet import distill_blocks
+from rayd.run import assemble
+from rayd.run.distill import distill
+from rayd.run.experts import ExpertPlan, build
 from tests.support.runs import small_run
 
 
@@ -37,6 +41,35 @@ def test_the_driver_of_many_blocks_loads_the_dataset_once(tmp_path: Path, monkey
     assert len(blocks) == 200 and len({block.out for block in blocks}) == 200
     assert len(loads) == 1
     assert {block.experts_at for block in blocks} == {run(tmp_path).experts_at}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_hundred_blocks_leave_the_set_of_one_run(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each a task of its own; the driver loads the dataset once to name them and once to join them."""
+    plain = {
+        "data": {"name": "digits"}, "net": {"width": 4, "norm": "batch"}, "budget": {"ipc": 20},
+        "expert": {"experts": 1, "epochs": 1, "compiled": False}, "buffer": str(tmp_path / "experts"),
+        "method": {"compiled": False, "steps": 2, "objective": {"name": "dwa", "blocks": 20, "classes_per_item": 1}},
+    }  # fmt: skip
+    calm = small_run(**plain, out=str(tmp_path / "calm"))
+    list(build(ExpertPlan.open(calm)))
+    list(distill(calm))
+    loads: list[Any] = []
+
+    def load(config: Any) -> Any:
+        loads.append(config)
+        return load_data(config)
+
+    for module in (distill_blocks, assemble):
+        monkeypatch.setattr(module, "load_data", load)
+    scale = {"name": "laptop", "cpus": 1.0, "threads": 1}
+    list(fleet.distill(small_run(**plain, out=str(tmp_path / "parted"), scale=scale)))
+    assert len(list((tmp_path / "parted" / "blocks").iterdir())) == 200 and len(loads) == 2
+    sets = [(tmp_path / name / "artifact" / "codec.safetensors").read_bytes() for name in ("calm", "parted")]
+    assert sets[0] == sets[1]
 
 
 def test_blocks_of_a_codec_that_shares_numbers_are_refused(tmp_path: Path) -> None:

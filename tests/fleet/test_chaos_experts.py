@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 class Killer:
-    """Kills, by its process id, a random one of the workers it is shown, at random moments, so many times."""
+    """Kills, by its process id, a random one of the workers it is shown, at random moments, so many times. `struck`: a file
+    that is there after the first."""
 
-    def __init__(self, kills: int, seed: int) -> None:
+    def __init__(self, kills: int, seed: int, struck: Path) -> None:
+        self.struck = struck
         self.rng, self.left, self.killed = random.Random(seed), kills, 0
         self.pids: tuple[int, ...] = ()
         self.over = threading.Event()
@@ -50,17 +53,34 @@ class Killer:
                     continue
                 self.left -= 1
                 self.killed += 1
+                self.struck.touch()
 
 
-def round_of_chaos(out: Path | str, kills: int, seed: int) -> int:
-    """One run with two actors under fire; returns how many were killed."""
+def round_of_chaos(out: Path | str, kills: int, seed: int, struck: Path) -> int:
+    """One run with two actors under fire; returns how many were killed. Its units last until one was."""
     from rayd.fleet import experts as fleet
 
-    killer = Killer(kills, seed)
+    class Lasting(fleet.ExpertActor):
+        def build(self, number: int) -> Any:
+            from rayd.experts.train import ExpertStep
+            from rayd.machine import beat
+
+            original = ExpertStep.epoch
+
+            def epoch(step: Any, theta: Any, velocity: Any, seeds: Any, epoch: int) -> Any:
+                while epoch == 4 and not struck.exists():
+                    beat("epoch 4, and stays in it")
+                    time.sleep(0.05)
+                return original(step, theta, velocity, seeds, epoch)
+
+            ExpertStep.epoch = epoch  # type: ignore[method-assign]
+            return super().build(number)
+
+    killer = Killer(kills, seed, struck)
     killer.thread.start()
     scale = {"name": "laptop", "actors": 2, "timeout": 120.0, "max_failures": 50}
     run = digits_run(out, changes={"scale": scale}, **PLAN)
-    for progress in fleet.build(ExpertPlan.open(run)):
+    for progress in fleet.build(ExpertPlan.open(run), actor_class=Lasting):
         killer.pids = progress.pids
     killer.over.set()
     killer.thread.join(timeout=5)
@@ -77,7 +97,7 @@ def check(uri: str, undisturbed: dict[str, str]) -> None:
 
 @pytest.mark.ray
 def test_a_killed_actor_changes_no_byte(ray_local: None, tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    killed = round_of_chaos(tmp_path, kills=2, seed=0)
+    killed = round_of_chaos(tmp_path, kills=2, seed=0, struck=tmp_path / "struck")
     assert killed >= 1
     check(str(tmp_path / "experts"), undisturbed)
 
@@ -90,7 +110,9 @@ def test_twenty_killed_actors_change_no_byte(
     killed = rounds = 0
     with caplog.at_level(logging.WARNING):
         while killed < 20:
-            killed += round_of_chaos(tmp_path / str(rounds), min(6, 20 - killed), seed=rounds + 1)
+            killed += round_of_chaos(
+                tmp_path / str(rounds), min(6, 20 - killed), rounds + 1, tmp_path / f"struck-{rounds}"
+            )
             check(str(tmp_path / str(rounds) / "experts"), undisturbed)
             rounds += 1
             assert rounds < 20
@@ -106,11 +128,11 @@ def bucket() -> Iterator[str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_chaos_on_an_object_store(ray_local: None, bucket: str, undisturbed: dict[str, str]) -> None:
+def test_chaos_on_an_object_store(ray_local: None, bucket: str, tmp_path: Path, undisturbed: dict[str, str]) -> None:
     killed = rounds = 0
     while killed < 20:
         uri = Store(bucket).sub(str(rounds)).uri
-        killed += round_of_chaos(uri, min(6, 20 - killed), seed=rounds + 1)
+        killed += round_of_chaos(uri, min(6, 20 - killed), rounds + 1, tmp_path / f"struck-{rounds}")
         check(uri, undisturbed)
         rounds += 1
         assert rounds < 20

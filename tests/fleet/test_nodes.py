@@ -148,10 +148,16 @@ def one_round(stage: Stage, after_s: float, node: int, undisturbed: Ground) -> s
 
 def compare(stage: Stage, out: Path, calm: Path) -> None:
     """Byte for byte where the arithmetic is the same, score for score at the end."""
-    assert hashes(out, stage.leaves) == hashes(calm, stage.leaves) != {}
+    assert left(out, stage.leaves) == left(calm, stage.leaves) != {}
     if stage.name == "evaluate":
         scores = [json.loads((where / "artifact" / "card.json").read_text())["scores"] for where in (out, calm)]
         assert scores[0] == scores[1]
+
+
+def left(out: Path, leaves: str) -> dict[str, str]:
+    """Hashes of a stage's files; the stages after it may have left files of the same name deeper down."""
+    folder, _, pattern = leaves.partition("/")
+    return hashes(out / folder, pattern)
 
 
 def test_a_node_lost_while_experts_are_made(undisturbed: Ground) -> None:
@@ -258,7 +264,11 @@ def test_a_notice_costs_no_failure_and_little_work(name: str) -> None:
 
 PROCESSES = {"evaluate": "ray::_call", "search": "ray::ImplicitFunc", "prepare": "ray::MapWorker"}
 """What Ray calls the processes of a stage."""
-LEAVES = {"evaluate": "none", "search": "search/trials/*/*/artifact/codec.*", "prepare": "data/*.npy"}
+LEAVES = {
+    "evaluate": "artifact/codec.safetensors",
+    "search": "search/trials/*/*/artifact/codec.*",
+    "prepare": "data/*.npy",
+}
 
 
 @pytest.mark.slow
@@ -268,8 +278,8 @@ def test_a_process_that_stands_still_is_ended_and_its_work_done_again(name: str)
     with Ground.made() as ground:
         out, calm = ground.folder / "out", ground.folder / "calm"
         before = STAGES[name].before if name in STAGES else ()
-        own = STAGES[name].words if name in STAGES else ("data.limit=null", "per_shard=32")
-        own += {"evaluate": ("recipe.steps=1500",), "search": ("search.steps=400",)}.get(name, ())
+        own = STAGES[name].words if name in STAGES else ("data.limit=null", "per_shard=4")
+        own += {"evaluate": ("recipe.steps=5000",), "search": ("search.steps=400",)}.get(name, ())
         for verb in before:
             code, said = ground.run(command(verb, out, ("scale=inline",)))
             assert code == 0, said[-3000:]
@@ -293,7 +303,7 @@ def test_a_process_that_stands_still_is_ended_and_its_work_done_again(name: str)
         os.kill(at_work()[0], signal.SIGSTOP)
         assert job.wait(PATIENCE) == 0, log.read_text()[-3000:]
         assert "is hung: no beat for" in log.read_text(), log.read_text()[-3000:]
-        assert hashes(out, LEAVES[name]) == hashes(calm, LEAVES[name])
+        assert left(out, LEAVES[name]) == left(calm, LEAVES[name])
         if name == "evaluate":
             scores = [json.loads((at / "artifact" / "card.json").read_text())["scores"] for at in (out, calm)]
             assert scores[0] == scores[1]

@@ -93,15 +93,32 @@ def events(out: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.ray
 def test_a_stopped_actor_is_replaced_and_the_bytes_are_the_same(ray_local: None, tmp_path: Path) -> None:
+    """Stopped in its fourth epoch, in which the first actor stays until then; the second makes the same bytes."""
     from rayd.fleet import experts as fleet
 
+    class Lasting(fleet.ExpertActor):
+        def build(self, number: int) -> Any:
+            from rayd.experts.train import ExpertStep
+            from rayd.machine import beat
+
+            original = ExpertStep.epoch
+
+            def epoch(step: Any, theta: Any, velocity: Any, seeds: Any, epoch: int) -> Any:
+                while self.name == "actor 1" and epoch == 4:
+                    beat("epoch 4, and stays in it")
+                    time.sleep(0.1)
+                return original(step, theta, velocity, seeds, epoch)
+
+            ExpertStep.epoch = epoch  # type: ignore[method-assign]
+            return super().build(number)
+
     list(build(ExpertPlan.open(digits_run(tmp_path / "calm", experts=3, last=9))))
-    run = digits_run(tmp_path / "torn", experts=3, last=9, changes={"scale": scale(actors=1, beat=4.0)})
+    run = digits_run(tmp_path / "torn", experts=3, last=9, changes={"scale": scale(actors=1, beat=8.0)})
     pids: list[int] = []
     stopper = Stopper(lambda: pids[0] if pids else 0)
     began = time.monotonic()
-    for progress in fleet.build(ExpertPlan.open(run)):
-        pids[:] = progress.pids if progress.now.startswith("epoch") else ()
+    for progress in fleet.build(ExpertPlan.open(run), actor_class=Lasting):
+        pids[:] = progress.pids if progress.now.startswith("epoch 4") else ()
     assert stopper.pid and progress.retried == 1 and time.monotonic() - began < 240
     assert hashes(tmp_path / "torn" / "experts") == hashes(tmp_path / "calm" / "experts")
     kinds = [event["event"] for event in events(tmp_path / "torn")]
@@ -112,7 +129,7 @@ def test_a_stopped_actor_is_replaced_and_the_bytes_are_the_same(ray_local: None,
 
 @pytest.mark.ray
 def test_slow_actors_are_left_alone(ray_local: None, tmp_path: Path) -> None:
-    """Every epoch takes three quarters of the age at which work counts as hung, and a unit several times it."""
+    """Every epoch takes half the age at which work counts as hung, and a unit twice it."""
     from rayd.fleet import experts as fleet
 
     class Slow(fleet.ExpertActor):
@@ -128,7 +145,7 @@ def test_slow_actors_are_left_alone(ray_local: None, tmp_path: Path) -> None:
             ExpertStep.epoch = epoch  # type: ignore[method-assign]
             return super().build(number)
 
-    run = digits_run(tmp_path, experts=1, changes={"scale": scale(actors=1, beat=4.0)})
+    run = digits_run(tmp_path, experts=1, changes={"scale": scale(actors=1, beat=6.0)})
     *_, progress = fleet.build(ExpertPlan.open(run), actor_class=Slow)
     assert (progress.done, progress.retried) == (1, 0)
 
