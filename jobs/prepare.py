@@ -5,6 +5,7 @@ A shard is a fixed slice of the sorted listing: killed and submitted again, the 
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 from jobs import program, stage
@@ -17,7 +18,7 @@ def act(asked: Asked) -> int:
     to = asked.own.to or asked.run.at("data")
     shards = prepared(asked, to, asked.own.per_shard)
     print(f"rayd: {to} " + (f"is whole: {shards} shards written" if shards else "is already done"))
-    print(f"next: {program('experts')} data=prepared data.path={to} out={asked.run.out}")
+    print(f"next: {program('experts')} {shlex.join(['data=prepared', f'data.path={to}', f'out={asked.run.out}'])}")
     return 0
 
 

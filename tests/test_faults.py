@@ -33,7 +33,7 @@ VERBS: Mapping[str, tuple[Any, tuple[str, ...]]] = {
     "experts": (experts, ()),
     "distill": (distill, ()),
     "evaluate": (evaluate, ("controls=[random@floats]",)),
-    "verify": (evaluate, ("verify={out}/artifact",)),
+    "verify": (evaluate, ("verify={artifact}",)),
     "report": (report, ()),
     "export": (export, ()),
     "search": (
@@ -46,7 +46,7 @@ RATES = {"eio": 0.015, "estale": 0.01, "503": 0.01, "short": 0.01, "stall": 0.00
 
 def told(out: str, verb: str, *more: str) -> int:
     job, words = VERBS[verb]
-    named = [word.format(out=out) if word.startswith("verify=") else word for word in words]
+    named = [word.format(artifact=within(out, "artifact")) if word.startswith("verify=") else word for word in words]
     name = "evaluate" if verb == "verify" else verb
     return command(name, None, job.act, getattr(job, "KEYS", ""), [*SMALL, *named, *more, f"out={out}"])
 

@@ -74,6 +74,15 @@ def test_a_scratch_file_is_seen_only_once_published(store: Store) -> None:
     assert store.read("big.tar") == b"whole" and not path.exists()
 
 
+def test_what_comes_in_pieces_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux hands out 2 GiB at a time."""
+    store, pread = Store(tmp_path), os.pread
+    store.write("a.bin", b"0123456789")
+    monkeypatch.setattr(os, "pread", lambda file, length, offset: pread(file, min(length, 3), offset))
+    assert store.read("a.bin") == b"0123456789"
+    assert store.read_range("a.bin", 2, 7) == b"2345678" and store.read_range("a.bin", 8, 7) == b"89"
+
+
 def test_leftovers_of_killed_writers_are_hidden_and_swept(tmp_path: Path) -> None:
     store = Store(tmp_path)
     (tmp_path / ".experts-00000.tar.abc.tmp").write_bytes(b"left")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,11 +16,14 @@ from rayd.artifact.png import unpng
 from rayd.artifact.write import preview_grid
 from rayd.choices import plugins
 from rayd.config import Run, run_of_card
-from rayd.data.images import Splits
+from rayd.data.config import DataConfig
+from rayd.data.images import Spec, Splits
 from rayd.data.load import load as load_data
+from rayd.data.sources import formats
 from rayd.data.transform import Transform
 from rayd.distill.budget import Ledger, Stored
 from rayd.errors import Refused
+from rayd.evaluate.batches import ImageSet
 from rayd.evaluate.recipe import RecipeConfig
 from rayd.evaluate.row import RowName
 from rayd.numbers import summary
@@ -27,6 +31,10 @@ from rayd.run.rows import RowTask, Scorer
 from rayd.schema import parse
 from rayd.store import Store
 
+log = logging.getLogger(__name__)
+
+MOST = 2 * 2**30
+"""Bytes of images that are decoded because a card says so."""
 NEAR = 1e-4
 """Between two machines' transforms fitted on the same images, in network space."""
 LEVELS = 1
@@ -69,13 +77,11 @@ def verify(
     if source is None:
         yield Finding("data", False, "the card holds no resolved config, and no run was given")
         return
-    if run is None and source.data.path is not None:
-        # What a stranger's card names is not opened.
-        yield Finding(
-            "data are those of the card", False, f"they lay in a folder, {source.data.path}: give data.path=..."
-        )
-        return
     try:
+        closed = _closed(source.data, artifact.spec) if run is None else ""
+        if closed:
+            yield Finding("data are those of the card", False, closed)
+            return
         splits = load_data(source.data)
     except Refused as error:
         yield Finding("data are those of the card", False, str(error))
@@ -84,6 +90,25 @@ def verify(
     if scores and artifact.table:
         origin = card_run or source
         yield from _scores(artifact, splits, replace(origin, scale=replace(origin.scale, gpus=gpus)))
+
+
+def _closed(data: DataConfig, spec: Spec) -> str:
+    """Why data that a card alone names, which may be a stranger's, are not opened; empty where they are."""
+    side = spec.shape[1]
+    if data.path is not None:
+        return f"they lay in a folder, {data.path}: give data.path=..."
+    if data.size not in (None, side):
+        return f"their side is {data.size} in the card's config, {side} in its shape"
+    if data.name == "generated" and data.classes != spec.classes:
+        return f"they have {data.classes} classes in the card's config, {spec.classes} in its list"
+    if data.name == "generated":
+        images = data.count + data.count // 2
+    else:
+        images = sum(map(len, formats.find(data).contents().parts.values()))
+    size = images * 3 * max(side, 32) ** 2
+    if size > MOST:
+        return f"they take {size / 1e9:,.1f} GB: give data={data.name} data.size={side} to have them decoded"
+    return ""
 
 
 def _ledger(artifact: Artifact) -> Iterator[Finding]:
@@ -138,6 +163,8 @@ def _scores(artifact: Artifact, splits: Splits, run: Run) -> Iterator[Finding]:
             continue
         in_card = artifact.card["scores"].get(f"{name}/{row['net']}/{row['recipe']}", {})
         yield Finding(f"card and table agree on {name}", in_card.get("mean") == row["mean"])
+        steps = ImageSet.of(artifact.codec).length(recipe).steps
+        log.info("verify  %s: %d networks of %d steps", name, len(row["seed_list"]), steps)
         again = summary([score.accuracy for score in scorer.answer(RowTask(name, 0, tuple(row["seed_list"])))])
         near = max(math.hypot(again["ci95"], row["ci95"]), 0.005)
         detail = f"{100 * row['mean']:.2f} % in the table, {100 * again['mean']:.2f} % again, {row['net']}"

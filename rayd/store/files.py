@@ -114,7 +114,11 @@ class LocalFiles:
         """Bytes from there (to the end where length is None), and the size of the whole file."""
         with open(self.path / name, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            return os.pread(file.fileno(), max(size - offset, 0) if length is None else length, offset), size
+            left, pieces = max(size - offset, 0) if length is None else length, list[bytes]()
+            while left and (piece := os.pread(file.fileno(), left, offset)):  # the kernel gives 2 GiB at a time
+                pieces.append(piece)
+                left, offset = left - len(piece), offset + len(piece)
+            return b"".join(pieces), size
 
     def write(self, name: str, data: bytes) -> None:
         with self.scratch(name) as temporary:

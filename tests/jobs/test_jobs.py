@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -278,6 +279,16 @@ def test_from_end_to_end_and_again(tmp_path: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.count("already done") == 4
     assert command("pipeline", "", act, KEYS, argv=[*line, "seed=1"]) == 2
     assert "another" in capsys.readouterr().err
+
+
+def test_the_next_command_can_be_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever a shell would make of a folder's name."""
+    from jobs.prepare import KEYS, act
+
+    out = tmp_path / "mine & yours"
+    assert command("prepare", "", act, KEYS, argv=["data=digits", "scale=inline", f"out={out}"]) == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert shlex.split(told)[-3:] == ["data=prepared", f"data.path={out}/data", f"out={out}"]
 
 
 @pytest.mark.ray

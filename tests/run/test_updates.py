@@ -238,6 +238,33 @@ def test_verify_executes_nothing_of_an_artifact(tmp_path):
     assert (tmp_path / "executed").exists(), "a folder named by whoever verifies is another matter"
 
 
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"path": "/etc"}, "they lay in a folder, /etc: give data.path="),
+        ({"path": "s3://bucket/x"}, "they lay in a folder, s3://bucket/x"),
+        ({"size": 20000}, "their side is 20000 in the card's config, 8 in its shape"),
+        ({"name": "generated", "size": 8, "classes": 10**9}, "they have 1000000000 classes"),
+        ({"name": "generated", "size": 8, "count": 10**10}, "give data=generated data.size=8 to have them decoded"),
+    ],
+)
+def test_verify_decodes_nothing_large_that_a_card_alone_names(data, says, tmp_path, monkeypatch):
+    folder = an_artifact(tmp_path / "a", small_run())
+    reseal(folder, lambda card: card["config"]["data"].update(data))
+    monkeypatch.setattr("rayd.run.verify.load_data", lambda config: pytest.fail("opened"))
+    *before, last = verify(str(folder))
+    assert all(finding.holds for finding in before) and not last.holds and says in last.detail
+
+
+def test_verify_weighs_a_named_dataset_before_it_is_decoded(tmp_path, monkeypatch):
+    folder = an_artifact(tmp_path / "a", small_run())
+    reseal(folder, lambda card: card["config"]["data"].update(name="digits"))
+    monkeypatch.setattr("rayd.run.verify.MOST", 10**6)
+    monkeypatch.setattr("rayd.run.verify.load_data", lambda config: pytest.fail("opened"))
+    *_, last = verify(str(folder))
+    assert not last.holds and "give data=digits data.size=8" in last.detail
+
+
 def test_a_readme_holds_no_markup_of_a_card(tmp_path):
     run = small_run(recipe={"name": "<script>x</script> | `[a](javascript:b)`\n# title", "steps": 5, "seeds": 2})
     folder = an_artifact(tmp_path, run)
