@@ -6,7 +6,8 @@ rounded to the steps of its quantisation tables, and `quantise` does the same. D
 arithmetic to the bit (accurate integer inverse DCT, triangle filter of half-size colour, table of colours), with the
 gradient of the smooth functions behind it.
 
-It starts as a coreset of compressed real images, of the quality at which `images` of them fill the budget.
+It starts as a coreset of compressed real images, of the quality at which `images` of them fill the budget. Learned labels
+lie beside the files, in `storage`; they start at the teachers' logits on the images as the files show them.
 
 **Rate.** After each step every coefficient moves towards zero by `weight` * step / (1 + |coefficient / step|), the slope of
 the bits of its magnitude. Every `EVERY` steps the set's Huffman bits are counted, and the weight follows them so that the
@@ -19,7 +20,7 @@ Shapes: U images, B blocks in the order of the scan, 64 coefficients in zigzag o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -35,7 +36,8 @@ from rayd.data.transform import Transform
 from rayd.distill.budget import STEP, Budget, Shapes, Stored, file_bytes
 from rayd.distill.codec import Family, Take
 from rayd.distill.fit import CodecOptions
-from rayd.distill.libjpeg import channels_of, coloured, doubled, forward_dct, inverse_dct
+from rayd.distill.libjpeg import Planes
+from rayd.distill.storage import Storage, pack_shape, rounded
 from rayd.errors import refuse
 
 EVERY = 5
@@ -53,7 +55,7 @@ FLOAT = 4
 class Jpeg(Family):
     @dataclass(frozen=True, kw_only=True)
     class Config(CodecOptions):
-        """rank and sharing: none. The dials are `bits`, `side` and `colours`."""
+        """rank and sharing: none. The dials are `bits`, `side` and `colours`; `storage` and `scales` are those of labels."""
 
         images: int | None = None
         """In all; classes in turn."""
@@ -71,10 +73,9 @@ class Jpeg(Family):
                     raise refuse(
                         f"codec.{name}", getattr(self, name), "null: codec.bits, side and colours are its dials"
                     )
-            if self.storage != "fp32":
-                raise refuse("codec.storage", self.storage, "fp32: files hold rounded coefficients anyway")
-            if self.learns_labels:
-                raise refuse("codec.labels", self.labels, "hard: files hold coefficients, no labels")
+            if self.storage != "fp32" and not self.learns_labels:
+                allowed = "fp32: files hold rounded coefficients anyway, and another type is that of soft labels"
+                raise refuse("codec.storage", self.storage, allowed, "set codec.labels=soft")
             if self.start == "noise":
                 raise refuse("codec.start", self.start, "real | confident: the quality follows from real images")
             if not self.bits > 0:
@@ -95,7 +96,18 @@ class Jpeg(Family):
             return {"blocks": ((self.images or 0, self.layout(spec).blocks, 64), "pixels")}
 
         def fixed_shapes(self, spec: Spec) -> Shapes:
-            return {"lengths": ((self.images or 0,), "pixels")}
+            every = {"lengths": ((self.images or 0,), "pixels"), **self.all_shapes(spec)}
+            return {name: one for name, one in every.items() if name != "blocks"}
+
+        @classmethod
+        def is_many(cls, name: str, role: str) -> bool:
+            """There is a label for each image."""
+            return True
+
+        @classmethod
+        def usual_scales(cls, kind: str) -> str:
+            """A label is a few numbers: a scale of its own would cost as much as some of them."""
+            return "tensor"
 
         def slots(self, spec: Spec) -> int:
             return self.images or 0
@@ -103,7 +115,7 @@ class Jpeg(Family):
         decoded = slots
 
         def room(self, budget: Budget, spec: Spec) -> int:
-            """Bytes for the scans: what tensors of no scans leave of the budget, and a head of the usual size."""
+            """Bytes for the scans: what a file without any, and with a head of the usual size, leaves of the budget."""
             return self.filled(budget, spec) - self._beside(spec)
 
         def filled(self, budget: Budget, spec: Spec) -> int:
@@ -117,7 +129,15 @@ class Jpeg(Family):
                 "scans": ((10**8,), torch.uint8),
                 "step_size": (STEP["step_size"][0], torch.float32),
             }
+            if self.learns_labels:
+                labels = pack_shape((self.slots(spec), spec.classes), self.stored_as("labels", "labels"))
+                parts |= {"labels" + suffix: part for suffix, part in labels.items()}
             return file_bytes(parts) - 10**8
+
+        def _label(self, spec: Spec) -> int:
+            """Bytes of a label, scales apart."""
+            how = Storage.parse(self.stored_as("labels", "labels"))
+            return math.ceil(spec.classes * how.itemsize) if self.learns_labels else 0
 
         def short(self, spec: Spec) -> torch.dtype:
             """Of the length of a scan: two bytes where a byte for every coefficient would do."""
@@ -139,7 +159,7 @@ class Jpeg(Family):
                 raise refuse("codec.side", self.side, f"1 to {spec.shape[-2]}, the side of an image")
             layout = config.layout(spec)
             each = max(1, round(self.bits * layout.height * layout.width / 8))
-            images = self.images or max(spec.classes, config.room(budget, spec) // (each + FLOAT))
+            images = self.images or max(spec.classes, config.room(budget, spec) // (each + FLOAT + self._label(spec)))
             return replace(config, images=images)
 
         def describe(self, budget: Budget, spec: Spec) -> str:
@@ -171,15 +191,7 @@ class Jpeg(Family):
         self.transform: Transform | None = None
         channel_B = torch.from_numpy(self.layout.channel_B)
         self.register_buffer("table_B", channel_B.clamp(max=1), persistent=False)
-        for channel in range(self.layout.channels):
-            where = (channel_B == channel).nonzero().flatten()
-            self.register_buffer(f"place_{channel}", where[self._raster(channel)], persistent=False)
-
-    def _raster(self, channel: int) -> Tensor:
-        """Blocks of a channel in raster order, by their number within the scan."""
-        down, across = self.layout.units
-        k = 2 if self.layout.half and channel == 0 else 1
-        return torch.arange(down * across * k * k).view(down, across, k, k).permute(0, 2, 1, 3).flatten()
+        self.planes = Planes(self.layout)
 
     def enter(self, transform: Transform, budget: Budget | None = None) -> None:
         self.transform = transform.to(self.blocks.device)
@@ -194,18 +206,7 @@ class Jpeg(Family):
 
     def pixels(self, index_N: Tensor) -> Tensor:
         """Of 0 to 255, as libjpeg decodes the files, of the size of the images."""
-        blocks_NBk = self.blocks[index_N.to(self.blocks.device)].double()
-        height, width = self.layout.height, self.layout.width
-        planes = []
-        for channel in range(self.layout.channels):
-            x_NBhw = inverse_dct(blocks_NBk[:, getattr(self, f"place_{channel}")])
-            k = 2 if self.layout.half and channel == 0 else 1
-            down, across = (k * units for units in self.layout.units)
-            plane = x_NBhw.unflatten(1, (down, across)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-            small = self.layout.half and channel > 0
-            plane = plane[:, : -(-height // 2), : -(-width // 2)] if small else plane[:, :height, :width]
-            planes.append(doubled(plane)[:, :height, :width] if small else plane)
-        x_NCHW = (coloured(*planes) if len(planes) == 3 else planes[0][:, None]).float()
+        x_NCHW = self.planes.pixels(self.blocks[index_N.to(self.blocks.device)])
         if x_NCHW.shape[-2:] == self.spec.shape[-2:]:
             return x_NCHW
         return F.interpolate(x_NCHW, size=self.spec.shape[-2:], mode="bilinear", align_corners=False)
@@ -221,16 +222,7 @@ class Jpeg(Family):
         """Coefficients of images before they are rounded."""
         size = (self.layout.height, self.layout.width)
         x = pixels_NCHW if pixels_NCHW.shape[-2:] == size else F.interpolate(pixels_NCHW, size=size, mode="area")
-        down, across = self.layout.units
-        out = x.new_empty(len(x), self.layout.blocks, 64)
-        for channel, plane in enumerate(channels_of(x) if x.shape[1] == 3 else x.unbind(1)):
-            small = self.layout.half and channel > 0
-            k = 2 if self.layout.half and channel == 0 else 1
-            if small:
-                even = F.pad(plane[:, None], (0, plane.shape[2] % 2, 0, plane.shape[1] % 2), "replicate")
-                plane = F.avg_pool2d(even, 2)[:, 0]
-            out[:, getattr(self, f"place_{channel}")] = forward_dct(plane, k * down, k * across)
-        return out
+        return self.planes.blocks(x)
 
     def _choose_quality(self) -> None:
         """The steps under which the scans fill the room."""
@@ -256,7 +248,20 @@ class Jpeg(Family):
 
     @torch.no_grad()
     def quantise(self) -> None:
+        self._round()
+        if self.learns_labels:
+            self.labels.copy_(rounded(self.labels, self.config.stored_as("labels", "labels")))
+
+    def _round(self) -> None:
         self.blocks.copy_(self.levels(float(self.dead)) * self.steps[self.table_B])
+
+    @torch.no_grad()
+    def teach(self, predict: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """By the images as the files show them."""
+        blocks = self.blocks.clone()
+        self._round()
+        super().teach(predict)
+        self.blocks.copy_(blocks)
 
     def stored(self) -> dict[str, Stored]:
         """Made anew at each call. Refused, by what writes it, if no rounding makes it fit."""
@@ -272,7 +277,8 @@ class Jpeg(Family):
             "scans": torch.from_numpy(data),
             "lengths": torch.tensor([len(scan) for scan in scans], dtype=self.config.short(self.spec)),
         }
-        return {name: Stored(tensor, "pixels") for name, tensor in tensors.items()}
+        files = {name: Stored(tensor, "pixels") for name, tensor in tensors.items()}
+        return files | {name: one for name, one in super().stored().items() if name == "labels"}
 
     def files(self) -> list[bytes]:
         """An ordinary JPEG file for each image."""
@@ -299,6 +305,8 @@ class Jpeg(Family):
         self.steps.copy_(torch.from_numpy(steps_k))
         self.blocks.copy_(torch.from_numpy(levels).to(self.blocks) * self.steps[self.table_B])
         self.dead.zero_()
+        if self.learns_labels:
+            self.labels.copy_(numbers["labels"])
 
     @torch.no_grad()
     def project(self, transform: Transform) -> None:
