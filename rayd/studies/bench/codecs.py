@@ -31,6 +31,7 @@ from rayd.seeds import generator
 from rayd.studies.bench import BenchRow, interleaved, pairs
 from rayd.studies.bench.field import convnet
 
+FAMILIES: dict[str, Any] = {"pixel": Pixel, "lodc": Lodc, "lss": Lss, "nsd": Nsd, "haba": Haba}
 CODECS: dict[str, Any] = {
     "pixel": Pixel.Config(),
     "lodc": Lodc.Config(),
@@ -42,11 +43,7 @@ CODECS: dict[str, Any] = {
     "formation of pixel": Formation.Config(),
     "jpeg": Jpeg.Config(),
     "jpeg soft int4": Jpeg.Config(labels="soft", storage="int4"),
-    **{
-        f"{name} {storage}": part.Config(storage=storage)
-        for name, part in {"pixel": Pixel, "lodc": Lodc, "lss": Lss, "nsd": Nsd, "haba": Haba}.items()
-        for storage in ("int8", "int4")
-    },
+    **{f"{name} {kind}": part.Config(storage=kind) for name, part in FAMILIES.items() for kind in ("int8", "int4")},
 }
 CIFAR, NETTE = Spec((3, 32, 32), 10), Spec((3, 128, 128), 10)
 SIZES: dict[str, list[tuple[Spec, float, int, int, int]]] = {
