@@ -7,7 +7,8 @@ arithmetic to the bit (accurate integer inverse DCT, triangle filter of half-siz
 gradient of the smooth functions behind it.
 
 It starts as a coreset of compressed real images, of the quality at which `images` of them fill the budget. Learned labels
-lie beside the files, in `storage`; they start at the teachers' logits on the images as the files show them.
+lie beside the files, in `storage`. They start at the class mixed with the experts' probabilities on the images as the files
+show them: experts alone are wrong on too many images, and measure worse than hard labels.
 
 **Rate.** After each step every coefficient moves towards zero by `weight` * step / (1 + |coefficient / step|), the slope of
 the bits of its magnitude. Every `EVERY` steps the set's Huffman bits are counted, and the weight follows them so that the
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -39,6 +40,7 @@ from rayd.distill.fit import CodecOptions
 from rayd.distill.libjpeg import Planes
 from rayd.distill.storage import Storage, pack_shape, rounded
 from rayd.errors import refuse
+from rayd.schema import ADDED
 
 EVERY = 5
 """Steps between two counts of the set's bits."""
@@ -49,6 +51,8 @@ GAIN = 10.0
 FIRST_WEIGHT = 0.002
 HEAD = 640
 """Bytes that a head takes at most."""
+LEAST = 1e-3
+"""Probability that a label starts from at least, so that few bits reach from the least to the largest."""
 FLOAT = 4
 
 
@@ -65,19 +69,21 @@ class Jpeg(Family):
         """Height of a stored image, shown larger; null: the image's own."""
         colours: Literal["half", "full"] = "half"
         """Sides of the colour channels, of those of luma (4:2:0 or 4:4:4)."""
+        teacher_share: float = field(default=0.5, metadata=ADDED)
+        """Of the experts' probabilities in the soft labels that it starts from; the rest is the class."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             for name in ("rank", "sharing"):
                 if getattr(self, name) is not None:
-                    raise refuse(
-                        f"codec.{name}", getattr(self, name), "null: codec.bits, side and colours are its dials"
-                    )
+                    raise refuse(f"codec.{name}", getattr(self, name), "null: the dials are codec.bits, side, colours")
             if self.storage != "fp32" and not self.learns_labels:
                 allowed = "fp32: files hold rounded coefficients anyway, and another type is that of soft labels"
                 raise refuse("codec.storage", self.storage, allowed, "set codec.labels=soft")
             if self.start == "noise":
                 raise refuse("codec.start", self.start, "real | confident: the quality follows from real images")
+            if not 0 <= self.teacher_share <= 1:
+                raise refuse("codec.teacher_share", self.teacher_share, "0 to 1")
             if not self.bits > 0:
                 raise refuse("codec.bits", self.bits, "above 0")
 
@@ -134,11 +140,6 @@ class Jpeg(Family):
                 parts |= {"labels" + suffix: part for suffix, part in labels.items()}
             return file_bytes(parts) - 10**8
 
-        def _label(self, spec: Spec) -> int:
-            """Bytes of a label, scales apart."""
-            how = Storage.parse(self.stored_as("labels", "labels"))
-            return math.ceil(spec.classes * how.itemsize) if self.learns_labels else 0
-
         def short(self, spec: Spec) -> torch.dtype:
             """Of the length of a scan: two bytes where a byte for every coefficient would do."""
             return torch.int16 if self.layout(spec).blocks * 64 < 2**15 else torch.int32
@@ -159,16 +160,15 @@ class Jpeg(Family):
                 raise refuse("codec.side", self.side, f"1 to {spec.shape[-2]}, the side of an image")
             layout = config.layout(spec)
             each = max(1, round(self.bits * layout.height * layout.width / 8))
-            images = self.images or max(spec.classes, config.room(budget, spec) // (each + FLOAT + self._label(spec)))
+            if self.learns_labels:
+                each += math.ceil(spec.classes * Storage.parse(self.stored_as("labels", "labels")).itemsize)
+            images = self.images or max(spec.classes, config.room(budget, spec) // (each + FLOAT))
             return replace(config, images=images)
 
         def describe(self, budget: Budget, spec: Spec) -> str:
-            layout, images = self.layout(spec), self.images or 1
-            each = self.room(budget, spec) / images
-            return (
-                f"images {images}, side {layout.height}, colours {self.colours}: {each:.0f} bytes an image, "
-                f"{images / spec.classes:g} images a class of {budget}"
-            )
+            images, side = self.images or 1, self.layout(spec).height
+            size = f"{self.room(budget, spec) / images:.0f} bytes an image, {images / spec.classes:g} images a class"
+            return f"images {images}, side {side}, colours {self.colours}: {size} of {budget}"
 
         def build(self, spec: Spec, rng: torch.Generator) -> Jpeg:
             return Jpeg(self, spec, rng)
@@ -258,10 +258,13 @@ class Jpeg(Family):
     @torch.no_grad()
     def teach(self, predict: Callable[[Tensor, Tensor], Tensor]) -> None:
         """By the images as the files show them."""
-        blocks = self.blocks.clone()
+        blocks, parts = self.blocks.clone(), torch.arange(len(self)).split(256)
         self._round()
-        super().teach(predict)
+        logits_UK = torch.cat([predict(self.images(part), self.class_of(part)).float() for part in parts])
         self.blocks.copy_(blocks)
+        own_UK = F.one_hot(self.classes(), self.spec.classes).to(logits_UK)
+        log_UK = own_UK.lerp(logits_UK.softmax(1), self.config.teacher_share).clamp(min=LEAST).log()
+        self.labels.copy_(log_UK - log_UK.mean(1, keepdim=True))
 
     def stored(self) -> dict[str, Stored]:
         """Made anew at each call. Refused, by what writes it, if no rounding makes it fit."""
@@ -271,10 +274,9 @@ class Jpeg(Family):
         while sum(map(len, scans)) > room and dead < 8:
             dead += 0.02
             head, scans = self._files(dead)
-        data = np.frombuffer(b"".join(scans), np.uint8).copy()
         tensors = {
             "head": torch.from_numpy(np.frombuffer(head, np.uint8).copy()),
-            "scans": torch.from_numpy(data),
+            "scans": torch.from_numpy(np.frombuffer(b"".join(scans), np.uint8).copy()),
             "lengths": torch.tensor([len(scan) for scan in scans], dtype=self.config.short(self.spec)),
         }
         files = {name: Stored(tensor, "pixels") for name, tensor in tensors.items()}
@@ -286,8 +288,7 @@ class Jpeg(Family):
         return [jpeg_files.file(head, scan) for scan in scans]
 
     def _files(self, dead: float) -> tuple[bytes, list[bytes]]:
-        steps_k = self.steps.long().cpu().numpy()
-        return jpeg_files.write(self.levels(dead).cpu().numpy(), self.layout, steps_k)
+        return jpeg_files.write(self.levels(dead).cpu().numpy(), self.layout, self.steps.long().cpu().numpy())
 
     @torch.no_grad()
     def restore(self, numbers: Mapping[str, Tensor]) -> None:
@@ -295,10 +296,9 @@ class Jpeg(Family):
             if name not in numbers or numbers[name].dtype != torch.uint8 or numbers[name].ndim != 1:
                 raise refuse(f"codec.safetensors: {name}", "other numbers", "bytes, as JPEG files have them")
         head, data, lengths = numbers["head"].numpy().tobytes(), numbers["scans"].numpy().tobytes(), numbers["lengths"]
-        if lengths.is_floating_point() or int(lengths.min()) < 1 or int(lengths.long().sum()) != len(data):
-            raise refuse(
-                "codec.safetensors: lengths", int(lengths.long().sum()), f"lengths of scans, {len(data)} in all"
-            )
+        total = int(lengths.long().sum())
+        if lengths.is_floating_point() or int(lengths.min()) < 1 or total != len(data):
+            raise refuse("codec.safetensors: lengths", total, f"lengths of scans, {len(data)} in all")
         ends = lengths.long().cumsum(0).tolist()
         scans = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
         levels, _, steps_k = jpeg_files.read(head, scans, self.layout)

@@ -15,7 +15,7 @@ from rayd.data.images import Spec
 from rayd.data.transform import Transform
 from rayd.distill.budget import Budget, Ledger, Stored, from_bytes, packed, to_bytes, unpacked
 from rayd.errors import Refused
-from rayd.methods.jpeg import EVERY, Jpeg
+from rayd.methods.jpeg import EVERY, LEAST, Jpeg
 
 CASES = [
     ((3, 32, 32), "half"),
@@ -127,24 +127,24 @@ def test_labels_lie_beside_the_files_within_the_same_budget(options):
                for i, one in enumerate(twin.files()[:3]))  # fmt: skip
 
 
-def test_labels_start_at_the_teachers_logits_on_the_images_as_stored():
-    codec = a_codec(labels="soft", storage="int8")
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_labels_start_between_the_class_and_the_teachers_probabilities_on_the_images_as_stored(share):
+    codec = a_codec(labels="soft", storage="int8", teacher_share=share)
     shown, seen = as_stored(codec).images(torch.arange(len(codec))), []
 
     def predict(images, classes):
         seen.append(images)
-        logits = torch.nn.functional.one_hot(classes, 10) * 2.0
-        logits[:, 3] += images.mean((1, 2, 3)) + 5 * (classes == 4)
-        return logits
+        return images.mean((2, 3)) @ torch.ones(3, 10) * torch.linspace(-1, 1, 10)
 
-    own = codec.labels.detach().clone()
+    blocks = codec.blocks.detach().clone()
     codec.teach(predict)
-    assert torch.equal(torch.cat(seen), shown)
-    logits = predict(shown, codec.classes())
-    right = logits.argmax(1) == codec.classes()
-    assert 0 < int(right.sum()) < len(codec)
-    torch.testing.assert_close(codec.labels[right], (logits - logits.mean(1, keepdim=True))[right])
-    assert torch.equal(codec.labels[~right], own[~right]), "where the teacher is wrong"
+    assert torch.equal(torch.cat(seen), shown) and torch.equal(codec.blocks, blocks)
+    own = torch.nn.functional.one_hot(codec.classes(), 10).float()
+    wanted = share * predict(shown, codec.classes()).softmax(1) + (1 - share) * own
+    assert float((codec.decode(torch.arange(len(codec)))[1].detach() - wanted).abs().max()) < 10 * LEAST
+    assert float((as_stored(codec).decode(torch.arange(len(codec)))[1] - wanted).abs().max()) < 0.03
+    if share:
+        assert float((wanted.amax(1)).std()) > 0.01, "no two images have the same label"
 
 
 def test_saving_and_reading_give_the_same_bits():
@@ -191,6 +191,7 @@ def test_stored_smaller_and_shown_larger():
         ({"storage": "int4"}, r"fp32.*set codec\.labels=soft"),
         ({"start": "noise"}, "real"),
         ({"bits": 0.0}, "bits"),
+        ({"labels": "soft", "teacher_share": 1.5}, "teacher_share=1.5.*0 to 1"),
     ],
 )
 def test_refused(options, text):
