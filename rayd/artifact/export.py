@@ -118,9 +118,18 @@ def _webdataset(artifact: Artifact, images: list[bytes], ending: str) -> dict[st
 
 
 def _folder(artifact: Artifact, images: list[bytes], ending: str) -> dict[str, bytes]:
-    names = [f"{c:03d}_{_plain(name)}" for c, name in enumerate(artifact.classes)]
-    return {f"{names[label]}/{i:05d}.{ending}": image for i, (image, label) in
-            enumerate(zip(images, artifact.labels.tolist(), strict=True))}  # fmt: skip
+    """A folder for each class; learned labels in `metadata.jsonl`, as an image folder of `datasets` has them."""
+    folders, labels = [f"{c:03d}_{_plain(name)}" for c, name in enumerate(artifact.classes)], artifact.labels.tolist()
+    names = [f"{folders[label]}/{i:05d}.{ending}" for i, label in enumerate(labels)]
+    soft = soft_labels(artifact)
+    if soft is None:
+        return dict(zip(names, images, strict=True))
+    rows = [
+        {"file_name": name, "label": label, "soft_label": [round(v, 6) for v in row]}
+        for name, label, row in zip(names, labels, soft.tolist(), strict=True)
+    ]
+    about = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    return {**dict(zip(names, images, strict=True)), "metadata.jsonl": about}
 
 
 def _plain(name: str) -> str:
@@ -206,6 +215,7 @@ def _use(artifact: Artifact, format: str) -> str:
     ends = [channels] + [width] * depth
     layers = ", ".join(f"Conv2d({ends[i]}, {width}, 3, padding={pads[i]}), GroupNorm({width}, {width}), ReLU(), AvgPool2d(2)"
                        for i in range(depth))  # fmt: skip
+    labels = "soft_label" if artifact.has_soft_labels else "label"
     flat = width * ((32 if side == 28 else side) >> depth) ** 2
     return f"""The `plain` recipe, once:
 
@@ -216,7 +226,7 @@ from torch.nn import AvgPool2d, Conv2d, Flatten, GroupNorm, Linear, ReLU, Sequen
 data = load_dataset("parquet", data_files="data/*.parquet", split="train")
 prepare = lambda images: (torch.stack([torch.tensor(numpy.array(one)).reshape({side}, {side}, {channels}).permute(2, 0, 1)
     for one in images]) / 255 - torch.tensor({mean})[:, None, None]) / torch.tensor({std})[:, None, None]
-x, y = prepare(data["image"]), torch.tensor(data["label"])
+x, y = prepare(data["image"]), torch.tensor(data["{labels}"])
 net = Sequential({layers}, Flatten(), Linear({flat}, {len(artifact.classes)}))
 optimiser = torch.optim.SGD(net.parameters(), lr=0.05)
 for step in range(300):

@@ -46,7 +46,9 @@ def plain(data: bytes, name: str) -> Any:
     try:
         return from_json(data)
     except ValueError as error:
-        raise Refused(f"{name}: not readable as JSON ({error}); fetch the artifact again") from error
+        raise Refused(
+            f"{name}: not readable as JSON ({error}); fetch the artifact again, or remove its folder and distil again"
+        ) from error
 
 
 def card(mapping: Mapping[str, Any]) -> dict[str, Any]:

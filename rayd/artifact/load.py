@@ -41,6 +41,7 @@ FORMAT = 2
 """2: levels of fewer than eight bits or with other scales than those of rows, and JPEG files; other cards say 1."""
 KIND = "rayd artifact"
 NEEDED = ("codec.safetensors", "transform.json", "ledger.json")
+AGAIN = "fetch the artifact again, or remove its folder and distil again"
 READS = 5
 """How often an artifact is read again because its card was replaced in between."""
 
@@ -66,17 +67,31 @@ def step_size_of(stored: Mapping[str, Stored]) -> float | None:
     return float(steps[0].flatten()[0]) if steps else None
 
 
+def place_of(source: str | Path | Store) -> Store:
+    """The folder of an artifact, which may not be one."""
+    if isinstance(source, str) and source.startswith(zoo.PREFIX):
+        source = zoo.find(source.removeprefix(zoo.PREFIX))
+    return source if isinstance(source, Store) else Store(source)
+
+
+def need_card(store: Store) -> None:
+    """Refuse a folder that is no artifact, or not yet."""
+    if not store.exists("card.json"):
+        allowed = "the folder that a distillation left (out/artifact), with its card.json"
+        raise refuse("artifact", store.uri.partition("?")[0], allowed, "run jobs.distill first, or give another folder")
+
+
 def read_card(store: Store) -> dict[str, Any]:
     """The card, if it is one of ours, of a format we know, and as it was written."""
-    if not store.exists("card.json"):
-        raise Refused("artifact: no card.json here; allowed is the folder a distillation left (out/artifact)")
-    card = fields.plain(store.read("card.json"), "card.json")
+    need_card(store)
+    name = store.where("card.json")
+    card = fields.plain(store.read("card.json"), name)
     if not isinstance(card, dict) or card.get("kind") != KIND:
-        raise Refused(f"card.json: kind={card.get('kind') if isinstance(card, dict) else '?'}: allowed is {KIND!r}")
+        raise Refused(f"{name}: kind={card.get('kind') if isinstance(card, dict) else '?'}: allowed is {KIND!r}")
     if not isinstance(card.get("format"), int) or card["format"] > FORMAT:
-        raise Refused(f"card.json: format={card.get('format')}: allowed is up to {FORMAT}; update rayd to read it")
+        raise Refused(f"{name}: format={card.get('format')}: allowed is up to {FORMAT}; update rayd to read it")
     if card.get("sha256") != self_hash(card):
-        raise Refused("card.json: was changed after it was written (its sha256 differs); fetch the artifact again")
+        raise Refused(f"{name}: was changed after it was written (its sha256 differs); {AGAIN}")
     return fields.card(card)
 
 
@@ -101,8 +116,10 @@ def _contents(store: Store, name: str, sha256: str) -> bytes:
         if digest(data) == sha256:
             return data
     if not present:
-        raise Refused(f"{name}: missing from the artifact; fetch it again")
-    raise Refused(f"{name}: was changed after it was written (its sha256 differs from the card's); fetch it again")
+        raise Refused(f"{store.where(name)}: missing from the artifact; {AGAIN}")
+    raise Refused(
+        f"{store.where(name)}: was changed after it was written (its sha256 differs from the card's); {AGAIN}"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,13 +209,11 @@ def quantise(pixels: Tensor) -> Tensor:
 def load(source: str | Path | Store, methods: str | None = None) -> Artifact:
     """The artifact in a folder, at a URI, in a Store, or `zoo:NAME`: checked, unpacked. `methods`: a folder with the code
     of a codec of one's own; without it nothing is executed."""
-    if isinstance(source, str) and source.startswith(zoo.PREFIX):
-        source = zoo.find(source.removeprefix(zoo.PREFIX))
-    store = source if isinstance(source, Store) else Store(source)
+    store = place_of(source)
     card, contents = verified(store)
     for name in NEEDED:
         if name not in contents:
-            raise Refused(f"card.json: files: lists no {name}; fetch the artifact again")
+            raise Refused(f"card.json: files: lists no {name}; {AGAIN}")
     own = plugins.load(methods)
     if card["codec"].get("name") in own.codecs:
         there, here = (card.get("identity") or {}).get("methods"), own.source

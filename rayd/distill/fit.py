@@ -77,9 +77,14 @@ class CodecOptions:
         if not self.storage.startswith("int"):
             return self.storage
         kind = self.storage if self.is_many(name, role) else "int8"
-        scales = self.scales or ("row" if kind == "int8" else "column")
+        scales = self.scales or self.usual_scales(kind)
         parts = (kind, f"group{GROUP}" if scales == "group" else scales, *(["zlib"] if self.coder == "zlib" else []))
         return "int8" if parts == ("int8", "row") else ".".join(parts)
+
+    @classmethod
+    def usual_scales(cls, kind: str) -> str:
+        """Who shares a scale where the configuration does not say."""
+        return "row" if kind == "int8" else "column"
 
     @classmethod
     def is_many(cls, name: str, role: str) -> bool:

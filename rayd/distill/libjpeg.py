@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from rayd.data.jpeg_files import ZIGZAG
+from rayd.data.jpeg_files import ZIGZAG, Layout
 from rayd.distill.codec import dct
 
 
@@ -104,3 +104,48 @@ def forward_dct(plane_Nhw: Tensor, down: int, across: int) -> Tensor:
     basis = dct(8, 8).to(x_NBhw)
     coefficients_NBk: Tensor = (basis @ x_NBhw @ basis.T).flatten(2)
     return coefficients_NBk[..., torch.from_numpy(ZIGZAG)]
+
+
+class Planes(nn.Module):
+    """Images of a layout, out of the blocks of their scans and into them."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.layout = layout
+        channel_B = torch.from_numpy(layout.channel_B)
+        down, across = layout.units
+        for channel in range(layout.channels):
+            where, k = (channel_B == channel).nonzero().flatten(), self._share(channel)
+            raster = torch.arange(down * across * k * k).view(down, across, k, k).permute(0, 2, 1, 3).flatten()
+            self.register_buffer(f"place_{channel}", where[raster], persistent=False)
+
+    def _share(self, channel: int) -> int:
+        """Blocks of a channel across a unit."""
+        return 2 if self.layout.half and channel == 0 else 1
+
+    def pixels(self, blocks_NBk: Tensor) -> Tensor:
+        """Of 0 to 255, as libjpeg decodes them: [N, C, H, W]."""
+        height, width = self.layout.height, self.layout.width
+        planes = []
+        for channel in range(self.layout.channels):
+            x_NBhw = inverse_dct(blocks_NBk[:, getattr(self, f"place_{channel}")].double())
+            down, across = (self._share(channel) * units for units in self.layout.units)
+            plane = x_NBhw.unflatten(1, (down, across)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+            small = self.layout.half and channel > 0
+            plane = plane[:, : -(-height // 2), : -(-width // 2)] if small else plane[:, :height, :width]
+            planes.append(doubled(plane)[:, :height, :width] if small else plane)
+        return (coloured(*planes) if len(planes) == 3 else planes[0][:, None]).float()
+
+    def blocks(self, pixels_NCHW: Tensor) -> Tensor:
+        """Coefficients before they are rounded: [N, B, 64]."""
+        down, across = self.layout.units
+        out = pixels_NCHW.new_empty(len(pixels_NCHW), self.layout.blocks, 64)
+        for channel, plane in enumerate(
+            channels_of(pixels_NCHW) if self.layout.channels == 3 else pixels_NCHW.unbind(1)
+        ):
+            if self.layout.half and channel > 0:
+                even = F.pad(plane[:, None], (0, plane.shape[2] % 2, 0, plane.shape[1] % 2), "replicate")
+                plane = F.avg_pool2d(even, 2)[:, 0]
+            k = self._share(channel)
+            out[:, getattr(self, f"place_{channel}")] = forward_dct(plane, k * down, k * across)
+        return out

@@ -55,7 +55,7 @@ class ExpertActor:
 
     def ready(self) -> dict[str, Any]:
         """Open the plan. Not in the constructor, whose errors Ray hides behind the actor's death."""
-        with beating(self.pulse, self.name):
+        with beating(self.pulse, self.name, stays=True):
             run = parse(Run, self.plain)
             use_threads(run.scale.threads)
             configure(run.store)
@@ -68,7 +68,7 @@ class ExpertActor:
         }
 
     def build(self, number: int) -> Built:
-        with beating(self.pulse, self.name):
+        with beating(self.pulse, self.name, stays=True):
             return build_unit(self.plan, self.plan.units[number])
 
 

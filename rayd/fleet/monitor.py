@@ -50,6 +50,7 @@ class _Entry:
     at: float
     allowed: float
     place: int
+    idle: bool = False
 
 
 class Monitor:
@@ -80,6 +81,11 @@ class Monitor:
         for key in gone:
             del self.entries[key]
 
+    def rest(self, group: str, member: Member, allowed: float) -> None:
+        """A process has ended a unit, and will be given another or be ended."""
+        self.beat(group, member, "the end of a unit", allowed)
+        self.entries[group, member].idle = True
+
     def end(self, group: str, member: Member) -> None:
         self.entries.pop((group, member), None)
         self.heard = time.monotonic()
@@ -92,7 +98,7 @@ class Monitor:
         """Beats of all that is at work, the events since the last look, and seconds since the last sign of anybody."""
         now = time.monotonic()
         beats = [
-            (Beat(group, entry.note, now - entry.at, entry.allowed), member)
+            (Beat(group, entry.note, now - entry.at, entry.allowed, entry.idle), member)
             for (group, member), entry in self.entries.items()
         ]
         events, self.events = self.events, []

@@ -43,12 +43,12 @@ class Writer:
         """`folder`: of a format of one's own."""
         self.pulse, self.name = pulse, f"prepare {os.getpid()}"
         configure(parse(StoreConfig, store, "store"))
-        with beating(pulse, self.name), plugins.using(plugins.load(folder)):
+        with beating(pulse, self.name, stays=True), plugins.using(plugins.load(folder)):
             self.work = Preparation(parse(DataConfig, data, "data"), to, per_shard, threads)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         columns = (batch[name].tolist() for name in ImageShard.__dataclass_fields__)
-        with beating(self.pulse, self.name):
+        with beating(self.pulse, self.name, stays=True):
             rows = [self.work.write(ImageShard(*unit)) for unit in zip(*columns, strict=True)]
         return {name: [getattr(row, name) for row in rows] for name in Wrote.__dataclass_fields__}
 

@@ -78,9 +78,9 @@ class _Warnings(logging.Handler):
 
 
 @contextlib.contextmanager
-def beating(pulse: Pulse, group: str, place: int = 0) -> Iterator[None]:
+def beating(pulse: Pulse, group: str, place: int = 0, stays: bool = False) -> Iterator[None]:
     """While this process works for `group`, its beats and its warnings reach the driver. `place`: its number in a group that
-    works together."""
+    works together; `stays`: whether it is an actor that will be given other work after this."""
     monitor, member, sent = ray.get_actor(pulse.monitor), Member.here(), 0.0
     same_versions(versions(), pulse.versions, f"{group} on {member.host}")
     least = min(1.0, pulse.beat / 10)
@@ -100,7 +100,10 @@ def beating(pulse: Pulse, group: str, place: int = 0) -> Iterator[None]:
     finally:
         machine.on_beat(None)
         logger.removeHandler(handler)
-        monitor.end.remote(group, member)
+        if stays:
+            monitor.rest.remote(group, member, pulse.beat)
+        else:
+            monitor.end.remote(group, member)
 
 
 # ---- in the driver ---------------------------------------------------------------------------------------------------
@@ -213,19 +216,20 @@ class Watch:
                 self._warnings.inc(tags={"stage": self.stage})
                 level = logging.getLevelNamesMapping()[event["event"].upper()]
                 log.log(level, "%s on %s: %s", event["group"], event["host"], event["text"])
-        self._oldest.set(max((beat.age for beat, _ in looked), default=0.0), tags={"stage": self.stage})
-        self.notes |= {beat.group: beat.note for beat, _ in looked if beat.note}
+        at_work = [(beat, member) for beat, member in looked if not beat.idle]
+        self._oldest.set(max((beat.age for beat, _ in at_work), default=0.0), tags={"stage": self.stage})
+        self.notes |= {beat.group: beat.note for beat, _ in at_work if beat.note}
         self.places = self.places | {beat.group: member.node for beat, member in looked}  # others read it
         if time.monotonic() - self._asked > DRAINS_EVERY:
             self.notices()
         if self.shows and time.monotonic() - self._noted > NOTES_EVERY:
             self._noted = time.monotonic()
-            for group in {beat.group for beat, _ in looked if beat.note}:
+            for group in {beat.group for beat, _ in at_work if beat.note}:
                 log.info("%s  %s", group, self.notes.get(group, ""))
         passed, self._looked = time.monotonic() - self._looked, time.monotonic()
-        working = sum(not beat.group.endswith(CONTROLLER) for beat, _ in looked)
+        working = sum(not beat.group.endswith(CONTROLLER) for beat, _ in at_work)
         self._spent[self.stage] = self._spent.get(self.stage, 0.0) + passed * working
-        self._beats = [{**asdict(beat), "host": member.host, "pid": member.pid} for beat, member in looked]
+        self._beats = [{**asdict(beat), "host": member.host, "pid": member.pid} for beat, member in at_work]
         stale = set(hung([beat for beat, _ in looked]))
         for beat, member in looked:
             if beat in stale:

@@ -6,7 +6,9 @@ rounded to the steps of its quantisation tables, and `quantise` does the same. D
 arithmetic to the bit (accurate integer inverse DCT, triangle filter of half-size colour, table of colours), with the
 gradient of the smooth functions behind it.
 
-It starts as a coreset of compressed real images, of the quality at which `images` of them fill the budget.
+It starts as a coreset of compressed real images, of the quality at which `images` of them fill the budget. Learned labels
+lie beside the files, in `storage`. They start at the class mixed with the experts' probabilities on the images as the files
+show them: experts alone are wrong on too many images, and measure worse than hard labels.
 
 **Rate.** After each step every coefficient moves towards zero by `weight` * step / (1 + |coefficient / step|), the slope of
 the bits of its magnitude. Every `EVERY` steps the set's Huffman bits are counted, and the weight follows them so that the
@@ -19,8 +21,8 @@ Shapes: U images, B blocks in the order of the scan, 64 coefficients in zigzag o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -35,8 +37,10 @@ from rayd.data.transform import Transform
 from rayd.distill.budget import STEP, Budget, Shapes, Stored, file_bytes
 from rayd.distill.codec import Family, Take
 from rayd.distill.fit import CodecOptions
-from rayd.distill.libjpeg import channels_of, coloured, doubled, forward_dct, inverse_dct
+from rayd.distill.libjpeg import Planes
+from rayd.distill.storage import Storage, pack_shape, rounded
 from rayd.errors import refuse
+from rayd.schema import ADDED
 
 EVERY = 5
 """Steps between two counts of the set's bits."""
@@ -47,13 +51,15 @@ GAIN = 10.0
 FIRST_WEIGHT = 0.002
 HEAD = 640
 """Bytes that a head takes at most."""
+LEAST = 1e-3
+"""Probability that a label starts from at least, so that few bits reach from the least to the largest."""
 FLOAT = 4
 
 
 class Jpeg(Family):
     @dataclass(frozen=True, kw_only=True)
     class Config(CodecOptions):
-        """rank and sharing: none. The dials are `bits`, `side` and `colours`."""
+        """rank and sharing: none. The dials are `bits`, `side` and `colours`; `storage` and `scales` are those of labels."""
 
         images: int | None = None
         """In all; classes in turn."""
@@ -63,20 +69,21 @@ class Jpeg(Family):
         """Height of a stored image, shown larger; null: the image's own."""
         colours: Literal["half", "full"] = "half"
         """Sides of the colour channels, of those of luma (4:2:0 or 4:4:4)."""
+        teacher_share: float = field(default=0.5, metadata=ADDED)
+        """Of the experts' probabilities in the soft labels that it starts from; the rest is the class."""
 
         def __post_init__(self) -> None:
             super().__post_init__()
             for name in ("rank", "sharing"):
                 if getattr(self, name) is not None:
-                    raise refuse(
-                        f"codec.{name}", getattr(self, name), "null: codec.bits, side and colours are its dials"
-                    )
-            if self.storage != "fp32":
-                raise refuse("codec.storage", self.storage, "fp32: files hold rounded coefficients anyway")
-            if self.learns_labels:
-                raise refuse("codec.labels", self.labels, "hard: files hold coefficients, no labels")
+                    raise refuse(f"codec.{name}", getattr(self, name), "null: the dials are codec.bits, side, colours")
+            if self.storage != "fp32" and not self.learns_labels:
+                allowed = "fp32: files hold rounded coefficients anyway, and another type is that of soft labels"
+                raise refuse("codec.storage", self.storage, allowed, "set codec.labels=soft")
             if self.start == "noise":
                 raise refuse("codec.start", self.start, "real | confident: the quality follows from real images")
+            if not 0 <= self.teacher_share <= 1:
+                raise refuse("codec.teacher_share", self.teacher_share, "0 to 1")
             if not self.bits > 0:
                 raise refuse("codec.bits", self.bits, "above 0")
 
@@ -95,7 +102,18 @@ class Jpeg(Family):
             return {"blocks": ((self.images or 0, self.layout(spec).blocks, 64), "pixels")}
 
         def fixed_shapes(self, spec: Spec) -> Shapes:
-            return {"lengths": ((self.images or 0,), "pixels")}
+            every = {"lengths": ((self.images or 0,), "pixels"), **self.all_shapes(spec)}
+            return {name: one for name, one in every.items() if name != "blocks"}
+
+        @classmethod
+        def is_many(cls, name: str, role: str) -> bool:
+            """There is a label for each image."""
+            return True
+
+        @classmethod
+        def usual_scales(cls, kind: str) -> str:
+            """A label is a few numbers: a scale of its own would cost as much as some of them."""
+            return "tensor"
 
         def slots(self, spec: Spec) -> int:
             return self.images or 0
@@ -103,7 +121,7 @@ class Jpeg(Family):
         decoded = slots
 
         def room(self, budget: Budget, spec: Spec) -> int:
-            """Bytes for the scans: what tensors of no scans leave of the budget, and a head of the usual size."""
+            """Bytes for the scans: what a file without any, and with a head of the usual size, leaves of the budget."""
             return self.filled(budget, spec) - self._beside(spec)
 
         def filled(self, budget: Budget, spec: Spec) -> int:
@@ -117,6 +135,9 @@ class Jpeg(Family):
                 "scans": ((10**8,), torch.uint8),
                 "step_size": (STEP["step_size"][0], torch.float32),
             }
+            if self.learns_labels:
+                labels = pack_shape((self.slots(spec), spec.classes), self.stored_as("labels", "labels"))
+                parts |= {"labels" + suffix: part for suffix, part in labels.items()}
             return file_bytes(parts) - 10**8
 
         def short(self, spec: Spec) -> torch.dtype:
@@ -139,16 +160,15 @@ class Jpeg(Family):
                 raise refuse("codec.side", self.side, f"1 to {spec.shape[-2]}, the side of an image")
             layout = config.layout(spec)
             each = max(1, round(self.bits * layout.height * layout.width / 8))
+            if self.learns_labels:
+                each += math.ceil(spec.classes * Storage.parse(self.stored_as("labels", "labels")).itemsize)
             images = self.images or max(spec.classes, config.room(budget, spec) // (each + FLOAT))
             return replace(config, images=images)
 
         def describe(self, budget: Budget, spec: Spec) -> str:
-            layout, images = self.layout(spec), self.images or 1
-            each = self.room(budget, spec) / images
-            return (
-                f"images {images}, side {layout.height}, colours {self.colours}: {each:.0f} bytes an image, "
-                f"{images / spec.classes:g} images a class of {budget}"
-            )
+            images, side = self.images or 1, self.layout(spec).height
+            size = f"{self.room(budget, spec) / images:.0f} bytes an image, {images / spec.classes:g} images a class"
+            return f"images {images}, side {side}, colours {self.colours}: {size} of {budget}"
 
         def build(self, spec: Spec, rng: torch.Generator) -> Jpeg:
             return Jpeg(self, spec, rng)
@@ -171,15 +191,7 @@ class Jpeg(Family):
         self.transform: Transform | None = None
         channel_B = torch.from_numpy(self.layout.channel_B)
         self.register_buffer("table_B", channel_B.clamp(max=1), persistent=False)
-        for channel in range(self.layout.channels):
-            where = (channel_B == channel).nonzero().flatten()
-            self.register_buffer(f"place_{channel}", where[self._raster(channel)], persistent=False)
-
-    def _raster(self, channel: int) -> Tensor:
-        """Blocks of a channel in raster order, by their number within the scan."""
-        down, across = self.layout.units
-        k = 2 if self.layout.half and channel == 0 else 1
-        return torch.arange(down * across * k * k).view(down, across, k, k).permute(0, 2, 1, 3).flatten()
+        self.planes = Planes(self.layout)
 
     def enter(self, transform: Transform, budget: Budget | None = None) -> None:
         self.transform = transform.to(self.blocks.device)
@@ -194,18 +206,7 @@ class Jpeg(Family):
 
     def pixels(self, index_N: Tensor) -> Tensor:
         """Of 0 to 255, as libjpeg decodes the files, of the size of the images."""
-        blocks_NBk = self.blocks[index_N.to(self.blocks.device)].double()
-        height, width = self.layout.height, self.layout.width
-        planes = []
-        for channel in range(self.layout.channels):
-            x_NBhw = inverse_dct(blocks_NBk[:, getattr(self, f"place_{channel}")])
-            k = 2 if self.layout.half and channel == 0 else 1
-            down, across = (k * units for units in self.layout.units)
-            plane = x_NBhw.unflatten(1, (down, across)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-            small = self.layout.half and channel > 0
-            plane = plane[:, : -(-height // 2), : -(-width // 2)] if small else plane[:, :height, :width]
-            planes.append(doubled(plane)[:, :height, :width] if small else plane)
-        x_NCHW = (coloured(*planes) if len(planes) == 3 else planes[0][:, None]).float()
+        x_NCHW = self.planes.pixels(self.blocks[index_N.to(self.blocks.device)])
         if x_NCHW.shape[-2:] == self.spec.shape[-2:]:
             return x_NCHW
         return F.interpolate(x_NCHW, size=self.spec.shape[-2:], mode="bilinear", align_corners=False)
@@ -221,16 +222,7 @@ class Jpeg(Family):
         """Coefficients of images before they are rounded."""
         size = (self.layout.height, self.layout.width)
         x = pixels_NCHW if pixels_NCHW.shape[-2:] == size else F.interpolate(pixels_NCHW, size=size, mode="area")
-        down, across = self.layout.units
-        out = x.new_empty(len(x), self.layout.blocks, 64)
-        for channel, plane in enumerate(channels_of(x) if x.shape[1] == 3 else x.unbind(1)):
-            small = self.layout.half and channel > 0
-            k = 2 if self.layout.half and channel == 0 else 1
-            if small:
-                even = F.pad(plane[:, None], (0, plane.shape[2] % 2, 0, plane.shape[1] % 2), "replicate")
-                plane = F.avg_pool2d(even, 2)[:, 0]
-            out[:, getattr(self, f"place_{channel}")] = forward_dct(plane, k * down, k * across)
-        return out
+        return self.planes.blocks(x)
 
     def _choose_quality(self) -> None:
         """The steps under which the scans fill the room."""
@@ -256,7 +248,23 @@ class Jpeg(Family):
 
     @torch.no_grad()
     def quantise(self) -> None:
+        self._round()
+        if self.learns_labels:
+            self.labels.copy_(rounded(self.labels, self.config.stored_as("labels", "labels")))
+
+    def _round(self) -> None:
         self.blocks.copy_(self.levels(float(self.dead)) * self.steps[self.table_B])
+
+    @torch.no_grad()
+    def teach(self, predict: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """By the images as the files show them."""
+        blocks, parts = self.blocks.clone(), torch.arange(len(self)).split(256)
+        self._round()
+        logits_UK = torch.cat([predict(self.images(part), self.class_of(part)).float() for part in parts])
+        self.blocks.copy_(blocks)
+        own_UK = F.one_hot(self.classes(), self.spec.classes).to(logits_UK)
+        log_UK = own_UK.lerp(logits_UK.softmax(1), self.config.teacher_share).clamp(min=LEAST).log()
+        self.labels.copy_(log_UK - log_UK.mean(1, keepdim=True))
 
     def stored(self) -> dict[str, Stored]:
         """Made anew at each call. Refused, by what writes it, if no rounding makes it fit."""
@@ -266,13 +274,13 @@ class Jpeg(Family):
         while sum(map(len, scans)) > room and dead < 8:
             dead += 0.02
             head, scans = self._files(dead)
-        data = np.frombuffer(b"".join(scans), np.uint8).copy()
         tensors = {
             "head": torch.from_numpy(np.frombuffer(head, np.uint8).copy()),
-            "scans": torch.from_numpy(data),
+            "scans": torch.from_numpy(np.frombuffer(b"".join(scans), np.uint8).copy()),
             "lengths": torch.tensor([len(scan) for scan in scans], dtype=self.config.short(self.spec)),
         }
-        return {name: Stored(tensor, "pixels") for name, tensor in tensors.items()}
+        files = {name: Stored(tensor, "pixels") for name, tensor in tensors.items()}
+        return files | {name: one for name, one in super().stored().items() if name == "labels"}
 
     def files(self) -> list[bytes]:
         """An ordinary JPEG file for each image."""
@@ -280,8 +288,7 @@ class Jpeg(Family):
         return [jpeg_files.file(head, scan) for scan in scans]
 
     def _files(self, dead: float) -> tuple[bytes, list[bytes]]:
-        steps_k = self.steps.long().cpu().numpy()
-        return jpeg_files.write(self.levels(dead).cpu().numpy(), self.layout, steps_k)
+        return jpeg_files.write(self.levels(dead).cpu().numpy(), self.layout, self.steps.long().cpu().numpy())
 
     @torch.no_grad()
     def restore(self, numbers: Mapping[str, Tensor]) -> None:
@@ -289,16 +296,17 @@ class Jpeg(Family):
             if name not in numbers or numbers[name].dtype != torch.uint8 or numbers[name].ndim != 1:
                 raise refuse(f"codec.safetensors: {name}", "other numbers", "bytes, as JPEG files have them")
         head, data, lengths = numbers["head"].numpy().tobytes(), numbers["scans"].numpy().tobytes(), numbers["lengths"]
-        if lengths.is_floating_point() or int(lengths.min()) < 1 or int(lengths.long().sum()) != len(data):
-            raise refuse(
-                "codec.safetensors: lengths", int(lengths.long().sum()), f"lengths of scans, {len(data)} in all"
-            )
+        total = int(lengths.long().sum())
+        if lengths.is_floating_point() or int(lengths.min()) < 1 or total != len(data):
+            raise refuse("codec.safetensors: lengths", total, f"lengths of scans, {len(data)} in all")
         ends = lengths.long().cumsum(0).tolist()
         scans = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
         levels, _, steps_k = jpeg_files.read(head, scans, self.layout)
         self.steps.copy_(torch.from_numpy(steps_k))
         self.blocks.copy_(torch.from_numpy(levels).to(self.blocks) * self.steps[self.table_B])
         self.dead.zero_()
+        if self.learns_labels:
+            self.labels.copy_(numbers["labels"])
 
     @torch.no_grad()
     def project(self, transform: Transform) -> None:

@@ -30,9 +30,16 @@ class MetricsFile:
     lines: list[dict[str, float]] = field(default_factory=list)
 
     def load(self, step: int) -> None:
-        if self.store.exists("metrics.jsonl"):
-            text = self.store.read("metrics.jsonl").decode()
-            self.lines = [line for line in map(json.loads, text.splitlines()) if line["step"] <= step]
+        if not self.store.exists("metrics.jsonl"):
+            return
+        try:
+            lines = [json.loads(line) for line in self.store.read("metrics.jsonl").decode().splitlines()]
+            self.lines = [line for line in lines if line["step"] <= step]
+        except (ValueError, LookupError, TypeError) as error:
+            where = self.store.where("metrics.jsonl")
+            raise Failed(
+                f"{where}: not readable as JSON ({error}); remove it and run the same command again"
+            ) from error
 
     def save(self) -> None:
         self.store.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.lines).encode())

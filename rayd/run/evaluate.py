@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -20,14 +21,17 @@ from rayd.artifact import fields
 from rayd.artifact.load import Artifact, load
 from rayd.artifact.write import amend, settle
 from rayd.config import Run
+from rayd.data.builder import cache_folder
+from rayd.data.images import Splits
 from rayd.data.load import load as load_data
 from rayd.evaluate.recipe import FEWEST, RecipeConfig
 from rayd.evaluate.row import RowName, image_bytes
 from rayd.evaluate.score import Score, check
 from rayd.evaluate.verdict import concluded, undecided
+from rayd.nets.convnet import NetConfig
 from rayd.numbers import summary
 from rayd.run.rows import CONTROLS, Outcome, RowTask, Scorer, attempt, row_tasks, score_task
-from rayd.run.scores import KEPT, KeptScores
+from rayd.run.scores import KEPT, KeptScores, contents
 from rayd.schema import fingerprint, to_dict
 from rayd.store import Store
 
@@ -70,7 +74,7 @@ def score(
         return whole_tasks(tasks, chain(kept, parts))
 
     outcomes = list(all_or_enough(run.recipe, row_tasks(run, artifact, controls), solve))
-    table = score_table(run, artifact, outcomes, len(scorer.train))
+    table = score_table(run, artifact, outcomes, scorer.splits)
 
     def update(card: Mapping[str, Any], contents: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, bytes]]:
         there = fields.table(contents["controls.json"]) if "controls.json" in contents else {}
@@ -123,19 +127,21 @@ def rows_asked(controls: bool | Sequence[str], own: Iterable[str] = ()) -> tuple
 
 
 def is_scored(run: Run, uri: str, controls: Sequence[str]) -> bool:
-    """Whether the artifact's table has the run's recipe and all of these controls; an update left half-way is finished."""
+    """Whether the artifact's table is of the run's protocol and has all of these controls; an update left half-way is
+    finished."""
     store = Store(uri)
     if not store.exists("card.json"):
         return False
     settle(store)
-    if not store.exists("controls.json"):
+    artifact = load(store, run.methods)
+    table, splits = artifact.table, load_data(run.data)
+    if table is None or table["protocol"] != protocol(run, splits):
         return False
-    table = fields.table(store.read("controls.json"))
     if {"until": "seeds", **table["recipe"]} != to_dict(run.recipe):
         return False
     whole = set(controls) <= {row["set"] for row in table["rows"]} | set(table["skipped"])
     if whole and store.list(KEPT):
-        KeptScores(store, run, load(store), load_data(run.data)).clear()
+        KeptScores(store, run, artifact, splits).clear()
     return whole
 
 
@@ -173,18 +179,31 @@ def _summary(scores: Sequence[Score]) -> dict[str, Any]:
     return summary([score.accuracy for score in scores])
 
 
-def score_table(run: Run, artifact: Artifact, outcomes: Outcomes, whole: int) -> dict[str, Any]:
-    """Rows with mean, std, n and interval, the rows left out and why, and the verdict. Nothing here depends on time."""
-    nets = [net.name + (f"-w{net.width}" if net.width else "") for net in run.recipe.nets or (run.net,)]
+def protocol(run: Run, splits: Splits) -> str:
+    """What scores must agree in to stand in one table: recipe, networks, images, code of one's own."""
     recipe = {key: value for key, value in to_dict(run.recipe).items() if key != "until"}
-    protocol = fingerprint({"recipe": recipe, "nets": nets, "data": run.data.name})[:12]
+    nets = [to_dict(net) for net in run.recipe.nets or (run.net,)]
+    decides = {"recipe": recipe, "nets": nets, "images": contents(splits), "methods": run.own.source}
+    return fingerprint(decides)[:12]
+
+
+def net_names(nets: Sequence[NetConfig]) -> list[str]:
+    """Name and width; of networks that have these in common, all that is set."""
+    short = [net.name + (f"-w{net.width}" if net.width else "") for net in nets]
+    long = [f"{name}-d{net.depth or 'auto'}-{net.norm}" for name, net in zip(short, nets, strict=True)]
+    return [long[i] if short.count(name) > 1 else name for i, name in enumerate(short)]
+
+
+def score_table(run: Run, artifact: Artifact, outcomes: Outcomes, splits: Splits) -> dict[str, Any]:
+    """Rows with mean, std, n and interval, the rows left out and why, and the verdict. Nothing here depends on time."""
+    nets, whole, of = net_names(run.recipe.nets or (run.net,)), len(splits.train), protocol(run, splits)
     ledger = artifact.card["ledger"]
     rows: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
     for task, outcome in outcomes:
         row = task.row
         if isinstance(outcome, str):
-            skipped[str(row)] = outcome
+            skipped[str(row)] = placeless(run, outcome)
             continue
         images, size = _images(row, artifact, whole), ledger["bytes"]
         if images is not None and row.kind not in ("distilled", "start"):
@@ -192,7 +211,7 @@ def score_table(run: Run, artifact: Artifact, outcomes: Outcomes, whole: int) ->
         passes = run.recipe.full_epochs if row.kind == "full" else None
         view = row.view + (f", {passes} epochs" if passes else "")
         what = {"set": str(row), "view": view, "budget": row.budget, "images": images, "bytes": size}
-        how = {"net": nets[task.net], "recipe": run.recipe.name, "protocol": protocol}
+        how = {"net": nets[task.net], "recipe": run.recipe.name, "protocol": of}
         seeds = {"seed_list": [score.seed for score in outcome]}
         rows.append({**what, **how, **seeds, **_summary(outcome)})
     return {
@@ -200,13 +219,31 @@ def score_table(run: Run, artifact: Artifact, outcomes: Outcomes, whole: int) ->
         "skipped": skipped,
         **concluded(rows, nets[0], run.recipe.looks),
         "looks": run.recipe.looks,
-        "protocol": protocol,
+        "protocol": of,
         "recipe": to_dict(run.recipe),
         "nets": nets,
         "floats": ledger["floats"],
         "bytes": ledger["bytes"],
         "classes": len(artifact.classes),
     }
+
+
+def placeless(run: Run, reason: str) -> str:
+    """What a card may hold of a message: no folder of this machine above the run's own."""
+    places = [
+        run.out,
+        run.experts_at,
+        run.scores_at,
+        run.data.path,
+        run.methods,
+        cache_folder(),
+        Path.cwd(),
+        Path.home(),
+    ]
+    folders = {Path(place).expanduser().absolute().parent for place in places if place and "://" not in str(place)}
+    for folder in sorted(map(str, folders), key=len, reverse=True):
+        reason = reason.replace(f"{folder.rstrip('/')}/", "") if folder != "/" else reason
+    return reason
 
 
 def _images(row: RowName, artifact: Artifact, whole: int) -> int | None:

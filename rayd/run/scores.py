@@ -40,7 +40,7 @@ class KeptScores:
             "files": files,
             "run": run.identity(),
             "recipe": _without(run.recipe, COUNTED),
-            "images": _contents(splits),
+            "images": contents(splits),
             "device": device_kind(run.scale.gpus),
         } | ({"methods": run.own.source} if run.own.source else {})
         self.store, self.prefix = store, f"{KEPT}{fingerprint(decides)[:12]}-"
@@ -92,7 +92,7 @@ class ControlScores:
             "recipe": _without(run.recipe, NAMED),
             "rate": check(run.recipe, artifact.step_size, None),
             "net": nets[net],
-            "images": _contents(self.splits),
+            "images": contents(self.splits),
             "transform": artifact.transform.fingerprint(),
             "device": device_kind(run.scale.gpus),
             "threads": run.scale.threads,
@@ -118,7 +118,8 @@ def _without(recipe: RecipeConfig, names: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in to_dict(recipe).items() if key not in names}
 
 
-def _contents(splits: Splits) -> list[str]:
+def contents(splits: Splits) -> list[str]:
+    """The images that decide a score."""
     return [str(part.manifest["content"]) for part in (splits.train, splits.test)]
 
 

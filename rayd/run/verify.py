@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from rayd.artifact.load import Artifact, load, quantise
+from rayd.artifact.load import Artifact, load, need_card, place_of, quantise
 from rayd.artifact.png import unpng
 from rayd.artifact.write import preview_grid
 from rayd.choices import plugins
@@ -58,13 +58,16 @@ def verify(
     methods: str | None = None,
     gpus: float = 0.0,
 ) -> Iterator[Finding]:
-    """Findings, cheapest first. `run`: where the data are, if not as the card says; scores=False trains nothing.
+    """Findings, cheapest first; refused where there is no artifact.
 
-    Nothing that the artifact holds is executed. `methods`: a folder of methods of one's own that the run used. `gpus`:
-    of this machine, whatever the artifact was made on.
+    `run`: where the data are, if not as the card says; scores=False trains nothing. Nothing that the artifact holds is
+    executed. `methods`: a folder of methods of one's own that the run used. `gpus`: of this machine, whatever the artifact
+    was made on.
     """
+    place = place_of(uri)
+    need_card(place)
     try:
-        artifact = load(uri, methods)
+        artifact = load(place, methods)
     except Refused as error:
         yield Finding("files are as they were written", False, str(error))
         return
@@ -164,7 +167,8 @@ def _scores(artifact: Artifact, splits: Splits, run: Run) -> Iterator[Finding]:
         in_card = artifact.card["scores"].get(f"{name}/{row['net']}/{row['recipe']}", {})
         yield Finding(f"card and table agree on {name}", in_card.get("mean") == row["mean"])
         steps = ImageSet.of(artifact.codec).length(recipe).steps
-        log.info("verify  %s: %d networks of %d steps", name, len(row["seed_list"]), steps)
+        networks, size = len(row["seed_list"]), scorer.nets[0].size
+        log.info("verify  %s: %d networks of %d parameters, %d steps each", name, networks, size, steps)
         again = summary([score.accuracy for score in scorer.answer(RowTask(name, 0, tuple(row["seed_list"])))])
         near = max(math.hypot(again["ci95"], row["ci95"]), 0.005)
         detail = f"{100 * row['mean']:.2f} % in the table, {100 * again['mean']:.2f} % again, {row['net']}"

@@ -124,9 +124,12 @@ class Lease:
     def _refusal(self, holder: dict[str, Any]) -> Refused:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
         age = max(0.0, time.time() - holder["time"])
+        elsewhere = holder["host"] != self.record["host"]
+        dead = f"; one that is silent for {self.expires:.0f} s is taken for dead" if elsewhere else ""
         return Refused(
             f"{self.store.where('')}: is being written by {holder['owner']} on {holder['machine']} (process "
             f"{holder['process']}) since {since}, last heard of {age:.0f} s ago; wait for it, end it, or give another folder"
+            f"{dead}"
         )
 
 

@@ -87,7 +87,7 @@ def test_a_changed_file_is_refused_by_name(tmp_path, name):
 
 
 def test_foreign_newer_and_missing_are_refused(tmp_path):
-    with pytest.raises(Refused, match=r"no card\.json"):
+    with pytest.raises(Refused, match=rf"artifact={tmp_path}: .* card\.json; run jobs\.distill first"):
         load.load(tmp_path)
     folder = saved(tmp_path)
     card = json.loads((folder / "card.json").read_text())

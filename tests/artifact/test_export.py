@@ -16,6 +16,7 @@ from rayd.errors import Refused
 from rayd.evaluate.recipe import RecipeConfig
 from rayd.run import evaluate
 from rayd.run.distill import distill
+from rayd.run.experts import ExpertPlan, build
 from rayd.schema import to_dict
 from tests.support.runs import an_artifact, small_run
 
@@ -117,10 +118,10 @@ print(json.dumps([values, [m for m in sys.modules if m.startswith("rayd")]]))
 """
 
 
-@pytest.mark.parametrize("codec", ["pixel", "jpeg"])
-def test_a_stranger_with_datasets_and_torch_gets_the_cards_number(tmp_path, codec):
+@pytest.mark.parametrize(("codec", "labels"), [("pixel", "hard"), ("jpeg", "hard"), ("jpeg", "soft")])
+def test_a_stranger_with_datasets_and_torch_gets_the_cards_number(tmp_path, codec, labels):
     """Digits: the ten lines of the export's README, five networks, against the card's score of that same view: 8 bits, or a
-    distilled set's own JPEG files."""
+    distilled set's own JPEG files, with the labels that lie beside them."""
     import json
 
     pytest.importorskip("datasets")
@@ -129,14 +130,27 @@ def test_a_stranger_with_datasets_and_torch_gets_the_cards_number(tmp_path, code
     plain = to_dict(RecipeConfig(name="plain", steps=300, augment=None, **sgd))
     budget = {"bytes": 4000} if codec == "jpeg" else {"ipc": 5}
     method = {"codec": {"name": codec}, "steps": 10}
+    if labels == "soft":
+        method["codec"] |= {"labels": "soft", "storage": "int4"}
+        method["objective"] = {"name": "mtt", "expert_epochs": 1, "last": 2, "inner_steps": 2, "batch": 10}
     run = small_run(
-        data={"name": "digits"}, net={"width": 16, "depth": None}, recipe=plain, budget=budget, method=method
-    )
+        data={"name": "digits"}, net={"width": 16, "depth": None}, recipe=plain, budget=budget, method=method,
+        expert={"experts": 2, "epochs": 10}, out=str(tmp_path),
+    )  # fmt: skip
+    if labels == "soft":
+        list(build(ExpertPlan.open(run)))
     if codec == "jpeg":
-        list(distill(replace(run, out=str(tmp_path))))
+        list(distill(run))
     folder = tmp_path / "artifact" if codec == "jpeg" else an_artifact(tmp_path / "artifact", run)
     evaluate.score(run, str(folder), [])
     export(str(folder), str(tmp_path / "out"))
+    if labels == "soft":
+        sure = rayd.load(folder).targets.amax(1)
+        assert float(sure.std()) > 0.01, "labels differ from each other"
+        names = export(str(folder), str(tmp_path / "folder"), "folder")
+        rows = [json.loads(line) for line in (tmp_path / "folder" / "metadata.jsonl").read_text().splitlines()]
+        assert [row["file_name"] for row in rows] == [name for name in names if name.endswith("jpg")]
+        assert np.allclose([row["soft_label"] for row in rows], rayd.load(folder).targets, atol=1e-6)
     told = rayd.load(folder).card["scores"][f"{'distilled' if codec == 'jpeg' else 'distilled-8bit'}/convnet-w16/plain"]
     block = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     assert len(block.strip().splitlines()) <= 15

@@ -79,7 +79,8 @@ def round_of_chaos(out: Path | str, kills: int, seed: int, struck: Path) -> int:
     killer = Killer(kills, seed, struck)
     killer.thread.start()
     scale = {"name": "laptop", "actors": 2, "timeout": 120.0, "max_failures": 50}
-    run = digits_run(out, changes={"scale": scale}, **PLAN)
+    beside = {"out": str(struck.parent / "run")} if "://" in str(out) else {}
+    run = digits_run(out, changes={"scale": scale, **beside}, **PLAN)
     for progress in fleet.build(ExpertPlan.open(run), actor_class=Lasting):
         killer.pids = progress.pids
     killer.over.set()

@@ -179,14 +179,15 @@ def bucket() -> Iterator[str]:
 def test_an_object_store_gets_the_same_bytes(
     bucket: str, tmp_path: Path, undisturbed: dict[str, str], actors: int
 ) -> None:
-    first = driver(bucket, experts=EXPERTS, changes={"scale": laptop(actors=actors, cpus=0.25)})
+    changes = {"scale": laptop(actors=actors, cpus=0.25), "out": str(tmp_path)}
+    first = driver(bucket, experts=EXPERTS, changes=changes)
     assert first.stdout is not None
     for line in first.stdout:
         if line.startswith("shards 2/"):
             break
     first.send_signal(signal.SIGKILL)
     first.wait(timeout=30)
-    second = driver(bucket, experts=EXPERTS, changes={"scale": laptop(actors=actors, cpus=0.25)})
+    second = driver(bucket, experts=EXPERTS, changes=changes)
     out, _ = second.communicate(timeout=240)
     assert second.returncode == 0, out
     assert hashes(bucket) == undisturbed

@@ -288,7 +288,7 @@ def test_a_process_that_stands_still_is_ended_and_its_work_done_again(name: str)
         code, said = ground.run(command(name, calm, ("scale=inline",), *own))
         assert code == 0, said[-3000:]
         log = ground.folder / "job.log"
-        words = command(name, out, ("scale=laptop", "scale.cpus=1", "scale.beat=12"), *own)
+        words = command(name, out, ("scale=laptop", "scale.cpus=1", "scale.beat=12", "scale.startup=120"), *own)
         with open(log, "w") as file:
             job = ground.start(words, stdout=file, stderr=subprocess.STDOUT)
 

@@ -31,6 +31,12 @@ def test_the_age_of_the_last_beat_tells_slow_from_hung() -> None:
     assert hung([waits, works]) == [], "one works, the others wait for it in a collective"
     assert hung([waits, Beat("train", "stopped", 61.0, 60.0)]) != [], "nobody works"
     assert hung([Beat("c", "starting", 100.0, 900.0)]) == []
+    idle, other = (
+        Beat("d", "the end of a unit", 61.0, 60.0, idle=True),
+        Beat("e", "the end of a unit", 5.0, 60.0, idle=True),
+    )
+    assert hung([idle, slow]) == hung([idle, other]) == [], "it may have no work: others go on"
+    assert hung([idle, late]) == [idle, late], "nobody does"
 
 
 def test_an_actor_that_never_starts_ends_the_run_only_where_no_other_works() -> None:
@@ -125,6 +131,47 @@ def test_a_stopped_actor_is_replaced_and_the_bytes_are_the_same(ray_local: None,
     assert "hung" in kinds and "lost" in kinds and kinds.count("start") >= 2
     hang = next(event for event in events(tmp_path / "torn") if event["event"] == "hung")
     assert hang["pid"] == stopper.pid and "no beat for" in hang["text"]
+
+
+@pytest.mark.ray
+def test_an_actor_that_stands_still_between_two_units_is_replaced(ray_local: None, tmp_path: Path) -> None:
+    """Given a unit that it has not begun, it has nothing to beat for."""
+    from rayd.fleet import experts as fleet
+
+    class Stopped(fleet.ExpertActor):
+        def build(self, number: int) -> Any:
+            if self.name == "actor 1" and number == 1:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return super().build(number)
+
+    run = digits_run(tmp_path, experts=3, changes={"scale": scale(actors=1, beat=6.0)})
+    *_, progress = fleet.build(ExpertPlan.open(run), actor_class=Stopped)
+    assert (progress.done, progress.retried) == (3, 1)
+    assert [event["group"] for event in events(tmp_path) if event["event"] == "hung"] == ["actor 1"]
+
+
+@pytest.mark.ray
+def test_a_writer_that_stands_still_between_two_units_is_replaced(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rayd.data.prepare import prepare as here
+    from rayd.fleet import prepare as fleet
+
+    stopped = tmp_path / "stopped"
+
+    class Stopped(fleet.Writer):
+        def __call__(self, batch: Any) -> Any:
+            if not stopped.exists():
+                stopped.touch()
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return super().__call__(batch)
+
+    monkeypatch.setattr(fleet, "Writer", Stopped)
+    run = digits_run(tmp_path, changes={"scale": scale(actors=2, beat=6.0)})
+    list(here(run.data, str(tmp_path / "calm"), 300))
+    list(fleet.prepare(run.data, str(tmp_path / "torn"), 300, run.scale))
+    assert hashes(tmp_path / "torn", "*.npy") == hashes(tmp_path / "calm", "*.npy") != {}
+    assert "hung" in {event["event"] for event in events(tmp_path / "torn")}
 
 
 @pytest.mark.ray

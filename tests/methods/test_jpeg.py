@@ -13,9 +13,9 @@ from rayd.artifact.write import as_stored
 from rayd.data import jpeg_files
 from rayd.data.images import Spec
 from rayd.data.transform import Transform
-from rayd.distill.budget import Budget, Ledger, Stored, packed, to_bytes, unpacked
+from rayd.distill.budget import Budget, Ledger, Stored, from_bytes, packed, to_bytes, unpacked
 from rayd.errors import Refused
-from rayd.methods.jpeg import EVERY, Jpeg
+from rayd.methods.jpeg import EVERY, LEAST, Jpeg
 
 CASES = [
     ((3, 32, 32), "half"),
@@ -100,6 +100,53 @@ def test_the_rate_follows_the_budget_while_the_set_learns():
     assert codec._bytes(0.0) < before, "the rate alone makes it smaller"
 
 
+LABELS = [
+    {"storage": storage, **more}
+    for storage in ("fp32", "bf16", "int8", "int6", "int4", "int2")
+    for more in ({}, {"scales": "row"}, {"scales": "group", "coder": "zlib"})
+]
+
+
+@pytest.mark.parametrize("options", LABELS, ids=str)
+def test_labels_lie_beside_the_files_within_the_same_budget(options):
+    size, plain = 30_000, a_codec(size=30_000, start=False)
+    codec = a_codec(size=size, labels="soft", **options)
+    assert len(codec) < len(plain), "labels take the place of images"
+    with torch.no_grad():
+        codec.labels.copy_(torch.randn(codec.labels.shape, generator=torch.Generator().manual_seed(2)) * 3)
+    stored = codec.stored() | {"step_size": Stored(torch.ones(1), "step")}
+    data = to_bytes(packed(stored))
+    assert len(data) == Ledger.of(stored).bytes and 0.97 * size <= len(data) <= size
+    twin = a_codec(size=size, labels="soft", start=False, **options)
+    twin.restore(unpacked(from_bytes(data, "codec.safetensors")))
+    assert to_bytes(packed(twin.stored() | {"step_size": stored["step_size"]})) == data
+    codec.quantise()
+    assert torch.equal(codec.labels, twin.labels) and torch.equal(codec.blocks, twin.blocks)
+    torch.testing.assert_close(twin.decode(torch.arange(len(twin)))[1], twin.labels.softmax(1))
+    assert all(torch.equal(twin.pixels(torch.tensor([i]))[0].detach().to(torch.uint8), pillow(one))
+               for i, one in enumerate(twin.files()[:3]))  # fmt: skip
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_labels_start_between_the_class_and_the_teachers_probabilities_on_the_images_as_stored(share):
+    codec = a_codec(labels="soft", storage="int8", teacher_share=share)
+    shown, seen = as_stored(codec).images(torch.arange(len(codec))), []
+
+    def predict(images, classes):
+        seen.append(images)
+        return images.mean((2, 3)) @ torch.ones(3, 10) * torch.linspace(-1, 1, 10)
+
+    blocks = codec.blocks.detach().clone()
+    codec.teach(predict)
+    assert torch.equal(torch.cat(seen), shown) and torch.equal(codec.blocks, blocks)
+    own = torch.nn.functional.one_hot(codec.classes(), 10).float()
+    wanted = share * predict(shown, codec.classes()).softmax(1) + (1 - share) * own
+    assert float((codec.decode(torch.arange(len(codec)))[1].detach() - wanted).abs().max()) < 10 * LEAST
+    assert float((as_stored(codec).decode(torch.arange(len(codec)))[1] - wanted).abs().max()) < 0.03
+    if share:
+        assert float((wanted.amax(1)).std()) > 0.01, "no two images have the same label"
+
+
 def test_saving_and_reading_give_the_same_bits():
     codec = a_codec()
     twin = a_codec(start=False)
@@ -141,10 +188,10 @@ def test_stored_smaller_and_shown_larger():
     ("options", "text"),
     [
         ({"rank": 2}, "codec.bits"),
-        ({"storage": "int4"}, "fp32"),
-        ({"labels": "soft"}, "hard"),
+        ({"storage": "int4"}, r"fp32.*set codec\.labels=soft"),
         ({"start": "noise"}, "real"),
         ({"bits": 0.0}, "bits"),
+        ({"labels": "soft", "teacher_share": 1.5}, "teacher_share=1.5.*0 to 1"),
     ],
 )
 def test_refused(options, text):

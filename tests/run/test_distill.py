@@ -132,6 +132,16 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(tmp_path, har
     assert list((tmp_path / "torn" / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.parametrize("text", ['{"step": 1}\n{"st', "[]\n", "{}\n"])
+def test_damaged_metrics_are_named(tmp_path, text):
+    interrupted(run_at(tmp_path), 5)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(Failed, match=f"{tmp_path}/metrics.jsonl: not readable as JSON .* remove it and run the same"):
+        list(distill(run_at(tmp_path)))
+    (tmp_path / "metrics.jsonl").unlink()
+    assert [step.number for step in distill(run_at(tmp_path))] == [5, 6]
+
+
 # ---- identity ----------------------------------------------------------------------------------------------------
 
 

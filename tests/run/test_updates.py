@@ -197,6 +197,60 @@ def test_the_tables_of_one_recipe_are_joined(tmp_path):
     assert not evaluate.is_scored(other, str(parts), [])
 
 
+def test_another_network_or_other_images_make_another_table(tmp_path):
+    """Under one recipe and the same names: never 'already done', and no row beside those it cannot be compared with."""
+    run = small_run(recipe={"steps": 5, "seeds": 2})
+    folder = an_artifact(tmp_path / "a", run)
+    evaluate.score(run, str(folder), ["random@raw"])
+    assert evaluate.is_scored(run, str(folder), [])
+    for number, changes in enumerate(({"net": {"norm": "none"}}, {"data": {"seed": 3}}), 2):
+        other = small_run(recipe={"steps": 5, "seeds": 2}, **changes)
+        assert not evaluate.is_scored(other, str(folder), []), changes
+        evaluate.score(other, str(folder), [])
+        table = json.loads((folder / "controls.json").read_text())
+        assert {row["set"] for row in table["rows"]} == {"distilled", "distilled-8bit"}
+        assert rayd.load(folder).card["reads"] == number
+
+
+def test_a_table_counts_if_the_card_lists_it(tmp_path):
+    """controls.json of an artifact that was here before says nothing of this one; a damaged artifact is no scored one."""
+    run = small_run(recipe={"steps": 5, "seeds": 2})
+    folder = an_artifact(tmp_path / "a", run)
+    evaluate.score(run, str(folder), [])
+    (folder / "card.json").unlink()
+    an_artifact(folder, run)
+    assert (folder / "controls.json").exists() and not evaluate.is_scored(run, str(folder), [])
+    evaluate.score(run, str(folder), [])
+    assert rayd.load(folder).card["reads"] == 1 and evaluate.is_scored(run, str(folder), [])
+    (folder / "codec.safetensors").write_bytes(b"")
+    with pytest.raises(Refused, match=r"codec\.safetensors: was changed after it was written"):
+        evaluate.is_scored(run, str(folder), [])
+
+
+def test_a_card_says_why_a_control_is_left_out_and_not_where(tmp_path):
+    run = small_run(
+        method={"objective": {"name": "mtt"}},
+        expert={"epochs": 60},
+        recipe={"steps": 5, "seeds": 2},
+        out=str(tmp_path / "o"),
+    )
+    folder = an_artifact(tmp_path / "o" / "artifact", run)
+    table = evaluate.score(run, str(folder), ["start"])
+    assert table["skipped"]["start"].startswith("experts/buffer.json: no expert buffer here")
+    for name, data in files(folder).items():
+        assert str(tmp_path).encode() not in data, name
+
+
+def test_networks_of_one_width_have_names_of_their_own(tmp_path):
+    nets = [{"width": 8, "depth": 1}, {"width": 8, "depth": 1, "norm": "none"}, {"width": 4, "depth": 1}]
+    run = small_run(recipe={"steps": 5, "seeds": 2, "nets": nets})
+    folder = an_artifact(tmp_path / "a", run)
+    table = evaluate.score(run, str(folder), [])
+    assert table["nets"] == ["convnet-w8-d1-instance", "convnet-w8-d1-none", "convnet-w4"]
+    names = [(row["set"], row["net"]) for row in table["rows"]]
+    assert len(set(names)) == len(names) == len(rayd.load(folder).card["scores"])
+
+
 def test_an_interrupted_evaluation_repeats_no_network(tmp_path, monkeypatch):
     run = small_run(recipe={"steps": 5, "seeds": 3})
     torn, whole = (an_artifact(tmp_path / name, run) for name in ("torn", "whole"))
@@ -263,6 +317,11 @@ def test_verify_weighs_a_named_dataset_before_it_is_decoded(tmp_path, monkeypatc
     monkeypatch.setattr("rayd.run.verify.load_data", lambda config: pytest.fail("opened"))
     *_, last = verify(str(folder))
     assert not last.holds and "give data=digits data.size=8" in last.detail
+
+
+def test_nothing_is_verified_where_there_is_no_artifact(tmp_path):
+    with pytest.raises(Refused, match=f"artifact={tmp_path}: allowed is the folder that a distillation left"):
+        list(verify(str(tmp_path)))
 
 
 def test_a_readme_holds_no_markup_of_a_card(tmp_path):

@@ -63,7 +63,7 @@ def main(stage: str, folder: str, classes: str, count: str) -> None:
     run = parse(Run, {
         "data": generated if stage == "prepare" else {"name": "prepared", "path": str(at / "data"), "val": 200},
         "net": {"width": 8},
-        "expert": {"experts": 1, "per_shard": 1, "epochs": 1, "batch": 512, "compiled": False, "keep": "all"},
+        "expert": {"experts": 1, "per_shard": 1, "epochs": 1, "batch": 128, "compiled": False, "keep": "all"},
         "recipe": {"steps": 4, "seeds": 1, "batch": 64},
         "method": {
             "codec": {"name": "pixel"}, "objective": OBJECTIVES.get(stage, OBJECTIVES["mtt"]), "steps": 2,

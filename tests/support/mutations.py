@@ -11,6 +11,7 @@ import io
 import json
 import random
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -305,9 +306,11 @@ BROKEN = (
     LookupError,
     OSError,
     RecursionError,
+    SyntaxError,
     TypeError,
     ValueError,
     struct.error,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )

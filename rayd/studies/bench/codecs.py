@@ -31,6 +31,7 @@ from rayd.seeds import generator
 from rayd.studies.bench import BenchRow, interleaved, pairs
 from rayd.studies.bench.field import convnet
 
+FAMILIES: dict[str, Any] = {"pixel": Pixel, "lodc": Lodc, "lss": Lss, "nsd": Nsd, "haba": Haba}
 CODECS: dict[str, Any] = {
     "pixel": Pixel.Config(),
     "lodc": Lodc.Config(),
@@ -40,9 +41,9 @@ CODECS: dict[str, Any] = {
     "nsd global": Nsd.Config(scope="global"),
     "haba": Haba.Config(),
     "formation of pixel": Formation.Config(),
-    "lss int4": Lss.Config(storage="int4"),
-    "nsd int4": Nsd.Config(storage="int4"),
     "jpeg": Jpeg.Config(),
+    "jpeg soft int4": Jpeg.Config(labels="soft", storage="int4"),
+    **{f"{name} {kind}": part.Config(storage=kind) for name, part in FAMILIES.items() for kind in ("int8", "int4")},
 }
 CIFAR, NETTE = Spec((3, 32, 32), 10), Spec((3, 128, 128), 10)
 SIZES: dict[str, list[tuple[Spec, float, int, int, int]]] = {
@@ -70,7 +71,7 @@ def rows(size: str = "default") -> Iterator[BenchRow]:
                 f"{name} decode": partial(decode, codec, index),
                 f"{name} decode+grad": partial(both, codec, index),
             }
-            if name == "jpeg" or name.endswith("int4"):
+            if name == "jpeg" or "int" in name:
                 ways[f"{name} through"] = partial(through, codec, INNER * batch)
         by_way = interleaved(ways, TURNS)
         reference = by_way.pop("network")
