@@ -35,25 +35,38 @@ def build(path: Path, whole: Callable[[Path], bool], fill: Callable[[Path], None
     """
     if whole(path):
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _waiting(path):
-        if whole(path):
-            return
-        _sweep(path.parent)
-        draft = _draft(path)
-        _remove(draft)
-        try:
-            fill(draft)
-            _remove(path)
-            os.rename(draft, path)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise Failed(
-                f"{path}: no room left. Free some, or set RAYD_CACHE to a larger disk, and run the same command again"
-            ) from error
-        finally:
+    with _speaking(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _waiting(path):
+            if whole(path):
+                return
+            _sweep(path.parent)
+            draft = _draft(path)
             _remove(draft)
+            try:
+                fill(draft)
+                _remove(path)
+                os.rename(draft, path)
+            finally:
+                _remove(draft)
+
+
+@contextlib.contextmanager
+def _speaking(path: Path) -> Iterator[None]:
+    """Errors of the system, with what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            why, do = "no room left", "Free some, or set RAYD_CACHE to a larger disk"
+        elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            why, do = (
+                f"may not be written, or its data not read ({error})",
+                "Allow it, or set RAYD_CACHE to another folder",
+            )
+        else:
+            why, do = f"could not be built ({error})", "Nothing half-built is kept: see to the disk"
+        raise Failed(f"{path}: {why}. {do}, and run the same command again") from error
 
 
 def save_array(path: Path, array: np.ndarray[Any, Any]) -> None:

@@ -79,3 +79,13 @@ def test_a_full_disk_leaves_nothing_and_says_so(tmp_path: Path) -> None:
     with pytest.raises(Failed, match=r"entry: no room left.*RAYD_CACHE"):
         build(tmp_path / "entry", Path.exists, fill)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "says"), [(30, "Read-only.*Allow it, or set RAYD_CACHE"), (5, "see to the disk")])
+def test_other_errors_of_a_disk_are_said_too(tmp_path: Path, number: int, says: str) -> None:
+    def fill(draft: Path) -> None:
+        raise OSError(number, "Read-only file system" if number == 30 else "Input/output error")
+
+    with pytest.raises(Failed, match=f"entry: .*{says}"):
+        build(tmp_path / "entry", Path.exists, fill)
+    assert list(tmp_path.iterdir()) == []
