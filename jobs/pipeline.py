@@ -21,6 +21,8 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 class Keys:
     stages: tuple[Stage, ...] = ("experts", "distill", "evaluate", "report")
     """Always in the order of the list of choices; prepare is for a dataset to be decoded once for a cluster."""
+    controls: bool | tuple[str, ...] = True
+    """What the evaluation scores beside the set: all, none, or some: [start, random@floats]."""
 
 
 def act(asked: Asked) -> int:
@@ -66,7 +68,7 @@ def run_stage(name: str, asked: Asked) -> bool:
     if name == "evaluate":
         from jobs.evaluate import scored
 
-        return scored(asked, asked.run.at("artifact"))
+        return scored(asked, asked.run.at("artifact"), asked.own.controls)
     from jobs.report import reported
 
     return reported(asked)

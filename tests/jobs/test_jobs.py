@@ -279,6 +279,10 @@ def test_from_end_to_end_and_again(tmp_path: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.count("already done") == 4
     assert command("pipeline", "", act, KEYS, argv=[*line, "seed=1"]) == 2
     assert "another" in capsys.readouterr().err
+    few = ["preset=smoke", f"out={tmp_path}/few", f"buffer={tmp_path}/run/experts", "stages=[distill,evaluate]"]
+    assert command("pipeline", "", act, KEYS, argv=[*few, "controls=[random@floats]"]) == 0
+    second = capsys.readouterr().out
+    assert "random@floats" in second and "full" not in second
 
 
 def test_the_next_command_can_be_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
