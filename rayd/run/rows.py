@@ -31,7 +31,7 @@ from rayd.machine import device_for
 from rayd.nets.convnet import Net
 from rayd.run.assemble import assemble
 from rayd.run.compressed import strongest
-from rayd.run.recorder import VALIDATION_IMAGES, VALIDATION_SHARE
+from rayd.run.recorder import VALIDATION_IMAGES
 from rayd.run.scores import CONTROL_SEED, ControlScores, KeptScores
 from rayd.schema import parse, to_dict
 from rayd.seeds import seed_of
@@ -152,13 +152,13 @@ class Scorer:
         return ImageSet.of(self.real(control, seed), self.transform)
 
     def _strongest(self, kind: str) -> ImageSet:
-        """Chosen once for all networks, under a part of the recipe."""
+        """Chosen once for all networks."""
         if kind not in self._best:
             val = ImageSet.of(self.splits.val.sample(VALIDATION_IMAGES, CONTROL_SEED), self.transform)
             seed = seed_of(CONTROL_SEED, "compressed")
 
-            def accuracy(source: ImageSet) -> float:
-                recipe = self.recipe.shortened(max(1, source.length(self.recipe).steps // VALIDATION_SHARE))
+            def accuracy(source: ImageSet, part: int) -> float:
+                recipe = self.recipe.shortened(max(1, source.length(self.recipe).steps // part))
                 return evaluate(recipe, self.nets[0], source, val, None, [seed], device=self.device)[0].accuracy
 
             features = None if kind == "random" else self._features

@@ -18,6 +18,7 @@ from rayd.evaluate.recipe import RecipeConfig
 from rayd.evaluate.row import RowName
 from rayd.evaluate.score import Score, check
 from rayd.machine import device_kind
+from rayd.run.compressed import FINALISTS
 from rayd.schema import fingerprint, parse, to_dict
 from rayd.store import Store
 
@@ -102,7 +103,7 @@ class ControlScores:
         if row.kind in run.own.controls:
             decides["methods"] = run.own.source
         if row.budget == "best":  # a format and quality, chosen on the validation images
-            decides |= {"validation": str(self.splits.val.manifest["content"]), "chosen by": nets[0]}
+            decides |= {"validation": str(self.splits.val.manifest["content"]), "chosen by": nets[0], "finalists": FINALISTS}
         if row.budget in ("jpeg", "best"):
             return decides | {"bytes": int(ledger["bytes"])}
         if row.is_coreset:

@@ -8,6 +8,7 @@ from statistics import fmean
 
 from rayd.config import Run
 from rayd.evaluate.recipe import FEWEST
+from rayd.run.compressed import networks
 from rayd.run.rows import Outcome, RowTask
 from rayd.studies.auto.clock import Clock
 
@@ -26,7 +27,8 @@ def fitting(
     must = sum(task.row.is_distilled for task in firsts) + 1
     while len(done) < len(firsts):
         some = firsts[len(done) : len(done) + slots]
-        likely = FEWEST * max([guess, *pace.values()])
+        choices = networks() if any(task.row.budget == "best" for task in some) else 0.0
+        likely = (FEWEST + choices) * max([guess, *pace.values()])
         if len(done) >= must and clock.used + likely > end:
             break
         for task, outcome in answers(some):
