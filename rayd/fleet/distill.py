@@ -25,11 +25,12 @@ from ray.util.metrics import Gauge
 
 from rayd.config import Run
 from rayd.config.scale import ScaleConfig
+from rayd.data.load import load as load_data
 from rayd.distill.loop import Step, identity
 from rayd.errors import Failed, Refused, Transient, refuse
 from rayd.fleet import cluster
 from rayd.fleet.controller import ControllerBeats
-from rayd.fleet.distill_blocks import block_runs, distill_blocks
+from rayd.fleet.distill_blocks import block_runs, distill_blocks, is_parted
 from rayd.fleet.monitor import CONTROLLER
 from rayd.fleet.policy import Loss, after_loss
 from rayd.fleet.tasks import first_line
@@ -190,10 +191,11 @@ def limit_waits(scale: ScaleConfig) -> None:
 def distill(run: Run) -> Iterator[Step]:
     """The distillation of `run` on the cluster of its scale. Yields nothing: the workers take the steps, and the log shows
     them."""
-    blocks = block_runs(run) if run.scale.workers == 1 else []
+    splits = load_data(run.data) if run.scale.workers == 1 and is_parted(run) else None
+    blocks = block_runs(run, splits) if splits is not None else []
     with Lease(Store(run.out)):
         if blocks:
-            distill_blocks(run, blocks)
+            distill_blocks(run, blocks, splits)
         else:
             _train(run)
     yield from ()

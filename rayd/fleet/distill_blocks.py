@@ -15,6 +15,7 @@ import torch
 
 from rayd import load
 from rayd.config import Run
+from rayd.data.images import Splits
 from rayd.data.load import load as load_data
 from rayd.distill.contract import Codec
 from rayd.errors import refuse
@@ -29,10 +30,16 @@ from rayd.store import Store
 log = logging.getLogger(__name__)
 
 
-def block_runs(run: Run) -> list[Run]:
-    """A run for each block; none where the objective's items depend on each other."""
-    alone = getattr(run.method.objective, "alone", None)
-    objectives = alone(load_data(run.data).train.spec.classes) if alone else []
+def is_parted(run: Run) -> bool:
+    """Whether the items of the run's objective know nothing of each other."""
+    return hasattr(run.method.objective, "alone")
+
+
+def block_runs(run: Run, splits: Splits | None = None) -> list[Run]:
+    """A run for each block; none where the objective's items depend on each other. `splits`: its data, where loaded."""
+    if not is_parted(run):
+        return []
+    objectives = run.method.objective.alone((splits or load_data(run.data)).train.spec.classes)
     if objectives and run.method.part_names[0] != "pixel":
         raise refuse(
             "method.codec.name", run.method.part_names[0], "pixel, whose blocks share nothing", "use scale.workers"
@@ -49,20 +56,20 @@ def _distill_block(run: Run, block: dict[str, Any]) -> int:
     return sum(1 for _ in distill(parse(Run, block)))
 
 
-def distill_blocks(run: Run, blocks: Sequence[Run]) -> None:
+def distill_blocks(run: Run, blocks: Sequence[Run], splits: Splits | None = None) -> None:
     """Every block that is not done yet, then the artifact of all."""
     if finished(run, Store(run.out)):
         return
     left = [to_dict(block) for block in blocks if not finished(block, Store(block.out))]
     for block, steps in run_tasks(run, "block", _distill_block, left, place="distill"):
         log.info("%s done in %d steps, %d blocks in all", block["out"], steps, len(blocks))
-    join(run, blocks)
+    join(run, blocks, splits)
 
 
 @torch.no_grad()
-def join(run: Run, blocks: Sequence[Run]) -> None:
+def join(run: Run, blocks: Sequence[Run], splits: Splits | None = None) -> None:
     """One artifact with each block's images from the block's own; in the driver, whose machine need not have a GPU."""
-    assembled = assemble(run, torch.device("cpu"))
+    assembled = assemble(run, torch.device("cpu"), splits=splits)
     codec: Codec = assembled.codec
     assert isinstance(codec, Pixel)
     items = assembled.objective.plan(0)

@@ -74,13 +74,18 @@ class Assembled:
         return self.inputs.device
 
 
-def assemble(run: Run, device: torch.device, numbers: Callable[[Buffer], Sequence[int]] | None = None) -> Assembled:
+def assemble(
+    run: Run,
+    device: torch.device,
+    numbers: Callable[[Buffer], Sequence[int]] | None = None,
+    splits: Splits | None = None,
+) -> Assembled:
     """Load the data, fit the codec to the budget, build the parts, set the codec's start.
 
-    `numbers`: of the experts to draw from; all of the run's own if not given.
+    `numbers`: of the experts to draw from; all of the run's own if not given. `splits`: the data, where they are loaded.
     """
     method = run.method
-    splits, transform, net = surroundings(run)
+    splits, transform, net = surroundings(run, splits)
     spec = splits.train.spec
     budget = run.budget
     codec_config = method.codec.fit(budget, spec)
@@ -126,9 +131,9 @@ def own_experts(run: Run, buffer: Buffer) -> list[int]:
     return numbers
 
 
-def surroundings(run: Run) -> tuple[Splits, Transform, Net]:
+def surroundings(run: Run, splits: Splits | None = None) -> tuple[Splits, Transform, Net]:
     """Data, network space and network: what every stage of a run starts from."""
-    splits = load_data(run.data)
+    splits = splits or load_data(run.data)
     return splits, Transform.fit(splits.train, run.transform), run.net.build(splits.train.spec)
 
 

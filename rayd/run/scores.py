@@ -103,7 +103,11 @@ class ControlScores:
         if row.kind in run.own.controls:
             decides["methods"] = run.own.source
         if row.budget == "best":  # a format and quality, chosen on the validation images
-            decides |= {"validation": str(self.splits.val.manifest["content"]), "chosen by": nets[0], "finalists": FINALISTS}
+            decides |= {
+                "validation": str(self.splits.val.manifest["content"]),
+                "chosen by": nets[0],
+                "finalists": FINALISTS,
+            }
         if row.budget in ("jpeg", "best"):
             return decides | {"bytes": int(ledger["bytes"])}
         if row.is_coreset:
