@@ -100,8 +100,9 @@ def beating(pulse: Pulse, group: str, place: int = 0, stays: bool = False) -> It
     finally:
         machine.on_beat(None)
         logger.removeHandler(handler)
-        if stays:
-            monitor.rest.remote(group, member, pulse.beat)
+        if stays:  # a process that stops right after this must be known as one that rests, so the Monitor's word is awaited
+            with contextlib.suppress(RayError):
+                ray.get(monitor.rest.remote(group, member, pulse.beat), timeout=ANSWER)
         else:
             monitor.end.remote(group, member)
 
