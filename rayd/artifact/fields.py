@@ -39,6 +39,7 @@ TABLE: Mapping[str, Any] = {
 VERDICT: Mapping[str, Any] = {"floats": str, "bytes": str, "overall": str, "why": tuple[str, ...]}
 ROLES = BOUND + BESIDE
 LARGEST_SIDE, MOST_CLASSES, LONGEST_NAME = 2**10, 10**5, 200
+AGAIN = "fetch the artifact again, or remove its folder and distil again"
 
 
 def plain(data: bytes, name: str) -> Any:
@@ -46,9 +47,7 @@ def plain(data: bytes, name: str) -> Any:
     try:
         return from_json(data)
     except ValueError as error:
-        raise Refused(
-            f"{name}: not readable as JSON ({error}); fetch the artifact again, or remove its folder and distil again"
-        ) from error
+        raise Refused(f"{name}: not readable as JSON ({error}); {AGAIN}") from error
 
 
 def card(mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,6 @@ FORMAT = 2
 """2: levels of fewer than eight bits or with other scales than those of rows, and JPEG files; other cards say 1."""
 KIND = "rayd artifact"
 NEEDED = ("codec.safetensors", "transform.json", "ledger.json")
-AGAIN = "fetch the artifact again, or remove its folder and distil again"
 READS = 5
 """How often an artifact is read again because its card was replaced in between."""
 
@@ -91,7 +90,7 @@ def read_card(store: Store) -> dict[str, Any]:
     if not isinstance(card.get("format"), int) or card["format"] > FORMAT:
         raise Refused(f"{name}: format={card.get('format')}: allowed is up to {FORMAT}; update rayd to read it")
     if card.get("sha256") != self_hash(card):
-        raise Refused(f"{name}: was changed after it was written (its sha256 differs); {AGAIN}")
+        raise Refused(f"{name}: was changed after it was written (its sha256 differs); {fields.AGAIN}")
     return fields.card(card)
 
 
@@ -116,9 +115,9 @@ def _contents(store: Store, name: str, sha256: str) -> bytes:
         if digest(data) == sha256:
             return data
     if not present:
-        raise Refused(f"{store.where(name)}: missing from the artifact; {AGAIN}")
+        raise Refused(f"{store.where(name)}: missing from the artifact; {fields.AGAIN}")
     raise Refused(
-        f"{store.where(name)}: was changed after it was written (its sha256 differs from the card's); {AGAIN}"
+        f"{store.where(name)}: was changed after it was written (its sha256 differs from the card's); {fields.AGAIN}"
     )
 
 
@@ -213,7 +212,7 @@ def load(source: str | Path | Store, methods: str | None = None) -> Artifact:
     card, contents = verified(store)
     for name in NEEDED:
         if name not in contents:
-            raise Refused(f"card.json: files: lists no {name}; {AGAIN}")
+            raise Refused(f"card.json: files: lists no {name}; {fields.AGAIN}")
     own = plugins.load(methods)
     if card["codec"].get("name") in own.codecs:
         there, here = (card.get("identity") or {}).get("methods"), own.source
