@@ -31,7 +31,7 @@ from rayd.evaluate.verdict import concluded, undecided
 from rayd.nets.convnet import NetConfig
 from rayd.numbers import summary
 from rayd.run.rows import CONTROLS, Outcome, RowTask, Scorer, attempt, row_tasks, score_task
-from rayd.run.scores import KEPT, KeptScores, contents
+from rayd.run.scores import KEPT, KeptScores, contents, room_of
 from rayd.schema import fingerprint, to_dict
 from rayd.store import Store
 
@@ -205,7 +205,8 @@ def score_table(run: Run, artifact: Artifact, outcomes: Outcomes, splits: Splits
         if isinstance(outcome, str):
             skipped[str(row)] = placeless(run, outcome)
             continue
-        images, size = _images(row, artifact, whole), ledger["bytes"]
+        room = room_of(run, artifact)
+        images, size = _images(row, artifact, whole, room), room if row.is_coreset else ledger["bytes"]
         if images is not None and row.kind not in ("distilled", "start"):
             size = images * image_bytes(artifact.spec)
         passes = run.recipe.full_epochs if row.kind == "full" else None
@@ -246,10 +247,10 @@ def placeless(run: Run, reason: str) -> str:
     return reason
 
 
-def _images(row: RowName, artifact: Artifact, whole: int) -> int | None:
+def _images(row: RowName, artifact: Artifact, whole: int, room: int) -> int | None:
     """Images of a row's set; None for JPEG files, of which as many are taken as fit. `whole`: of the training set."""
     if row.budget in ("jpeg", "best"):
         return None
     if row.is_coreset:
-        return row.images(artifact.ledger["floats"], artifact.ledger["bytes"], artifact.spec, whole)
+        return row.images(artifact.ledger["floats"], room, artifact.spec, whole)
     return whole if row.kind == "full" else len(artifact)

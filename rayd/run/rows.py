@@ -32,7 +32,7 @@ from rayd.nets.convnet import Net
 from rayd.run.assemble import assemble
 from rayd.run.compressed import strongest
 from rayd.run.recorder import VALIDATION_IMAGES
-from rayd.run.scores import CONTROL_SEED, ControlScores, KeptScores
+from rayd.run.scores import CONTROL_SEED, ControlScores, KeptScores, room_of
 from rayd.schema import parse, to_dict
 from rayd.seeds import seed_of
 from rayd.store import Store
@@ -163,14 +163,14 @@ class Scorer:
 
             features = None if kind == "random" else self._features
             order = coreset.orders(kind, self.train, len(self.train), CONTROL_SEED, features, self.run.own.controls)
-            room = int(self.artifact.ledger["bytes"])
+            room = room_of(self.run, self.artifact)
             self._best[kind] = strongest(self.train, order, room, self.transform, accuracy)
         return self._best[kind]
 
     def real(self, row: RowName, seed: int) -> Images:
         """The real images of a control."""
         order = self._order(row.kind, seed if row.kind == "random" else CONTROL_SEED)
-        floats, size, spec = self.artifact.ledger["floats"], self.artifact.ledger["bytes"], self.artifact.spec
+        floats, size, spec = self.artifact.ledger["floats"], room_of(self.run, self.artifact), self.artifact.spec
         if row.budget == "jpeg":
             return self._as_jpeg(coreset.in_turn(order, len(self.train)), size)
         return self.train.select(coreset.in_turn(order, row.images(floats, size, spec, len(self.train))))
@@ -184,7 +184,7 @@ class Scorer:
 
     def _most(self) -> int:
         """Images of a class that the largest budget, bytes of JPEG files, may ask for."""
-        spec, size = self.artifact.spec, int(self.artifact.ledger["bytes"])
+        spec, size = self.artifact.spec, room_of(self.run, self.artifact)
         raw, compressed = size // image_bytes(spec), size // max(spec.floats // JPEG_SHARE, JPEG_LEAST)
         return max(raw, compressed) // spec.classes + 2
 

@@ -28,6 +28,8 @@ COUNTED = ("seeds", "until")
 """Keys of a recipe that say how many networks there are, and nothing of one."""
 NAMED = ("name", "nets", *COUNTED)
 """Those that decide nothing of one network."""
+FLOAT, HEADER, NEAR = 4, 512, 0.03
+"""Bytes of a number, and of a file's header; what a file may miss of its budget for a control of the whole."""
 CONTROL_SEED = 0
 """Networks, orders and features of controls: the same for every seed of a distillation."""
 
@@ -87,6 +89,7 @@ class ControlScores:
     def identity(self, row: RowName, net: int) -> dict[str, Any]:
         """All that decides the score of a network but its seed."""
         run, artifact, ledger = self.run, self.artifact, self.artifact.ledger
+        room = room_of(run, artifact)
         nets = [to_dict(config) for config in run.recipe.nets or (run.net,)]
         decides = {
             "row": str(row),
@@ -109,14 +112,22 @@ class ControlScores:
                 "finalists": FINALISTS,
             }
         if row.budget in ("jpeg", "best"):
-            return decides | {"bytes": int(ledger["bytes"])}
+            return decides | {"bytes": room}
         if row.is_coreset:
             whole = len(self.splits.train)
-            return decides | {"count": row.images(ledger["floats"], ledger["bytes"], artifact.spec, whole)}
+            return decides | {"count": row.images(ledger["floats"], room, artifact.spec, whole)}
         return decides
 
     def _name(self, row: RowName, net: int, seed: int) -> str:
         return f"{_slug(row)}-{fingerprint(self.identity(row, net))[:16]}-{seed}.json"
+
+
+def room_of(run: Run, artifact: Artifact) -> int:
+    """Bytes for a control. Files of one budget differ by their headers: one that comes near it leaves its control the whole
+    budget, so that all methods of a budget share their controls, and none is smaller than the set."""
+    size, budget = int(artifact.ledger["bytes"]), run.budget
+    whole = budget.bytes or FLOAT * budget.limit(artifact.spec) + HEADER
+    return whole if (1 - NEAR) * whole <= size <= whole else size
 
 
 def _without(recipe: RecipeConfig, names: Sequence[str]) -> dict[str, Any]:

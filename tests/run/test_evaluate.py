@@ -4,6 +4,7 @@ import json
 import math
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ import torch
 import rayd
 from rayd import numbers
 from rayd.artifact.load import self_hash
+from rayd.data.images import Spec
+from rayd.distill.budget import Budget
 from rayd.errors import Refused
 from rayd.evaluate import coreset, verdict
 from rayd.evaluate.recipe import RecipeConfig
@@ -270,6 +273,23 @@ def test_a_control_of_something_else_is_another(tmp_path, monkeypatch, change):
     trained = counted(monkeypatch)
     evaluate.score(other, str(an_artifact(tmp_path / "two", other)), ["herding@floats"])
     assert len(trained) == 3 * 2
+
+
+@pytest.mark.parametrize(
+    ("budget", "sizes", "room"),
+    [
+        ({"ipc": 1}, (123_036, 123_108, 122_668, 119_996), 4 * 30_721 + 512),  # pixels, LoDC, LSS and HaBa
+        ({"bytes": 200_000}, (199_990, 200_000, 196_000), 200_000),
+    ],
+)
+def test_methods_of_one_budget_leave_their_controls_the_same_room(budget, sizes, room):
+    from rayd.run.scores import room_of
+
+    run, spec = SimpleNamespace(budget=Budget(**budget)), Spec((3, 32, 32), 10)
+    artifact = SimpleNamespace(spec=spec, ledger={})
+    for size in (*sizes, 90_000, 250_000):
+        artifact.ledger["bytes"] = size
+        assert room_of(run, artifact) == (room if size in sizes else size), "one far from the budget has its own"
 
 
 def test_the_best_compression_is_named_by_what_it_is_chosen_by(tmp_path):

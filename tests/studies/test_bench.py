@@ -14,6 +14,7 @@ from rayd.distill.unroll import cross_entropy
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
 from rayd.studies.bench import HEAD, Timing, compared, interleaved, isolated, pairs
+from rayd.studies.bench.codecs import CODECS, SIZES, fitted
 from rayd.studies.bench.field import convnet, started
 from rayd.studies.bench.unroll import field_loss
 
@@ -68,3 +69,9 @@ def test_a_child_process_returns_timings_and_a_peak_of_its_own() -> None:
     assert result["peak"] > 10 * 2**20, "activations, above what the imports took"
     timing = Timing(**result["field"])
     assert len(timing.wall) == len(timing.cpu) == 5 and 0 < timing.seconds < timing.first + 10
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_every_codec_fits_the_sizes_it_is_timed_at(name: str) -> None:
+    for spec, ipc, *_ in SIZES["default"]:
+        assert len(fitted(CODECS[name], spec, ipc)) >= spec.classes

@@ -53,6 +53,8 @@ SIZES: dict[str, list[tuple[Spec, float, int, int, int]]] = {
 """(spec, ipc, minibatch, width, depth)"""
 TURNS = 15
 INNER = 20
+HEADER = 512
+"""Bytes of a file beside its numbers."""
 
 
 def rows(size: str = "default") -> Iterator[BenchRow]:
@@ -64,8 +66,7 @@ def rows(size: str = "default") -> Iterator[BenchRow]:
             "network": partial(network, convnet(width, depth, spec.shape[-1]).to(device), images)
         }
         for name, config in CODECS.items():
-            codec = config.fit(Budget(ipc=ipc), spec).build(spec, generator(0, "codec")).to(device)
-            codec.enter(Transform("none", torch.zeros(spec.shape[0]), torch.ones(spec.shape[0])), Budget(ipc=ipc))
+            codec = fitted(config, spec, ipc).to(device)
             index = codec.draws(generator(0, "index"), min(batch, len(codec)), 1)[0]
             ways |= {
                 f"{name} decode": partial(decode, codec, index),
@@ -83,6 +84,14 @@ def rows(size: str = "default") -> Iterator[BenchRow]:
             floor = pairs(plain.wall, timing.wall)[0] if plain is not None else None
             yield BenchRow(bench="codecs", case=f"{name} {where}", value=100 / ratio, unit="% of network", ratio=ratio,
                       cpu_ratio=cpu, floor=floor, noisy=noisy)  # fmt: skip
+
+
+def fitted(config: Any, spec: Spec, ipc: float) -> Codec:
+    """Within the bytes of so many fp32 images a class: by count there is no room for the scales of whole numbers."""
+    budget = Budget(bytes=4 * Budget(ipc=ipc).limit(spec) + HEADER)
+    codec: Codec = config.fit(budget, spec).build(spec, generator(0, "codec"))
+    codec.enter(Transform("none", torch.zeros(spec.shape[0]), torch.ones(spec.shape[0])), budget)
+    return codec
 
 
 def network(net: nn.Module, images: Tensor) -> float:
