@@ -173,13 +173,14 @@ class Distillation:
             if term.ratio is None or not term.unweighted:
                 continue
             item = self.objective.plan(0)[0]
-            match = self.objective(self.codec, item, self.objective.fetch(item))
             params = [p for player in self.codec.players() for p in player.params]
             norms = []
-            for loss in (term.value(self.codec, item, match).value, match.value):
-                parts = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
+            for own in (False, True):  # a graph each: a compiled one is gone after its gradient
+                match = self.objective(self.codec, item, self.objective.fetch(item))
+                loss = term.value(self.codec, item, match).value if own else match.value
+                parts = torch.autograd.grad(loss, params, allow_unused=True)
                 norms.append(math.sqrt(sum(float(g.double().square().sum()) for g in parts if g is not None)))
-            term.balance(norms[1], norms[0])
+            term.balance(*norms)
         self.objective.split = split
 
     def _as_kept(self) -> AbstractContextManager[None]:

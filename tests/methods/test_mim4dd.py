@@ -64,6 +64,17 @@ def test_the_term_raises_the_information_above_the_plain_objectives() -> None:
     assert told[-1] <= math.log(inputs.classes)
 
 
+def test_the_weight_follows_from_gradients_under_compilation_too() -> None:
+    weights = []
+    for fast in (False, True):
+        inputs = TinyWorld(compiled=fast)
+        codec = TinyPixels(inputs)
+        objective, term = Distribution.Config(batch_real=16).build(inputs), Mim4dd.Config().build(inputs, codec)
+        list(Distillation(codec, objective, [term], steps=1, optimiser=OptimiserConfig(lr=0.1), inputs=inputs).run())
+        weights.append(float(term.weight))
+    assert weights[1] == pytest.approx(weights[0], rel=1e-3) and weights[0] > 0
+
+
 def test_a_learned_projection_tightens_the_bound_on_frozen_images() -> None:
     inputs = TinyWorld()
     codec = TinyPixels(inputs, start=inputs.take)

@@ -14,7 +14,7 @@ from rayd.distill.unroll import cross_entropy
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
 from rayd.studies.bench import HEAD, Timing, compared, interleaved, isolated, pairs
-from rayd.studies.bench.codecs import CODECS, SIZES, fitted
+from rayd.studies.bench.codecs import CODECS, SIZES, both, decode, fitted, through
 from rayd.studies.bench.field import convnet, started
 from rayd.studies.bench.unroll import field_loss
 
@@ -72,6 +72,10 @@ def test_a_child_process_returns_timings_and_a_peak_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_every_codec_fits_the_sizes_it_is_timed_at(name: str) -> None:
+def test_every_codec_can_be_timed(name: str) -> None:
     for spec, ipc, *_ in SIZES["default"]:
-        assert len(fitted(CODECS[name], spec, ipc)) >= spec.classes
+        codec = fitted(CODECS[name], spec, ipc)
+        assert len(codec) >= spec.classes
+        index = torch.arange(spec.classes)
+        assert decode(codec, index) == both(codec, index) == len(index)
+        through(codec, 1)

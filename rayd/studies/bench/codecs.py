@@ -109,8 +109,8 @@ def decode(codec: Codec, index_N: Tensor) -> float:
 
 def both(codec: Codec, index_N: Tensor) -> float:
     leaves = [p for player in codec.players() for p in player.params]
-    decoded = codec.decode(index_N)[0]
-    torch.autograd.grad(decoded, leaves, torch.ones_like(decoded))
+    images, labels = codec.decode(index_N)
+    torch.autograd.grad(images.sum() + labels.sum(), leaves)
     return len(index_N)
 
 
