@@ -31,9 +31,11 @@ from typing import Any
 import torch
 
 from rayd.errors import Failed
-from rayd.machine import peak_memory
+from rayd.machine import peak_memory, use_threads
 
 BENCHES = ("experts", "unroll", "codecs", "objectives", "evaluate", "buffer", "scaling", "trust")
+THREADS = 1
+"""As a job has them; several would wait for the one whose core another job has."""
 TURNS = 5
 NOISY = 0.1
 """Spread of the middle half of the pairs, as a share of their median, above which a ratio is marked."""
@@ -131,6 +133,7 @@ def interleaved(
 
 
 def rows(name: str, size: str = "default") -> Iterator[BenchRow]:
+    use_threads(THREADS)
     yield from importlib.import_module(f"rayd.studies.bench.{name}").rows(size)
 
 

@@ -7,10 +7,12 @@ from dataclasses import asdict
 
 import torch
 
-from rayd.studies.bench import Timing, resident
+from rayd.machine import use_threads
+from rayd.studies.bench import THREADS, Timing, resident
 
 spec = json.loads(sys.argv[1])
 module = importlib.import_module(f"rayd.studies.bench.{spec['module']}")
+use_threads(THREADS)
 before = resident()
 result = getattr(module, spec["function"])(**spec["kwargs"])
 result = {name: asdict(value) if isinstance(value, Timing) else value for name, value in result.items()}

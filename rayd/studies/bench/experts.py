@@ -17,7 +17,6 @@ from rayd.data.images import Images, Spec
 from rayd.data.transform import Transform
 from rayd.experts.config import ExpertConfig
 from rayd.experts.train import ExpertStep
-from rayd.machine import use_threads
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
 from rayd.studies.bench import BenchRow, Timing, compared, interleaved, timings
@@ -39,9 +38,8 @@ def pictures(n: int) -> Images:
     return Images(pixels, labels, tuple(map(str, range(CLASSES))), "random", {"content": ""})
 
 
-def ways(width: int, field: int, ours: int, threads: int = 1) -> dict[str, Timing]:
+def ways(width: int, field: int, ours: int) -> dict[str, Timing]:
     """Seconds an image. `field` and `ours`: batches in one turn of each."""
-    use_threads(threads)
     images = pictures(BATCH * max(field, ours))
     transform = Transform("normalise", torch.full((3,), 0.5), torch.full((3,), 0.25))
     config = ExpertConfig(batch=BATCH, augment=AugmentConfig())

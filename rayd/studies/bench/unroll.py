@@ -17,7 +17,6 @@ from torch.func import functional_call
 from rayd.data.augment import AugmentConfig
 from rayd.data.images import Spec
 from rayd.distill.unroll import Inner, Loss, cross_entropy, full_graph, unroll
-from rayd.machine import use_threads
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
 from rayd.studies.bench import BenchRow, Timing, compared, interleaved, isolated, peak_of, timings
@@ -51,7 +50,6 @@ def outer_gradients(
     width: int, batch: int, steps: int
 ) -> Callable[[str], tuple[Callable[[], None], Callable[[], None]]]:
     """By way: one outer gradient of plain pixels, and a plain inner step in the same arithmetic."""
-    use_threads(torch.get_num_threads())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     spec, rng = Spec((3, 32, 32), 10), generator(0, "bench")
     net = NetConfig(depth=3, width=width).build(spec)
