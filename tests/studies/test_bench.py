@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -13,7 +15,7 @@ from rayd.data.images import Spec
 from rayd.distill.unroll import cross_entropy
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
-from rayd.studies.bench import HEAD, Timing, compared, interleaved, isolated, pairs
+from rayd.studies.bench import HEAD, Timing, compared, interleaved, isolated, others, pairs
 from rayd.studies.bench.codecs import CODECS, SIZES, both, decode, fitted, through
 from rayd.studies.bench.field import convnet, started
 from rayd.studies.bench.unroll import field_loss
@@ -79,3 +81,10 @@ def test_every_codec_can_be_timed(name: str) -> None:
         index = torch.arange(spec.classes)
         assert decode(codec, index) == both(codec, index) == len(index)
         through(codec, 1)
+
+
+def test_a_busy_machine_is_noticed() -> None:
+    words = [sys.executable, "-c", "while True: pass"]
+    with subprocess.Popen(words) as other:
+        assert others(0.5) > 0.3
+        other.kill()

@@ -10,21 +10,24 @@
     trust         a step whose workers compare their parameters, a score that is kept, against none of it
     field         the torch.nn network that the ratios are against
 
-A bench has `rows(size) -> Iterator[BenchRow]`. Ways that are compared take turns in one process (`interleaved`): a ratio is
-the median over the pairs of a turn. It is marked noisy where the middle half of the pairs spreads by more than a tenth. CPU
-seconds stand beside wall seconds. Peak memory needs a process of its own: `isolated("unroll", "peak", width=128)` calls that
-module's `peak(width=128)`, which returns a dict, and adds `peak` (resident bytes above those after the imports).
+A bench has `rows(size) -> Iterator[BenchRow]`. Ways that are compared take turns in one process (`interleaved`): a ratio
+is the median over the pairs of a turn. It is marked noisy where the middle half of the pairs spreads by more than a tenth,
+and in a bench that takes several cores where another process has one. CPU seconds stand beside wall seconds. Peak memory
+needs a process of its own: `isolated("unroll", "peak", width=128)` calls that module's `peak(width=128)`, which returns a
+dict, and adds `peak` (resident bytes above those after the imports).
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
@@ -36,6 +39,8 @@ from rayd.machine import peak_memory, use_threads
 BENCHES = ("experts", "unroll", "codecs", "objectives", "evaluate", "buffer", "scaling", "trust")
 THREADS = 1
 """As a job has them; several would wait for the one whose core another job has."""
+SEVERAL_CORES = ("objectives", "scaling")
+"""Benches whose ways take more than a core: data are fetched ahead, workers run side by side."""
 TURNS = 5
 NOISY = 0.1
 """Spread of the middle half of the pairs, as a share of their median, above which a ratio is marked."""
@@ -94,6 +99,22 @@ def pairs(reference: Sequence[float], way: Sequence[float]) -> tuple[float, bool
     return middle, (high - low) / middle > NOISY
 
 
+def others(seconds: float = 1.0) -> float:
+    """Cores that other processes have; 0 where the system does not say."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+
+    def ticks() -> tuple[int, int]:
+        every = list(map(int, stat.read_text().split("\n", 1)[0].split()[1:9]))
+        return sum(every), sum(every) - every[3] - every[4]
+
+    whole, used = ticks()
+    time.sleep(seconds)
+    later, by_all = ticks()
+    return (os.cpu_count() or 1) * (by_all - used) / max(1, later - whole)
+
+
 def compared(bench: str, case: str, way: Timing, reference: Timing | None, *, floor: Timing | None = None,
              unit: str = "s", rate: bool = False, memory_ratio: float | None = None) -> BenchRow:  # fmt: skip
     """A row of one way against the reference. `rate`: units of work in a second instead of seconds."""
@@ -134,7 +155,9 @@ def interleaved(
 
 def rows(name: str, size: str = "default") -> Iterator[BenchRow]:
     use_threads(THREADS)
-    yield from importlib.import_module(f"rayd.studies.bench.{name}").rows(size)
+    busy = name in SEVERAL_CORES and others() > NOISY
+    for row in importlib.import_module(f"rayd.studies.bench.{name}").rows(size):
+        yield replace(row, noisy=row.noisy or busy)
 
 
 def resident() -> int:
