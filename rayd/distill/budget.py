@@ -27,6 +27,8 @@ from rayd.schema import fields_of, positive, read
 
 BOUND = ("pixels", "factors", "decoder", "labels", "step")
 BESIDE = ("transform", "teacher")
+FLOAT, HEADER = 4, 512
+"""Bytes of a number in fp32, and of a file beside its numbers at most."""
 Shapes = Mapping[str, tuple[Shape, str]]
 """What would be stored: name -> (shape, role)."""
 Storages = str | Callable[[str, str], str]
@@ -244,6 +246,10 @@ class Budget:
             return math.floor(self.ipc * spec.classes * image(spec) + 1e-6) + 1
         assert self.bytes is not None
         return math.floor(self.bytes / Storage.parse(storage).itemsize)
+
+    def file_size(self, spec: Sized) -> int:
+        """Bytes of the largest file: as given, or those of its numbers in fp32 and a header."""
+        return self.bytes if self.bytes is not None else FLOAT * self.limit(spec) + HEADER
 
     def used(self, shapes: Shapes, spec: Sized, storage: Storages = "fp32") -> float:
         """Share of the budget that these tensors and a step size take, before a coder; at most 1 if they fit."""

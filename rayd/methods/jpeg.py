@@ -34,7 +34,7 @@ from rayd.data import jpeg_files
 from rayd.data.images import Spec
 from rayd.data.jpeg_files import Layout
 from rayd.data.transform import Transform
-from rayd.distill.budget import STEP, Budget, Shapes, Stored, file_bytes
+from rayd.distill.budget import FLOAT, STEP, Budget, Shapes, Stored, file_bytes
 from rayd.distill.codec import Family, Take
 from rayd.distill.fit import CodecOptions
 from rayd.distill.libjpeg import Planes
@@ -53,7 +53,6 @@ HEAD = 640
 """Bytes that a head takes at most."""
 LEAST = 1e-3
 """Probability that a label starts from at least, so that few bits reach from the least to the largest."""
-FLOAT = 4
 
 
 class Jpeg(Family):

@@ -197,7 +197,7 @@ def net_names(nets: Sequence[NetConfig]) -> list[str]:
 def score_table(run: Run, artifact: Artifact, outcomes: Outcomes, splits: Splits) -> dict[str, Any]:
     """Rows with mean, std, n and interval, the rows left out and why, and the verdict. Nothing here depends on time."""
     nets, whole, of = net_names(run.recipe.nets or (run.net,)), len(splits.train), protocol(run, splits)
-    ledger = artifact.card["ledger"]
+    ledger, room = artifact.card["ledger"], room_of(run, artifact)
     rows: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
     for task, outcome in outcomes:
@@ -205,7 +205,6 @@ def score_table(run: Run, artifact: Artifact, outcomes: Outcomes, splits: Splits
         if isinstance(outcome, str):
             skipped[str(row)] = placeless(run, outcome)
             continue
-        room = room_of(run, artifact)
         images, size = _images(row, artifact, whole, room), room if row.is_coreset else ledger["bytes"]
         if images is not None and row.kind not in ("distilled", "start"):
             size = images * image_bytes(artifact.spec)

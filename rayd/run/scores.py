@@ -28,8 +28,8 @@ COUNTED = ("seeds", "until")
 """Keys of a recipe that say how many networks there are, and nothing of one."""
 NAMED = ("name", "nets", *COUNTED)
 """Those that decide nothing of one network."""
-FLOAT, HEADER, NEAR = 4, 512, 0.03
-"""Bytes of a number, and of a file's header; what a file may miss of its budget for a control of the whole."""
+NEAR = 0.03
+"""What a file may miss of its budget for a control of the whole."""
 CONTROL_SEED = 0
 """Networks, orders and features of controls: the same for every seed of a distillation."""
 
@@ -125,8 +125,7 @@ class ControlScores:
 def room_of(run: Run, artifact: Artifact) -> int:
     """Bytes for a control. Files of one budget differ by their headers: one that comes near it leaves its control the whole
     budget, so that all methods of a budget share their controls, and none is smaller than the set."""
-    size, budget = int(artifact.ledger["bytes"]), run.budget
-    whole = budget.bytes or FLOAT * budget.limit(artifact.spec) + HEADER
+    size, whole = int(artifact.ledger["bytes"]), run.budget.file_size(artifact.spec)
     return whole if (1 - NEAR) * whole <= size <= whole else size
 
 

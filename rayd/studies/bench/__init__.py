@@ -155,7 +155,7 @@ def interleaved(
 
 def rows(name: str, size: str = "default") -> Iterator[BenchRow]:
     use_threads(THREADS)
-    busy = name in SEVERAL_CORES and others() > NOISY
+    busy = name in SEVERAL_CORES and others() > NOISY * (os.cpu_count() or 1)
     for row in importlib.import_module(f"rayd.studies.bench.{name}").rows(size):
         yield replace(row, noisy=row.noisy or busy)
 

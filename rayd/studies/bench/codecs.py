@@ -53,8 +53,6 @@ SIZES: dict[str, list[tuple[Spec, float, int, int, int]]] = {
 """(spec, ipc, minibatch, width, depth)"""
 TURNS = 15
 INNER = 20
-HEADER = 512
-"""Bytes of a file beside its numbers."""
 
 
 def rows(size: str = "default") -> Iterator[BenchRow]:
@@ -88,7 +86,7 @@ def rows(size: str = "default") -> Iterator[BenchRow]:
 
 def fitted(config: Any, spec: Spec, ipc: float) -> Codec:
     """Within the bytes of so many fp32 images a class: by count there is no room for the scales of whole numbers."""
-    budget = Budget(bytes=4 * Budget(ipc=ipc).limit(spec) + HEADER)
+    budget = Budget(bytes=Budget(ipc=ipc).file_size(spec))
     codec: Codec = config.fit(budget, spec).build(spec, generator(0, "codec"))
     codec.enter(Transform("none", torch.zeros(spec.shape[0]), torch.ones(spec.shape[0])), budget)
     return codec
