@@ -82,8 +82,8 @@ class Monitor:
             del self.entries[key]
 
     def rest(self, group: str, member: Member, allowed: float) -> None:
-        """A process has ended a unit, and will be given another or be ended."""
-        self.beat(group, member, "the end of a unit", allowed)
+        """A process has ended a unit, and waits to be given another or to be ended."""
+        self.beat(group, member, "waits for a unit", allowed)
         self.entries[group, member].idle = True
 
     def end(self, group: str, member: Member) -> None:

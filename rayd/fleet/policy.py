@@ -120,15 +120,15 @@ class Beat:
     allowed: float
     """The age at which it counts as hung."""
     idle: bool = False
-    """Whether it has ended a unit and not begun another."""
+    """Whether it has ended a unit and waits for another."""
 
 
 def hung(beats: Sequence[Beat]) -> list[Beat]:
     """The beats of every group in which nobody has moved within the allowed age.
 
     Slow work beats, however long it takes. In a group one process may work while the others wait for it in a
-    collective: as long as one beats, all are left alone; when none does, nobody can tell whose fault it is. A process may
-    stand still between two units, too: idle ones are left alone as long as any process of the stage moves.
+    collective: as long as one beats, all are left alone; when none does, nobody can tell whose fault it is. A process that
+    waits for its next unit beats, too.
     """
     moving = {beat.group for beat in beats if beat.age <= beat.allowed}
-    return [beat for beat in beats if beat.group not in moving and not (beat.idle and moving)]
+    return [beat for beat in beats if beat.group not in moving]

@@ -16,12 +16,12 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -77,6 +77,37 @@ class _Warnings(logging.Handler):
         self.monitor.say.remote(self.group, self.member, record.levelname.lower(), record.getMessage())
 
 
+class _Rest(threading.Thread):
+    """Beats for a process that waits for its next unit, so that one which is stopped there is missed as any other is."""
+
+    now: ClassVar[_Rest | None] = None
+    """This process's, while it waits."""
+
+    def __init__(self, say: Callable[[], Any], every: float) -> None:
+        super().__init__(name="rest", daemon=True)
+        self.say, self.every, self.over = say, every, threading.Event()
+        with contextlib.suppress(
+            RayError
+        ):  # the first word is awaited: whoever stops right after it is known as resting
+            ray.get(say(), timeout=ANSWER)
+
+    def run(self) -> None:
+        while not self.over.wait(self.every):
+            self.say()
+
+    @classmethod
+    def begin(cls, say: Callable[[], Any], every: float) -> None:
+        cls.now = cls(say, every)
+        cls.now.start()
+
+    @classmethod
+    def end(cls) -> None:
+        if cls.now is not None:
+            cls.now.over.set()
+            cls.now.join()
+            cls.now = None
+
+
 @contextlib.contextmanager
 def beating(pulse: Pulse, group: str, place: int = 0, stays: bool = False) -> Iterator[None]:
     """While this process works for `group`, its beats and its warnings reach the driver. `place`: its number in a group that
@@ -84,6 +115,7 @@ def beating(pulse: Pulse, group: str, place: int = 0, stays: bool = False) -> It
     monitor, member, sent = ray.get_actor(pulse.monitor), Member.here(), 0.0
     same_versions(versions(), pulse.versions, f"{group} on {member.host}")
     least = min(1.0, pulse.beat / 10)
+    _Rest.end()
 
     def send(note: str) -> None:
         nonlocal sent
@@ -100,9 +132,8 @@ def beating(pulse: Pulse, group: str, place: int = 0, stays: bool = False) -> It
     finally:
         machine.on_beat(None)
         logger.removeHandler(handler)
-        if stays:  # a process that stops right after this must be known as one that rests, so the Monitor's word is awaited
-            with contextlib.suppress(RayError):
-                ray.get(monitor.rest.remote(group, member, pulse.beat), timeout=ANSWER)
+        if stays:
+            _Rest.begin(lambda: monitor.rest.remote(group, member, pulse.beat), pulse.beat / 4)
         else:
             monitor.end.remote(group, member)
 
@@ -150,7 +181,8 @@ class Watch:
         self._lines = self._store.read(EVENTS).decode().splitlines() if self._store.exists(EVENTS) else []
         self._spent: dict[str, float] = self._store.facts(WORK).get("seconds", {})
         self._beats: list[dict[str, Any]] = []
-        own = Member.here()
+        self._own = own = Member.here()
+        self._ending: dict[tuple[str, Member], tuple[str, Any]] = {}
         self.record("stage", "", host=own.host, pid=own.pid, node=own.node, group="driver")
         self._written = self._noted = self._looked = time.monotonic()
         self._asked = -DRAINS_EVERY
@@ -235,27 +267,41 @@ class Watch:
         for beat, member in looked:
             if beat in stale:
                 self._end(beat, member)
+        self._settle()
 
     def _end(self, beat: Beat, member: Member) -> None:
         """End a process that is hung, and forget one that died: whoever waits for its work hears of that from Ray."""
-        there = NodeAffinitySchedulingStrategy(member.node, soft=False)
-        task: Any = ray.remote(_kill).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+        if (beat.group, member) in self._ending:
+            return
         reason = f"no beat for {beat.age:.0f} s, more than {beat.allowed:g} s; the last was '{beat.note}'"
         self.ended[beat.group] = reason
-        try:
-            ran = ray.get(task.remote(member), timeout=ANSWER)
-        except GetTimeoutError:  # a busy node: the next look tries again
-            self.ended.pop(beat.group, None)
+        if member.node == self._own.node and _kill(member):  # a task needs a process, which takes long on a busy node
+            self._note_end(beat.group, member, reason, True)
             return
-        except RayError:  # with its node, the process is gone too
-            ran = False
-        self._monitor.end.remote(beat.group, member)
+        there = NodeAffinitySchedulingStrategy(member.node, soft=False)
+        task: Any = ray.remote(_kill).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+        self._ending[beat.group, member] = reason, task.remote(member)
+
+    def _settle(self) -> None:
+        """What became of the processes that are being ended on other nodes."""
+        for (group, member), (reason, ref) in list(self._ending.items()):
+            if not ray.wait([ref], timeout=0)[0]:
+                continue
+            del self._ending[group, member]
+            try:
+                ran = ray.get(ref)
+            except RayError:  # with its node, the process is gone too
+                ran = False
+            self._note_end(group, member, reason, ran)
+
+    def _note_end(self, group: str, member: Member, reason: str, ran: bool) -> None:
+        self._monitor.end.remote(group, member)
         if not ran:
-            self.ended.pop(beat.group, None)
+            self.ended.pop(group, None)
             return
-        log.warning("%s on %s, process %d is hung: %s; it is ended", beat.group, member.host, member.pid, reason)
+        log.warning("%s on %s, process %d is hung: %s; it is ended", group, member.host, member.pid, reason)
         self._hung.inc(tags={"stage": self.stage})
-        self.record("hung", reason, group=beat.group, host=member.host, pid=member.pid)
+        self.record("hung", reason, group=group, host=member.host, pid=member.pid)
 
     def _write(self) -> None:
         self._written = time.monotonic()
