@@ -258,7 +258,7 @@ def full_std(shapes: Shapes) -> float:
 
 
 def pick(bank: Tensor, set_N: Tensor) -> Tensor:
-    return bank if len(bank) == 1 else bank[set_N]
+    return bank if len(bank) == 1 else bank.index_select(0, set_N)
 
 
 def mixed(core_UADPQ: Tensor, unit_N: Tensor, weight_NA: Tensor) -> Tensor:
@@ -268,9 +268,9 @@ def mixed(core_UADPQ: Tensor, unit_N: Tensor, weight_NA: Tensor) -> Tensor:
     slot_N = (rank_within_group(place_N) + place_N * width).to(core_UADPQ.device)
     core_GAF = core_UADPQ.flatten(2)
     if len(used_G) < len(core_UADPQ):
-        core_GAF = core_GAF[used_G.to(core_UADPQ.device)]
+        core_GAF = core_GAF.index_select(0, used_G.to(core_UADPQ.device))
     padded = weight_NA.new_zeros(len(used_G) * width, weight_NA.shape[1]).index_copy(0, slot_N, weight_NA)
-    x_NF = (padded.unflatten(0, (len(used_G), width)) @ core_GAF).flatten(0, 1)[slot_N]
+    x_NF = (padded.unflatten(0, (len(used_G), width)) @ core_GAF).flatten(0, 1).index_select(0, slot_N)
     x_NDPQ: Tensor = x_NF.unflatten(1, core_UADPQ.shape[2:])
     return x_NDPQ
 

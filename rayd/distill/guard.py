@@ -17,13 +17,16 @@ PLATEAU_FACTOR = 0.5
 """As in NCFM's release: `decay: plateau` multiplies the rate by this after so many steps without a lower loss ..."""
 PLATEAU_LOWER = 1e-4
 """... by this share at least."""
+WARM, MEMORY = 10, 0.9
+"""Steps before any gradient counts as out of proportion; the share of the typical norm that a step leaves of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
     """What happens to a run that goes wrong. A step that is not finite is skipped; after `bad` of them in a row, or when
     the step size explodes, the last checkpoint is loaded; after `rollbacks` of those the run ends with a diagnosis. So it
-    does after `patience` steps in a row from which nothing was learned."""
+    does after `patience` steps in a row from which nothing was learned. A step of a gradient that is out of all
+    proportion is skipped, too: an inner loop that diverges once would throw its step size where it diverges for good."""
 
     patience: int = 50
     """Steps in a row in which every item was skipped, or the gradient of the codec was below `stall` of its first."""
@@ -35,10 +38,14 @@ class GuardConfig:
     """More of them end the run with a diagnosis."""
     max_step_size: float = 10.0
     """A learned step size above this has exploded."""
+    spike: float | None = 30.0
+    """Times the typical gradient's norm above which a step is skipped; null: none, as in the published loops."""
 
     def __post_init__(self) -> None:
         if self.patience < 1 or self.bad < 1 or self.rollbacks < 0 or not self.max_step_size > 0 or self.stall < 0:
             raise refuse("guard", self, "patience, bad >= 1, rollbacks, stall >= 0, max_step_size > 0")
+        if self.spike is not None and not self.spike > 1:
+            raise refuse("guard.spike", self.spike, "a number above 1, or null")
 
 
 class Tally(NamedTuple):
@@ -77,6 +84,8 @@ class Record:
     """... and its step, or that of the last cut of the rate ..."""
     factor: float = 1.0
     """... which `decay: plateau` has reached."""
+    typical: float = 0.0
+    """Geometric running mean of the gradient's norm; 0: no step was taken yet."""
 
     def tensor(self) -> Tensor:
         return torch.tensor(astuple(self), dtype=torch.float64)
@@ -85,7 +94,7 @@ class Record:
     def of(cls, tensor: Tensor) -> Record:
         """Of a state; one of an earlier version has the first four numbers."""
         numbers = tensor.tolist()
-        kinds = (int, int, int, int, int, float, float, int, float)
+        kinds = (int, int, int, int, int, float, float, int, float, float)
         return cls(*(kind(n) for kind, n in zip(kinds, numbers, strict=False)))
 
 
@@ -113,6 +122,11 @@ def verdict(guard: GuardConfig, record: Record, tally: Tally, norm: float, codec
     value = tally.value / tally.items
     if not (math.isfinite(norm) and math.isfinite(value)):
         return bad(guard, record, f"loss {value:.3g}, gradient norm {norm:.3g}")
+    typical, most = record.typical or norm, (guard.spike or math.inf) * (record.typical or norm)
+    record = replace(record, typical=typical**MEMORY * min(norm, most) ** (1 - MEMORY))
+    if norm > most and record.number > WARM:
+        record = replace(record, bad=0, skipped=record.skipped + 1)
+        return Verdict(Act.SKIP, f"the gradient's norm is {norm:.3g}, where {typical:.3g} is typical", record)
     first = record.first or codec_norm
     small = codec_norm <= guard.stall * first
     record = replace(record, bad=0, first=first, idle=record.idle + 1 if small else 0)

@@ -8,19 +8,16 @@ Shapes: N images, B blocks, 64 coefficients in zigzag order, of levels times ste
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from rayd.data.jpeg_files import ZIGZAG, Layout
 from rayd.distill.codec import dct
-
-
-def whole(x: Tensor) -> Tensor:
-    """Rounded down; the gradient passes straight through."""
-    return x + (x.floor() - x).detach()
-
 
 FRACTION, MORE = 13, 2
 """Bits behind the point of the inverse DCT's constants, and of what its first pass leaves."""
@@ -54,39 +51,69 @@ def _inverse_matrix() -> Tensor:
 
 
 INVERSE = _inverse_matrix()
-NATURAL = torch.from_numpy(ZIGZAG).argsort()
-"""Place in zigzag order of each coefficient of a block, row by row."""
+COLUMNS = torch.from_numpy(ZIGZAG).argsort().view(8, 8).T.flatten()
+"""Place in zigzag order of each coefficient of a block, column by column."""
 
 
 def inverse_dct(blocks_NBk: Tensor) -> Tensor:
-    """Pixels [N, B, 8, 8] of 0 to 255."""
-    matrix = INVERSE.to(blocks_NBk.device)
-    x = blocks_NBk[..., NATURAL.to(blocks_NBk.device)].unflatten(-1, (8, 8))
-    columns = whole((matrix @ x) / 2 ** (FRACTION - MORE) + 0.5)
-    rows = whole((columns @ matrix.T) / 2 ** (FRACTION + MORE + 3) + 0.5)
-    return (rows + 128).clamp(0, 255)
+    """Pixels [N, B, 8, 8], not yet cut to 0 to 255."""
+    matrix = INVERSE.T.to(blocks_NBk.device)
+    columns_j8 = blocks_NBk[..., COLUMNS.to(blocks_NBk.device)].double().view(-1, 8)
+    half = (columns_j8 @ (matrix / 2 ** (FRACTION - MORE))).add_(0.5).floor_()
+    rows_j8 = half.view(-1, 8, 8).transpose(1, 2).reshape(-1, 8)
+    rows_j8 = (rows_j8 @ (matrix / 2 ** (FRACTION + MORE + 3))).add_(0.5).floor_()
+    out: Tensor = rows_j8.add_(128).view(*blocks_NBk.shape[:2], 8, 8)
+    return out
+
+
+def of_inverse_dct(grad_NBhw: Tensor) -> Tensor:
+    """The gradient of the coefficients [N, B, 64]."""
+    matrix = (INVERSE / 2 ** (FRACTION + 1.5)).to(grad_NBhw)
+    columns = (grad_NBhw.reshape(-1, 8) @ matrix).view(-1, 8, 8).transpose(1, 2).reshape(-1, 8) @ matrix
+    return columns.view(*grad_NBhw.shape[:2], 64)[..., COLUMNS.argsort().to(grad_NBhw.device)]
 
 
 def doubled(plane_Nhw: Tensor) -> Tensor:
     """Twice the sides, by a triangle filter: three quarters of the nearest, one of the next, in each direction."""
     padded = F.pad(plane_Nhw[:, None], (1, 1, 1, 1), "replicate")[:, 0]
-    near = padded[:, 1:-1]
-    rows = torch.stack([3 * near + padded[:, :-2], 3 * near + padded[:, 2:]], 2).flatten(1, 2)
-    near = rows[..., 1:-1]
-    left, right = whole((3 * near + rows[..., :-2] + 8) / 16), whole((3 * near + rows[..., 2:] + 7) / 16)
-    return torch.stack([left, right], -1).flatten(2)
+    near = 3 * padded[:, 1:-1]
+    rows = torch.stack([near + padded[:, :-2], near + padded[:, 2:]], 2).flatten(1, 2)
+    near = 3 * rows[..., 1:-1]
+    left, right = near + rows[..., :-2] + 8, near + rows[..., 2:] + 7
+    return torch.stack([left, right], -1).flatten(2).div_(16).floor_()
+
+
+def of_doubled(grad_Nhw: Tensor) -> Tensor:
+    """The gradient of the smaller plane."""
+
+    def across(grad: Tensor) -> Tensor:
+        left, right = grad[..., 0::2], grad[..., 1::2]
+        out = 3 * (left + right)
+        out[..., :-1] += left[..., 1:]
+        out[..., 1:] += right[..., :-1]
+        out[..., 0] += left[..., 0]
+        out[..., -1] += right[..., -1]
+        return out / 4
+
+    return across(across(grad_Nhw).transpose(1, 2)).transpose(1, 2)
 
 
 def coloured(y: Tensor, cb: Tensor, cr: Tensor) -> Tensor:
-    """RGB [N, 3, H, W] of 0 to 255."""
+    """RGB [N, 3, H, W], not yet cut to 0 to 255."""
 
     def part(x: Tensor, factor: float) -> Tensor:
         return int(factor * 2**16 + 0.5) * (x - 128)
 
-    red = y + whole((part(cr, 1.402) + 2**15) / 2**16)
-    green = y + whole((2**15 - part(cb, 0.34414) - part(cr, 0.71414)) / 2**16)
-    blue = y + whole((part(cb, 1.772) + 2**15) / 2**16)
-    return torch.stack([red, green, blue], 1).clamp(0, 255)
+    red = y + (part(cr, 1.402).add_(2**15) / 2**16).floor_()
+    green = y + ((2**15 - part(cb, 0.34414)).sub_(part(cr, 0.71414)) / 2**16).floor_()
+    blue = y + (part(cb, 1.772).add_(2**15) / 2**16).floor_()
+    return torch.stack([red, green, blue], 1)
+
+
+def of_coloured(grad_NCHW: Tensor) -> list[Tensor]:
+    """The gradients of luma and colours."""
+    red, green, blue = grad_NCHW.unbind(1)
+    return [red + green + blue, 1.772 * blue - 0.34414 * green, 1.402 * red - 0.71414 * green]
 
 
 def channels_of(rgb_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,6 +131,29 @@ def forward_dct(plane_Nhw: Tensor, down: int, across: int) -> Tensor:
     basis = dct(8, 8).to(x_NBhw)
     coefficients_NBk: Tensor = (basis @ x_NBhw @ basis.T).flatten(2)
     return coefficients_NBk[..., torch.from_numpy(ZIGZAG)]
+
+
+def cut(x: Tensor) -> tuple[Tensor, Tensor]:
+    """To 0 to 255, and where it was within, which is where a gradient passes."""
+    out = x.clamp(0, 255)
+    return out, out == x
+
+
+class _Decoded(torch.autograd.Function):
+    """Decoding with the gradient of its linear parts, in fp32: half the time of one through every rounding."""
+
+    @staticmethod
+    def forward(ctx: Any, blocks_NBk: Tensor, planes: Planes) -> Tensor:
+        pixels, *inside = planes.decode(blocks_NBk)
+        ctx.planes = planes
+        ctx.save_for_backward(*inside)
+        return pixels
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NCHW: Tensor) -> tuple[Tensor, None]:
+        of_blocks, of_pixels = ctx.saved_tensors
+        return ctx.planes.gradient(grad_NCHW * of_pixels, of_blocks), None
 
 
 class Planes(nn.Module):
@@ -125,16 +175,41 @@ class Planes(nn.Module):
 
     def pixels(self, blocks_NBk: Tensor) -> Tensor:
         """Of 0 to 255, as libjpeg decodes them: [N, C, H, W]."""
-        height, width = self.layout.height, self.layout.width
+        out: Tensor = _Decoded.apply(blocks_NBk, self)
+        return out
+
+    def _shape(self, channel: int) -> tuple[bool, int, int, int, int]:
+        """Whether a channel's plane is half as large, blocks down and across, height and width."""
+        small, share = self.layout.half and channel > 0, self._share(channel)
+        (down, across), height, width = self.layout.units, self.layout.height, self.layout.width
+        if small:
+            height, width = -(-height // 2), -(-width // 2)
+        return small, share * down, share * across, height, width
+
+    def decode(self, blocks_NBk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The pixels, and where the blocks' and the images' were within 0 to 255."""
+        x_NBhw, inside_NBhw = cut(inverse_dct(blocks_NBk).float())
         planes = []
         for channel in range(self.layout.channels):
-            x_NBhw = inverse_dct(blocks_NBk[:, getattr(self, f"place_{channel}")].double())
-            down, across = (self._share(channel) * units for units in self.layout.units)
-            plane = x_NBhw.unflatten(1, (down, across)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-            small = self.layout.half and channel > 0
-            plane = plane[:, : -(-height // 2), : -(-width // 2)] if small else plane[:, :height, :width]
-            planes.append(doubled(plane)[:, :height, :width] if small else plane)
-        return (coloured(*planes) if len(planes) == 3 else planes[0][:, None]).float()
+            small, down, across, height, width = self._shape(channel)
+            plane = x_NBhw.index_select(1, getattr(self, f"place_{channel}")).unflatten(1, (down, across))
+            plane = plane.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :height, :width]
+            planes.append(doubled(plane)[:, : self.layout.height, : self.layout.width] if small else plane)
+        pixels, inside = cut(coloured(*planes) if len(planes) == 3 else planes[0][:, None])
+        return pixels, inside_NBhw, inside
+
+    def gradient(self, grad_NCHW: Tensor, inside_NBhw: Tensor) -> Tensor:
+        """Of the blocks: straight through every rounding."""
+        out_NBhw = torch.empty_like(inside_NBhw, dtype=grad_NCHW.dtype)
+        grads = of_coloured(grad_NCHW) if self.layout.channels == 3 else [grad_NCHW[:, 0]]
+        for channel, grad in enumerate(grads):
+            small, down, across, height, width = self._shape(channel)
+            if small:
+                grad = of_doubled(F.pad(grad, (0, 2 * width - grad.shape[2], 0, 2 * height - grad.shape[1])))
+            grad = F.pad(grad, (0, 8 * across - width, 0, 8 * down - height))
+            grad_NBhw = grad.unflatten(2, (across, 8)).unflatten(1, (down, 8)).transpose(2, 3).flatten(1, 2)
+            out_NBhw[:, getattr(self, f"place_{channel}")] = grad_NBhw
+        return of_inverse_dct(out_NBhw.mul_(inside_NBhw))
 
     def blocks(self, pixels_NCHW: Tensor) -> Tensor:
         """Coefficients before they are rounded: [N, B, 64]."""

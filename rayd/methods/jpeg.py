@@ -205,7 +205,7 @@ class Jpeg(Family):
 
     def pixels(self, index_N: Tensor) -> Tensor:
         """Of 0 to 255, as libjpeg decodes the files, of the size of the images."""
-        x_NCHW = self.planes.pixels(self.blocks[index_N.to(self.blocks.device)])
+        x_NCHW = self.planes.pixels(self.blocks.index_select(0, index_N.to(self.blocks.device)))
         if x_NCHW.shape[-2:] == self.spec.shape[-2:]:
             return x_NCHW
         return F.interpolate(x_NCHW, size=self.spec.shape[-2:], mode="bilinear", align_corners=False)

@@ -58,7 +58,7 @@ class Pixel(Family):
         self.pixels = normal(rng, (len(self), *spec.shape))
 
     def images(self, index_N: Tensor) -> Tensor:
-        return self.pixels[index_N.to(self.pixels.device)]
+        return self.pixels.index_select(0, index_N.to(self.pixels.device))
 
     def begin(self, take: Take, rng: torch.Generator) -> None:
         for c in range(self.spec.classes):

@@ -7,7 +7,18 @@ import math
 import pytest
 import torch
 
-from rayd.distill.guard import PLATEAU_STEPS, Act, GuardConfig, Record, Tally, Verdict, bad, bytes_reduced, verdict
+from rayd.distill.guard import (
+    PLATEAU_STEPS,
+    WARM,
+    Act,
+    GuardConfig,
+    Record,
+    Tally,
+    Verdict,
+    bad,
+    bytes_reduced,
+    verdict,
+)
 
 GUARD = GuardConfig(patience=3, bad=2, rollbacks=1)
 GOOD, SKIPPED = Tally(1.0, 2, 0), Tally(0.0, 0, 2)
@@ -62,6 +73,20 @@ def test_an_exploded_step_size_rolls_back_at_once() -> None:
     assert bad(GUARD, first.record, "step size 11", at_once=True).act is Act.END
 
 
+def test_a_gradient_out_of_proportion_is_skipped_until_it_is_the_rule() -> None:
+    usual = [(GOOD, 1.0)] * WARM
+    assert after([*usual[1:], (GOOD, 31.0)]).act is Act.STEP, "nothing is typical yet"
+    assert after([*usual, (GOOD, 29.0)]).act is Act.STEP
+    spike = after([*usual, (GOOD, 31.0)])
+    assert spike.act is Act.SKIP and "norm is 31, where 1 is typical" in spike.why
+    assert spike.record.typical == pytest.approx(30**0.1) and spike.record.skipped == 1
+    assert after([(GOOD, 1.0)], spike.record).act is Act.STEP
+    assert [after([(GOOD, 100.0)] * n, spike.record).act for n in (1, 6)] == [Act.SKIP, Act.STEP]
+    falling = after([(GOOD, 0.7**n) for n in range(38)])
+    assert falling.act is Act.STEP and falling.record.skipped == 0
+    assert after([(GOOD, 0.0)], Record(number=20)).record.typical == 0.0
+
+
 def test_the_rate_is_halved_on_a_plateau() -> None:
     flat = after([(GOOD, 1.0)] * (PLATEAU_STEPS + 1))
     assert flat.record.factor == 1.0 and after([(GOOD, 1.0)], flat.record).record.factor == 0.5
@@ -83,6 +108,13 @@ def test_bytes_of_a_step() -> None:
 
 
 def test_impossible_guards_are_refused() -> None:
-    for wrong in ({"patience": 0}, {"bad": 0}, {"rollbacks": -1}, {"max_step_size": 0.0}, {"stall": -1.0}):
+    for wrong in (
+        {"spike": 1.0},
+        {"patience": 0},
+        {"bad": 0},
+        {"rollbacks": -1},
+        {"max_step_size": 0.0},
+        {"stall": -1.0},
+    ):
         with pytest.raises(ValueError, match="guard"):
             GuardConfig(**wrong)  # type: ignore[arg-type]

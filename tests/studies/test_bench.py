@@ -15,7 +15,8 @@ from rayd.data.images import Spec
 from rayd.distill.unroll import cross_entropy
 from rayd.nets.convnet import NetConfig
 from rayd.seeds import generator
-from rayd.studies.bench import HEAD, Timing, compared, interleaved, isolated, others, pairs
+from rayd.studies import bench
+from rayd.studies.bench import HEAD, BenchRow, Timing, compared, interleaved, isolated, others, pairs
 from rayd.studies.bench.codecs import CODECS, SIZES, both, decode, fitted, through
 from rayd.studies.bench.field import convnet, started
 from rayd.studies.bench.unroll import field_loss
@@ -88,3 +89,18 @@ def test_a_busy_machine_is_noticed() -> None:
     with subprocess.Popen(words) as other:
         assert others(0.5) > 0.3
         other.kill()
+
+
+@pytest.mark.parametrize("name", ["codecs", "scaling"])
+def test_beside_other_work_every_row_is_marked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what needs its cores for itself is not run."""
+    row = BenchRow(bench=name, case="width=32", value=1.0, unit="s", ratio=2.0)
+    monkeypatch.setattr(f"rayd.studies.bench.{name}.rows", lambda size: iter([row]))
+    monkeypatch.setattr(bench.os, "cpu_count", lambda: 2)
+    for taken, marked in ((0.1, False), (1.0, True)):
+        monkeypatch.setattr(bench, "others", lambda taken=taken: taken)
+        (one,) = bench.rows(name)
+        assert one.noisy == marked
+        assert one.case == (
+            "not run: other processes have 1.0 of 2 cores" if marked and name == "scaling" else row.case
+        )

@@ -12,7 +12,8 @@
 
 A bench has `rows(size) -> Iterator[BenchRow]`. Ways that are compared take turns in one process (`interleaved`): a ratio
 is the median over the pairs of a turn. It is marked noisy where the middle half of the pairs spreads by more than a tenth,
-and in a bench that takes several cores where another process has one. CPU seconds stand beside wall seconds. Peak memory
+and where other processes have a tenth of the machine: they take its caches and memory, which moves ratios that do not
+scatter. What needs two cores is not run where they are not free. CPU seconds stand beside wall seconds. Peak memory
 needs a process of its own: `isolated("unroll", "peak", width=128)` calls that module's `peak(width=128)`, which returns a
 dict, and adds `peak` (resident bytes above those after the imports).
 """
@@ -39,11 +40,12 @@ from rayd.machine import peak_memory, use_threads
 BENCHES = ("experts", "unroll", "codecs", "objectives", "evaluate", "buffer", "scaling", "trust")
 THREADS = 1
 """As a job has them; several would wait for the one whose core another job has."""
-SEVERAL_CORES = ("objectives", "scaling")
-"""Benches whose ways take more than a core: data are fetched ahead, workers run side by side."""
+CORES = {"scaling": 2}
+"""That a bench needs for itself."""
 TURNS = 5
 NOISY = 0.1
-"""Spread of the middle half of the pairs, as a share of their median, above which a ratio is marked."""
+"""Spread of the middle half of the pairs, as a share of their median, above which a ratio is marked; and other processes'
+share of the cores."""
 HEAD = f"{'bench':<11}{'case':<58}{'value':>10} {'unit':<14}{'ratio':>7}{'cpu':>7}{'floor':>7}{'memory':>8}"
 
 
@@ -155,7 +157,12 @@ def interleaved(
 
 def rows(name: str, size: str = "default") -> Iterator[BenchRow]:
     use_threads(THREADS)
-    busy = name in SEVERAL_CORES and others() > NOISY * (os.cpu_count() or 1)
+    cores, taken = os.cpu_count() or 1, others()
+    busy = taken > NOISY * cores
+    if name in CORES and cores - taken < CORES[name] * (1 - NOISY):
+        case = f"not run: other processes have {taken:.1f} of {cores} cores"
+        yield BenchRow(bench=name, case=case, value=cores - taken, unit="cores free", noisy=True)
+        return
     for row in importlib.import_module(f"rayd.studies.bench.{name}").rows(size):
         yield replace(row, noisy=row.noisy or busy)
 
