@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rayd.errors import refuse
+from rayd.schema import ADDED
 
 PLATEAU_STEPS = 500
 PLATEAU_FACTOR = 0.5
@@ -38,7 +39,7 @@ class GuardConfig:
     """More of them end the run with a diagnosis."""
     max_step_size: float = 10.0
     """A learned step size above this has exploded."""
-    spike: float | None = 30.0
+    spike: float | None = field(default=30.0, metadata=ADDED)
     """Times the typical gradient's norm above which a step is skipped; null: none, as in the published loops."""
 
     def __post_init__(self) -> None:
