@@ -32,10 +32,8 @@ from rayd.seeds import generator
 
 log = logging.getLogger(__name__)
 
-TEST_BATCH = {"cpu": 64, "cuda": 500}
+TEST_BATCH, ON_CPU = 500, 64
 """Images per forward pass: on a CPU what stays near the cache is faster, and large blocks of many sizes break up memory."""
-MANY = 500
-"""Images from which compiling the forward pass pays."""
 WORTH = 200
 """Steps from which compiling (some ten seconds, once for all networks alike) pays; fewer run eagerly."""
 
@@ -136,10 +134,14 @@ def embedder(
     @torch.no_grad()
     def features(index_N: Tensor) -> Tensor:
         with arithmetic(recipe.precision):
-            blocks = (source.decode(part)[0].to(device) for part in index_N.split(TEST_BATCH.get(device.type, MANY)))
+            blocks = (source.decode(part)[0].to(device) for part in index_N.split(_test_batch(device)))
             return torch.cat([net.features(theta_P, block)[-1] for block in blocks])
 
     return features
+
+
+def _test_batch(device: torch.device) -> int:
+    return ON_CPU if device.type == "cpu" else TEST_BATCH
 
 
 def check(recipe: RecipeConfig, step_size: float | None, teacher: object) -> float:
@@ -260,9 +262,9 @@ def _forward(config: Any, spec: Spec, precision: str, compile: bool) -> Callable
 
 
 def _accuracy(net: Net, theta_P: Tensor, test: ImageSet, precision: str, device: torch.device, compile: bool) -> float:
-    compile = compile and len(test) >= MANY and can_compile(device.type)
+    compile = compile and len(test) >= TEST_BATCH and can_compile(device.type)
     forward, right = _forward(net.config, net.spec, precision, compile), 0
-    for index in torch.arange(len(test)).split(TEST_BATCH.get(device.type, MANY)):
+    for index in torch.arange(len(test)).split(_test_batch(device)):
         images = test.decode(index)[0].to(device).contiguous(memory_format=torch.channels_last)
         right += int((forward(theta_P, images).cpu() == test.classes_N[index]).sum())
     return right / len(test)

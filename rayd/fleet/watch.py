@@ -86,9 +86,8 @@ class _Rest(threading.Thread):
     def __init__(self, say: Callable[[], Any], every: float) -> None:
         super().__init__(name="rest", daemon=True)
         self.say, self.every, self.over = say, every, threading.Event()
-        with contextlib.suppress(
-            RayError
-        ):  # the first word is awaited: whoever stops right after it is known as resting
+        # The first word is awaited: a process that stops right after it is known as resting.
+        with contextlib.suppress(RayError):
             ray.get(say(), timeout=ANSWER)
 
     def run(self) -> None:
@@ -143,10 +142,13 @@ def beating(pulse: Pulse, group: str, place: int = 0, stays: bool = False) -> It
 
 def _kill(member: Member) -> bool:
     """On the member's node; whether it ran. A process that ended meanwhile is left alone, whoever has its number now."""
-    runs = birth(member.pid) == member.born
-    if runs:
+    if birth(member.pid) != member.born:
+        return False
+    try:
         os.kill(member.pid, signal.SIGKILL)
-    return runs
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
 
 
 @dataclass
