@@ -125,6 +125,13 @@ class Preparation:
         differing = self.store.claim(PLAN, plan)
         if differing:
             key, there = differing[0], self.store.read_json(PLAN)
+            if key == "source":
+                raise refuse(
+                    "data",
+                    self.source.where,
+                    f"the files that {self.store.where(PLAN)} was begun with; a name, size or time of change is another now",
+                    "read what is prepared already (data=prepared data.path=...), prepare into another folder, or remove it",
+                )
             raise refuse(
                 f"to: {key}",
                 plan[key],

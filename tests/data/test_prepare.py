@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 import time
@@ -84,6 +85,9 @@ def test_bad_files_are_named_and_another_plan_is_refused(tmp_path: Path) -> None
     assert [one["name"] for one in ready.train.manifest["skipped"]] in ([], ["train/a/005.jpg"])
     with pytest.raises(Refused, match=r"resize=pad.*crop.*another folder"):
         list(prepare(DataConfig(**(base | {"resize": "pad"})), str(tmp_path / "to"), 5))
+    os.utime(tmp_path / "set" / "train" / "a" / "004.jpg", (1, 1))
+    with pytest.raises(Refused, match=r"data=.*set.*time of change.*data=prepared"):
+        list(prepare(DataConfig(**base), str(tmp_path / "to"), 5))
     with pytest.raises(Refused, match=r"data\.size=None"):
         Preparation(DataConfig(**(base | {"size": None})), str(tmp_path / "other"), 5)
 
