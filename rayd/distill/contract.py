@@ -266,6 +266,10 @@ class Objective(Part):
         """The learned step size of the inner loop, if there is one; it is then a key of `gives`, too."""
         return None
 
+    def stuck(self) -> str:
+        """Why a step can change nothing, as the objective stands; empty where it can."""
+        return ""
+
 
 class Term(Part):
     """A weighted addition fed by the Match's scene: adds `weight` times its value, and losses of its own players.

@@ -132,6 +132,11 @@ class Mtt(Objective):
     def step_size(self) -> float:
         return float(self.step.detach())
 
+    def stuck(self) -> str:
+        if not self.config.learn_step or bool(self.step > FLOOR):
+            return ""
+        return f"the learned step size is at its floor of {FLOOR}, where the inner loop hardly moves"
+
     def players(self) -> list[Player]:
         if not self.config.learn_step:
             return []

@@ -67,6 +67,15 @@ def test_a_run_that_never_learned_ends_at_its_last_step() -> None:
     assert after([(GOOD, 1.0), (SKIPPED, 0.0)], total=2).act is Act.SKIP
 
 
+@pytest.mark.parametrize(("idle", "total", "act"), [(9, 30, Act.STEP), (10, 30, Act.END), (10, 60, Act.STEP)])
+def test_a_run_that_learned_nothing_in_its_last_quarter_ends(idle: int, total: int, act: Act) -> None:
+    guard, record = GuardConfig(patience=50), Record(number=total - idle, first=1.0, typical=1.0)
+    for _ in range(idle):
+        decision = verdict(guard, record, GOOD, 1.0, 1.0, record.number + 1 == total, "the floor")
+        record = decision.record
+    assert decision.act is act and ("the floor" in decision.why) == (act is Act.END)
+
+
 def test_an_exploded_step_size_rolls_back_at_once() -> None:
     first = bad(GUARD, Record(number=5), "step size 11", at_once=True)
     assert first.act is Act.ROLL_BACK and first.record.rolled == 1

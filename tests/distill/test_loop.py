@@ -156,6 +156,17 @@ def test_a_gradient_that_is_gone_ends_the_run() -> None:
     assert len(steps) == 6
 
 
+def test_a_step_size_that_stays_at_its_floor_ends_the_run() -> None:
+    distillation = make(steps=100, guard=GuardConfig(patience=4))
+    with pytest.raises(
+        Failed, match=r"step 6: nothing was learned in 4 steps in a row: the learned step size .* floor"
+    ):
+        for step in distillation.run():
+            if step.number >= 2:
+                with torch.no_grad():
+                    distillation.objective.step.fill_(1e-3)  # type: ignore[union-attr, operator]
+
+
 def test_a_run_shorter_than_the_patience_ends_too() -> None:
     with pytest.raises(Failed, match="nothing was learned in 6 steps"):
         list(make(skip_above=1e-9, steps=6).run())
