@@ -44,7 +44,7 @@ class GuardConfig:
     """More of them end the run with a diagnosis."""
     max_step_size: float = 10.0
     """A learned step size above this has exploded."""
-    spike: float | None = field(default=30.0, metadata=ADDED)
+    spike: float | None = field(default=15.0, metadata=ADDED)
     """Times the typical gradient's norm above which a step is skipped; null: none, as in the published loops."""
 
     def __post_init__(self) -> None:
