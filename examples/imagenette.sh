@@ -22,5 +22,5 @@ one() {   # name, controls, words
 { one nsd [start] method=nsd; one haba [start] method=haba; one lodc [start] method=lodc; } &
 half=$!
 one lss [start] method=lss
-one pixel true method=mtt method.steps=100 method.optimiser.lr=0.1 method.objective.batch=null
+one pixel true method=mtt method.steps=100 method.optimiser.lr=0.1 method.objective.batch=null method.objective.step_size=0.05 method.objective.lr_step=1e-4
 wait $half
