@@ -35,7 +35,7 @@ class GuardConfig:
 
     patience: int = 50
     """Steps in a row in which every item was skipped, the gradient of the codec was below `stall` of its first, or the
-    learned step size stood at its floor."""
+    learned step size had fallen to its floor."""
     stall: float = 1e-6
     """Share of the first gradient below which nothing is learned."""
     bad: int = 3

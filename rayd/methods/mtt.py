@@ -133,9 +133,10 @@ class Mtt(Objective):
         return float(self.step.detach())
 
     def stuck(self) -> str:
-        if not self.config.learn_step or bool(self.step > FLOOR):
+        """Published settings that start at the floor may wait there."""
+        if not self.config.learn_step or self.config.step_size <= FLOOR or bool(self.step > FLOOR):
             return ""
-        return f"the learned step size is at its floor of {FLOOR}, where the inner loop hardly moves"
+        return f"the learned step size fell to its floor of {FLOOR}, where the inner loop hardly moves"
 
     def players(self) -> list[Player]:
         if not self.config.learn_step:

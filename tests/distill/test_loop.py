@@ -165,6 +165,9 @@ def test_a_step_size_that_stays_at_its_floor_ends_the_run() -> None:
             if step.number >= 2:
                 with torch.no_grad():
                     distillation.objective.step.fill_(1e-3)  # type: ignore[union-attr, operator]
+    start = replace(distillation.objective.config, step_size=1e-3)  # type: ignore[type-var, arg-type]
+    distillation.objective.config = start
+    assert distillation.objective.stuck() == "", "published settings start there"
 
 
 def test_a_run_shorter_than_the_patience_ends_too() -> None:
