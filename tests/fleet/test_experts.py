@@ -131,7 +131,7 @@ def test_a_full_disk_ends_the_run_with_its_message(ray_local: None, tmp_path: Pa
             return super().build(number)
 
     run = digits_run(tmp_path, experts=2, changes={"scale": laptop(actors=1)})
-    with pytest.raises(Failed, match=r"experts-00000\.tar: no room left.*run the same command again"):
+    with pytest.raises(Failed, match=r"experts-00000\S+: no room left.*run the same command again"):
         list(fleet.build(ExpertPlan.open(run), actor_class=Full))
     assert verify(run.experts_at) == []
 
