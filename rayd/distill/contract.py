@@ -266,8 +266,8 @@ class Objective(Part):
         """The learned step size of the inner loop, if there is one; it is then a key of `gives`, too."""
         return None
 
-    def stuck(self) -> str:
-        """Why a step can change nothing, as the objective stands; empty where it can."""
+    def stuck(self, value: float) -> str:
+        """Why a step of this value brings nothing, as the objective stands, though it has a gradient; empty where it may."""
         return ""
 
 

@@ -19,8 +19,7 @@ PLATEAU_FACTOR = 0.5
 PLATEAU_LOWER = 1e-4
 """... by this share at least."""
 SHORT = 10
-"""A run ends at its last step for so many steps in a row from which nothing was learned, never for fewer unless these are
-all."""
+"""An objective that is stuck for fewer steps ends no run."""
 WARM, MEMORY = 10, 0.9
 """Steps before any gradient counts as out of proportion; the share of the typical norm that a step leaves of it."""
 
@@ -29,13 +28,13 @@ WARM, MEMORY = 10, 0.9
 class GuardConfig:
     """What happens to a run that goes wrong. A step that is not finite is skipped; after `bad` of them in a row, or when
     the step size explodes, the last checkpoint is loaded; after `rollbacks` of those the run ends with a diagnosis. So it
-    does after `patience` steps in a row from which nothing was learned, or at its last step if these are a quarter of all.
+    does after `patience` steps in a row from which nothing was learned, and at its last step if the objective was stuck
+    for a quarter of the run by then: before, it may get free.
     A step of a gradient that is out of all proportion is skipped, too: an inner loop that diverges once would throw its
     step size where it diverges for good."""
 
     patience: int = 50
-    """Steps in a row in which every item was skipped, the gradient of the codec was below `stall` of its first, or the
-    learned step size had fallen to its floor."""
+    """Steps in a row in which every item was skipped, or the gradient of the codec was below `stall` of its first."""
     stall: float = 1e-6
     """Share of the first gradient below which nothing is learned."""
     bad: int = 3
@@ -92,6 +91,8 @@ class Record:
     """... which `decay: plateau` has reached."""
     typical: float = 0.0
     """Geometric running mean of the gradient's norm; 0: no step was taken yet."""
+    stuck: int = 0
+    """Steps in a row in which the objective was stuck."""
 
     def tensor(self) -> Tensor:
         return torch.tensor(astuple(self), dtype=torch.float64)
@@ -100,7 +101,7 @@ class Record:
     def of(cls, tensor: Tensor) -> Record:
         """Of a state; one of an earlier version has the first four numbers."""
         numbers = tensor.tolist()
-        kinds = (int, int, int, int, int, float, float, int, float, float)
+        kinds = (int, int, int, int, int, float, float, int, float, float, int)
         return cls(*(kind(n) for kind, n in zip(kinds, numbers, strict=False)))
 
 
@@ -121,8 +122,8 @@ def verdict(
     guard: GuardConfig, record: Record, tally: Tally, norm: float, codec_norm: float, last: bool, stuck: str = ""
 ) -> Verdict:
     """What to do with a step whose items and gradients are summed, and what is then remembered. `norm`: of the gradient
-    of all players, `codec_norm`: of the codec's; `last`: whether it is the last of the run; `stuck`: why it can change
-    nothing."""
+    of all players, `codec_norm`: of the codec's; `last`: whether it is the last of the run; `stuck`: why it brings
+    nothing, though it has a gradient."""
     record = replace(record, number=record.number + 1)
     if tally.items == 0:
         record = replace(record, skipped=record.skipped + 1, idle=record.idle + 1)
@@ -137,22 +138,24 @@ def verdict(
         record = replace(record, bad=0, skipped=record.skipped + 1)
         return Verdict(Act.SKIP, f"the gradient's norm is {norm:.3g}, where {typical:.3g} is typical", record)
     first = record.first or codec_norm
-    if codec_norm <= guard.stall * first:
-        stuck = f"the gradient of the codec is {codec_norm:.3g}, and was {first:.3g} at the first step"
-    record = replace(record, bad=0, first=first, idle=record.idle + 1 if stuck else 0)
+    small = codec_norm <= guard.stall * first
+    record = replace(record, bad=0, first=first, idle=record.idle + 1 if small else 0)
+    record = replace(record, stuck=record.stuck + 1 if stuck else 0)
     if value < record.lowest * (1 - PLATEAU_LOWER):
         record = replace(record, lowest=value, lowest_at=record.number)
     elif record.number - record.lowest_at > PLATEAU_STEPS:
         record = replace(record, lowest_at=record.number, factor=record.factor * PLATEAU_FACTOR)
-    if not stuck:
-        return Verdict(Act.STEP, "", record)
-    return Verdict(*_idle(guard, record, Act.STEP, stuck, last), record)
+    if small:
+        why = f"the gradient of the codec is {codec_norm:.3g}, and was {first:.3g} at the first step"
+        return Verdict(*_idle(guard, record, Act.STEP, why, last), record)
+    if last and stuck and record.stuck >= max(SHORT, record.number / 4):
+        return Verdict(Act.END, f"nothing was learned in the last {record.stuck} steps: {stuck}", record)
+    return Verdict(Act.STEP, "", record)
 
 
 def _idle(guard: GuardConfig, record: Record, act: Act, why: str, last: bool) -> tuple[Act, str]:
     """Whether a step from which nothing was learned ends the run."""
-    of_the_run = max(record.number / 4, min(record.number, SHORT))
-    if record.idle < guard.patience and not (last and record.idle >= of_the_run):
+    if record.idle < guard.patience and not (last and record.idle == record.number):
         return act, why if act is Act.SKIP else ""
     return Act.END, f"nothing was learned in {record.idle} steps in a row: {why}"
 

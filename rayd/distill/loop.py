@@ -196,8 +196,8 @@ class Distillation:
         mean = self.objective.reduction == "mean" and tally.items > 0
         gradient = gradient / tally.items if mean else gradient
         norm, codec_norm = float(gradient.norm()), float(gradient[: self.codec_numbers].norm())
-        last, stuck = self.number + 1 == self.steps, self.objective.stuck()
-        decision = verdict(self.guard, self.record, tally, norm, codec_norm, last, stuck)
+        stuck = self.objective.stuck(tally.value / tally.items) if tally.items else ""
+        decision = verdict(self.guard, self.record, tally, norm, codec_norm, self.number + 1 == self.steps, stuck)
         step = Step(self.number + 1, tally.value / tally.items if mean else tally.value)
         step.metrics = metrics | {"grad_norm": norm, "items_skipped": tally.skipped}
         if decision.act is Act.STEP:

@@ -33,6 +33,8 @@ from rayd.seeds import generator, seed_of
 
 FLOOR = 0.001
 """The least that a learned step size can be."""
+APART = 0.99
+"""Loss from which a student ends where it began."""
 
 
 class Mtt(Objective):
@@ -132,11 +134,12 @@ class Mtt(Objective):
     def step_size(self) -> float:
         return float(self.step.detach())
 
-    def stuck(self) -> str:
-        """Published settings that start at the floor may wait there."""
-        if not self.config.learn_step or self.config.step_size <= FLOOR or bool(self.step > FLOOR):
+    def stuck(self, value: float) -> str:
+        if not self.config.learn_step or value < APART or bool(self.step > FLOOR):
             return ""
-        return f"the learned step size fell to its floor of {FLOOR}, where the inner loop hardly moves"
+        return (
+            f"the learned step size is at its floor of {FLOOR}, and the student ends where it began (loss {value:.3g})"
+        )
 
     def players(self) -> list[Player]:
         if not self.config.learn_step:

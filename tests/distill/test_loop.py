@@ -156,18 +156,13 @@ def test_a_gradient_that_is_gone_ends_the_run() -> None:
     assert len(steps) == 6
 
 
-def test_a_step_size_that_stays_at_its_floor_ends_the_run() -> None:
-    distillation = make(steps=100, guard=GuardConfig(patience=4))
-    with pytest.raises(
-        Failed, match=r"step 6: nothing was learned in 4 steps in a row: the learned step size .* floor"
-    ):
-        for step in distillation.run():
-            if step.number >= 2:
-                with torch.no_grad():
-                    distillation.objective.step.fill_(1e-3)  # type: ignore[union-attr, operator]
-    start = replace(distillation.objective.config, step_size=1e-3)  # type: ignore[type-var, arg-type]
-    distillation.objective.config = start
-    assert distillation.objective.stuck() == "", "published settings start there"
+def test_a_step_size_that_stays_at_its_floor_ends_the_run_at_its_last_step() -> None:
+    """Not before: published runs lie there for a while, and their images get better."""
+    distillation = make(steps=12, guard=GuardConfig(patience=4))
+    with pytest.raises(Failed, match=r"step 12: nothing was learned in the last 1[12] steps: .* at its floor of 0.001"):
+        for _ in distillation.run():
+            with torch.no_grad():
+                distillation.objective.step.fill_(1e-3)  # type: ignore[union-attr, operator]
 
 
 def test_a_run_shorter_than_the_patience_ends_too() -> None:
