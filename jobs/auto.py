@@ -293,7 +293,7 @@ class Stages:
         if not store.exists("scoring.json"):
             tasks = row_tasks(run, load(at, run.methods), controls)
             answers = self.answers(run, at)
-            fitted, rows = fitting(run, tasks, self.clock, self.end, answers, self.search.slots, self.real)
+            fitted, rows = fitting(run, tasks, self.clock, self.end, answers, self.search.slots, self.real, self.spec)
             store.write_json("scoring.json", {"seeds": fitted.recipe.seeds, "controls": rows})
         plan = store.read_json("scoring.json")
         run = replace(run, recipe=replace(run.recipe, seeds=int(plan["seeds"])))

@@ -5,7 +5,7 @@
     KIND@floats          as many real images as the artifact has floats for
     KIND@raw             as many 8-bit images, one byte a label, as the artifact's file has bytes
     KIND@jpeg            as many JPEG files (quality 75), decoded again, as the artifact's file has bytes
-    KIND@best            as many files of the format and quality that are best on validation, in the artifact's bytes
+    KIND@best            as many files of the format, quality and size that are best on validation, in the artifact's bytes
 
 KIND is random (every network draws its own images), herding or kcentre (in the features of a network trained on the real
 set). A name may end in /hard (labels replaced by classes) or /bare (no augmentation): what LRS and ARS need.

@@ -2,6 +2,7 @@
 
 Baseline JPEG with one head for all files (as the codec `jpeg` stores them), and files of WebP and AVIF where Pillow has
 them; each at several numbers of bits a pixel, so that more images of lower quality stand against fewer of a higher one.
+Large images are tried at half their side too, shown at the whole of it: four times as many for the same bits a pixel.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
 from operator import itemgetter
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rayd.artifact.write import as_stored
-from rayd.data.images import Images
+from rayd.data.images import Images, Spec
 from rayd.data.sources.decode import compressed, decompressed, formats
 from rayd.data.transform import Transform
 from rayd.distill.budget import Budget
@@ -28,7 +31,9 @@ from rayd.seeds import generator
 log = logging.getLogger(__name__)
 
 BITS = (1.0, 1.5, 2.2, 3.5, 6.0)
-"""Of a pixel."""
+"""Of a stored pixel."""
+LARGE = 64
+"""Pixels of a side from which images are tried at half of it too."""
 SHORT, FINALISTS = 4, 4
 """A way is tried for a quarter of the recipe; so many of them meet again under all of it."""
 SAMPLE = 64
@@ -62,50 +67,68 @@ def strongest(
     return max(final, key=itemgetter(0))[1]
 
 
-def networks() -> float:
+def heights(spec: Spec) -> tuple[int, ...]:
+    """Of a stored image."""
+    height = spec.shape[-2]
+    return (height, height // 2) if height >= LARGE else (height,)
+
+
+def networks(spec: Spec) -> float:
     """Networks of the whole recipe that choosing costs at most."""
-    return len(BITS) * (1 + len(formats())) / SHORT + FINALISTS
+    return len(heights(spec)) * len(BITS) * (1 + len(formats())) / SHORT + FINALISTS
 
 
 def ways(train: Images, orders: list[Tensor], room: int, transform: Transform) -> Iterator[tuple[str, ImageSet]]:
     spec = train.spec
     everything = min(map(len, orders)) * spec.classes
-    for bits in BITS:
-        budget, config = Budget(bytes=room), Jpeg.Config(bits=bits)
+    for height, bits in product(heights(spec), BITS):
+        way = f"{bits:g} bits a pixel" + (f", {height} px high" if height < spec.shape[-2] else "")
+        budget, config = Budget(bytes=room), Jpeg.Config(bits=bits, side=height)
         fitted = config.fit(budget, spec)
         if (fitted.images or 0) > everything:
             fitted = replace(config, images=everything).fit(budget, spec)
         codec = fitted.build(spec, generator(0, "compressed"))
         codec.enter(transform, budget)
         codec.encode(lambda c, n: transform(train.pixels_NCHW[orders[c][:n]]), generator(0, "compressed"))
-        yield f"jpeg, {bits:g} bits a pixel", ImageSet.of(as_stored(codec))
+        yield f"jpeg, {way}", ImageSet.of(as_stored(codec))
         for format in formats():
-            images = in_files(train, coreset.in_turn(orders, len(train)), room, bits, format)
+            images = in_files(train, coreset.in_turn(orders, len(train)), room, bits, format, height)
             if images is not None:
-                yield f"{format}, {bits:g} bits a pixel", ImageSet.of(images, transform)
+                yield f"{format}, {way}", ImageSet.of(images, transform)
 
 
-def in_files(train: Images, order: Tensor, room: int, bits: float, format: str) -> Images | None:
+def in_files(train: Images, order: Tensor, room: int, bits: float, format: str, height: int) -> Images | None:
     """As many as fit, as they look once compressed; none where a file of no quality is too large."""
     spec = train.spec
-    wanted = max(bits * spec.shape[-2] * spec.shape[-1] / 8, room / len(order) - LABEL_BYTES)
+    whole = spec.shape[-2:]
+    size = (height, max(1, round(whole[1] * height / whole[0])))
+    wanted = max(bits * size[0] * size[1] / 8, room / len(order) - LABEL_BYTES)
 
-    def size(quality: int) -> float:
-        sample = [compressed(train.pixels_NCHW[i], format, quality) for i in order[:SAMPLE]]
-        return sum(map(len, sample)) / len(sample)
+    def packed(index: Tensor, quality: int) -> bytes:
+        return compressed(resized(train.pixels_NCHW[index], size, "area"), format, quality)
+
+    def average(quality: int) -> float:
+        return sum(len(packed(index, quality)) for index in order[:SAMPLE]) / len(order[:SAMPLE])
 
     low, high = 0, 100
-    if size(low) > wanted:
+    if average(low) > wanted:
         return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if size(middle) <= wanted else (low, middle)
+        low, high = (middle, high) if average(middle) <= wanted else (low, middle)
     decoded: list[Tensor] = []
     total = 0
     for index in order:
-        data = compressed(train.pixels_NCHW[index], format, low)
+        data = packed(index, low)
         total += len(data) + LABEL_BYTES
         if total > room and len(decoded) >= spec.classes:
             break
-        decoded.append(decompressed(data))
+        decoded.append(resized(decompressed(data), whole, "bilinear"))
     return replace(train.select(order[: len(decoded)]), pixels_NCHW=torch.stack(decoded))
+
+
+def resized(pixels_CHW: Tensor, size: tuple[int, ...], mode: str) -> Tensor:
+    """Of uint8."""
+    if pixels_CHW.shape[-2:] == size:
+        return pixels_CHW
+    return F.interpolate(pixels_CHW[None].float(), size=size, mode=mode)[0].round().clamp(0, 255).to(torch.uint8)

@@ -18,7 +18,7 @@ from rayd.evaluate.recipe import RecipeConfig
 from rayd.evaluate.row import RowName
 from rayd.evaluate.score import Score, check
 from rayd.machine import device_kind
-from rayd.run.compressed import FINALISTS
+from rayd.run.compressed import FINALISTS, heights
 from rayd.schema import fingerprint, parse, to_dict
 from rayd.store import Store
 
@@ -105,12 +105,14 @@ class ControlScores:
             decides["features"] = nets[0]
         if row.kind in run.own.controls:
             decides["methods"] = run.own.source
-        if row.budget == "best":  # a format and quality, chosen on the validation images
+        if row.budget == "best":  # a format, quality and size, chosen on the validation images
             decides |= {
                 "validation": str(self.splits.val.manifest["content"]),
                 "chosen by": nets[0],
                 "finalists": FINALISTS,
             }
+            if len(heights(artifact.spec)) > 1:
+                decides["heights"] = list(heights(artifact.spec))
         if row.budget in ("jpeg", "best"):
             return decides | {"bytes": room}
         if row.is_coreset:

@@ -11,7 +11,7 @@ from rayd.data.transform import Transform
 from rayd.evaluate import coreset
 from rayd.evaluate.batches import ImageSet
 from rayd.run import compressed as module
-from rayd.run.compressed import in_files, networks, strongest, ways
+from rayd.run.compressed import heights, in_files, networks, strongest, ways
 
 ROOM = 12_000
 
@@ -28,7 +28,7 @@ def test_every_way_keeps_the_bytes_and_more_bits_mean_fewer_images():
     jpeg = [n for way, n in counts.items() if way.startswith("jpeg")]
     assert len(jpeg) == len(module.BITS) and jpeg == sorted(jpeg, reverse=True) and jpeg[0] > jpeg[-1]
     for format in formats():
-        images = in_files(train, coreset.in_turn(orders, len(train)), ROOM, 40.0, format)
+        images = in_files(train, coreset.in_turn(orders, len(train)), ROOM, 40.0, format, 8)
         if images is None:
             continue
         assert len(images) >= len(train.classes)
@@ -38,7 +38,7 @@ def test_every_way_keeps_the_bytes_and_more_bits_mean_fewer_images():
 
 def test_a_format_whose_files_are_too_large_is_left_out():
     train, orders, _ = surroundings()
-    assert in_files(train, coreset.in_turn(orders, len(train)), ROOM, 0.01, "webp") is None or ROOM < 1
+    assert in_files(train, coreset.in_turn(orders, len(train)), ROOM, 0.01, "webp", 8) is None or ROOM < 1
 
 
 def test_the_one_that_is_best_on_validation_after_the_whole_recipe_is_taken():
@@ -52,7 +52,7 @@ def test_the_one_that_is_best_on_validation_after_the_whole_recipe_is_taken():
         return 0.9 - 0.01 * len(short) if part > 1 else [0.5, 0.4, 0.7, 0.6][len(whole) - 1]
 
     assert strongest(train, orders, ROOM, transform, accuracy) is short[2]
-    assert whole == short[:4] and networks() >= len(short) / 4 + 4
+    assert whole == short[:4] and networks(train.spec) >= len(short) / 4 + 4
 
 
 def test_images_are_those_of_the_order():
@@ -62,3 +62,19 @@ def test_images_are_those_of_the_order():
     real = transform(train.pixels_NCHW[coreset.in_turn(orders, 10)])
     gap = (images.float() - real).square().mean() / real.square().mean()
     assert float(gap) < 0.3
+
+
+def test_large_images_are_tried_at_half_their_side_too():
+    """For the same bits a pixel four times as many fit, and they are shown at the whole side."""
+    train = load(DataConfig(name="generated", size=64, count=200, classes=2)).train
+    orders = coreset.orders("random", train, len(train), 0, None)
+    transform = Transform.fit(train, "normalise")
+    assert heights(train.spec) == (64, 32) and networks(train.spec) > networks(
+        load(DataConfig(name="digits")).train.spec
+    )
+    counts = {way: source for way, source in ways(train, orders, 30_000, transform)}
+    whole, half = counts["jpeg, 3.5 bits a pixel"], counts["jpeg, 3.5 bits a pixel, 32 px high"]
+    assert len(half) > 3 * len(whole)
+    for way, source in counts.items():
+        images, _ = source.decode(torch.arange(2))
+        assert images.shape[-2:] == (64, 64), way

@@ -7,6 +7,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from rayd.config import Run
+from rayd.data.images import Spec
 from rayd.evaluate.recipe import FEWEST
 from rayd.run.compressed import networks
 from rayd.run.rows import Outcome, RowTask
@@ -16,7 +17,14 @@ Answers = Callable[[Sequence[RowTask]], Iterable[tuple[RowTask, Outcome]]]
 
 
 def fitting(
-    run: Run, tasks: Sequence[RowTask], clock: Clock, end: float, answers: Answers, slots: int, guess: float
+    run: Run,
+    tasks: Sequence[RowTask],
+    clock: Clock,
+    end: float,
+    answers: Answers,
+    slots: int,
+    guess: float,
+    spec: Spec,
 ) -> tuple[Run, tuple[str, ...]]:
     """The run with as many networks as fit until `end` of the clock, and the controls that do. Rows come in order, the
     fewest networks of each; then all of them get another while a round fits. The set itself, its view in 8 bits and one
@@ -27,7 +35,7 @@ def fitting(
     must = sum(task.row.is_distilled for task in firsts) + 1
     while len(done) < len(firsts):
         some = firsts[len(done) : len(done) + slots]
-        choices = networks() if any(task.row.budget == "best" for task in some) else 0.0
+        choices = networks(spec) if any(task.row.budget == "best" for task in some) else 0.0
         likely = (FEWEST + choices) * max([guess, *pace.values()])
         if len(done) >= must and clock.used + likely > end:
             break
