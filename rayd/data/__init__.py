@@ -10,6 +10,8 @@ stream.py      blocks of a planned order, read ahead from disk
 transform.py   Transform: from pixels to network space and back (normalise, zca, none)
 augment.py     Augment: the siamese augmentations (DSA, IDC)
 jpeg_files.py  baseline JPEG files: written from quantised coefficients, read back
+jpeg_stream.py the coefficients of a whole set as one stream, shorter than files
+jpeg_sets.py   a set of JPEG images as the tensors of one file
 own.py         images of one's own: tensors, a folder, Datasets
 prepare.py     a dataset decoded into shards that any number of machines read
 sources/       where datasets come from: folders, tars, parquet, packages

@@ -29,6 +29,7 @@ LUMA = np.array([
 CHROMA = np.full((8, 8), 99)
 CHROMA[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
 """Quantisation tables of annex K.1, row by row."""
+FLAT = 16, 32  # steps of luma and of colour, for every frequency
 SIZE = np.array([0] + [int(v).bit_length() for v in range(1, 1 << 15)])
 """Bits of a magnitude."""
 LONGEST = 16
@@ -66,10 +67,12 @@ class Layout:
         return len(self.order) * self.units[0] * self.units[1]
 
 
-def steps(quality: float, channels: int = 3) -> Array:
-    """Quantisation steps [1 or 2, 64] in zigzag order: those of annex K.1, scaled as libjpeg does; any quality above 0."""
+def steps(quality: float, channels: int = 3, flat: bool = False) -> Array:
+    """Quantisation steps [1 or 2, 64] in zigzag order: those of annex K.1, scaled as libjpeg does; any quality above 0.
+    `flat`: one step for luma and one for colour, of the least squared error for their bits."""
     scale = 50 / quality if quality < 50 else 2 - quality / 50
-    tables = np.stack([LUMA, CHROMA]).reshape(2, 64)[: 1 if channels == 1 else 2, ZIGZAG]
+    both = np.repeat(FLAT, 64) if flat else np.stack([LUMA, CHROMA])
+    tables = both.reshape(2, 64)[: min(channels, 2), ZIGZAG]
     return np.clip(np.floor(tables * scale + 0.5), 1, 255).astype(np.int64)
 
 

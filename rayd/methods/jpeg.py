@@ -1,10 +1,10 @@
 """Ordinary JPEG files: the set is distilled in the coefficients that a baseline JPEG file holds (ITU-T T.81).
 
-Stored: the common head of the files, their scans and the lengths of these (`rayd.data.jpeg_files`); head, scan and end
-make a file that any viewer opens. The parameters are the coefficients of luma and colour in grey levels; a file holds them
-rounded to the steps of its quantisation tables, and `quantise` does the same. Decoding repeats libjpeg's integer
-arithmetic to the bit (accurate integer inverse DCT, triangle filter of half-size colour, table of colours), with the
-gradient of the smooth functions behind it.
+Stored: the common head of the files, their scans and the lengths of these; head, scan and end make a file that any viewer
+opens. Or one stream of the same coefficients, shorter (`rayd.data.jpeg_sets`). The parameters are the coefficients of luma
+and colour in grey levels; a file holds them rounded to the steps of its quantisation tables, and `quantise` does the same.
+Decoding repeats libjpeg's integer arithmetic to the bit (accurate integer inverse DCT, triangle filter of half-size colour,
+table of colours), with the gradient of the smooth functions behind it.
 
 It starts as a coreset of compressed real images, of the quality at which `images` of them fill the budget. Learned labels
 lie beside the files, in `storage`. They start at the class mixed with the experts' probabilities on the images as the files
@@ -25,7 +25,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,6 +32,7 @@ from torch import Tensor, nn
 from rayd.data import jpeg_files
 from rayd.data.images import Spec
 from rayd.data.jpeg_files import Layout
+from rayd.data.jpeg_sets import SHORTER, Coding
 from rayd.data.transform import Transform
 from rayd.distill.budget import FLOAT, STEP, Budget, Shapes, Stored, file_bytes
 from rayd.distill.codec import Family, Take
@@ -49,6 +49,7 @@ FULL = 0.995
 GAIN = 10.0
 """Relative change of the weight for each relative excess of bits, at most by a factor of two."""
 FIRST_WEIGHT = 0.002
+CLOSE = 0.998  # share of the room that a stream begins with: its length is known once it is written
 HEAD = 640
 """Bytes that a head takes at most."""
 LEAST = 1e-3
@@ -68,6 +69,12 @@ class Jpeg(Family):
         """Height of a stored image, shown larger; null: the image's own."""
         colours: Literal["half", "full"] = "half"
         """Sides of the colour channels, of those of luma (4:2:0 or 4:4:4)."""
+        entropy: Literal["huffman", "context"] = field(default="huffman", metadata=ADDED)
+        """huffman: scans of files; context: one stream for all, some 14 % shorter; an export makes files of it."""
+        tables: Literal["standard", "flat"] = field(default="standard", metadata=ADDED)
+        """Steps of a file's frequencies: for the eye (annex K.1), or one of luma and one of colour for the least error."""
+        dead_zone: float = field(default=0.0, metadata=ADDED)
+        """Of a step, beyond the half, that a coefficient needs to count: fewer bits for the same error."""
         teacher_share: float = field(default=0.5, metadata=ADDED)
         """Of the experts' probabilities in the soft labels that it starts from; the rest is the class."""
 
@@ -83,6 +90,8 @@ class Jpeg(Family):
                 raise refuse("codec.start", self.start, "real | confident: the quality follows from real images")
             if not 0 <= self.teacher_share <= 1:
                 raise refuse("codec.teacher_share", self.teacher_share, "0 to 1")
+            if not 0 <= self.dead_zone < 0.5:
+                raise refuse("codec.dead_zone", self.dead_zone, "at least 0, below 0.5")
             if not self.bits > 0:
                 raise refuse("codec.bits", self.bits, "above 0")
 
@@ -128,9 +137,10 @@ class Jpeg(Family):
 
         def _beside(self, spec: Spec) -> int:
             """Bytes of everything in the file but the scans."""
+            lengths = ((self.images or 0,), self.coding(spec).length_type())
             parts = {
                 "head": ((HEAD,), torch.uint8),
-                "lengths": ((self.images or 0,), self.short(spec)),
+                **({"lengths": lengths} if self.entropy == "huffman" else {}),
                 "scans": ((10**8,), torch.uint8),
                 "step_size": (STEP["step_size"][0], torch.float32),
             }
@@ -139,12 +149,12 @@ class Jpeg(Family):
                 parts |= {"labels" + suffix: part for suffix, part in labels.items()}
             return file_bytes(parts) - 10**8
 
-        def short(self, spec: Spec) -> torch.dtype:
-            """Of the length of a scan: two bytes where a byte for every coefficient would do."""
-            return torch.int16 if self.layout(spec).blocks * 64 < 2**15 else torch.int32
+        def coding(self, spec: Spec) -> Coding:
+            return Coding(self.layout(spec), self.entropy == "context")
 
         def within(self, budget: Budget, spec: Spec) -> bool:
-            return self.room(budget, spec) >= (self.images or 0) * self.layout(spec).blocks // 2
+            blocks = (self.images or 0) * self.layout(spec).blocks
+            return self.room(budget, spec) >= blocks * (0.5 if self.entropy == "huffman" else 0.1)
 
         def fill(self, budget: Budget, spec: Spec) -> float:
             """The set is written as large as the budget."""
@@ -161,8 +171,8 @@ class Jpeg(Family):
             each = max(1, round(self.bits * layout.height * layout.width / 8))
             if self.learns_labels:
                 each += math.ceil(spec.classes * Storage.parse(self.stored_as("labels", "labels")).itemsize)
-            images = self.images or max(spec.classes, config.room(budget, spec) // (each + FLOAT))
-            return replace(config, images=images)
+            each += FLOAT if self.entropy == "huffman" else 0
+            return replace(config, images=self.images or max(spec.classes, config.room(budget, spec) // each))
 
         def describe(self, budget: Budget, spec: Spec) -> str:
             images, side = self.images or 1, self.layout(spec).height
@@ -177,6 +187,7 @@ class Jpeg(Family):
     weight: Tensor
     counted: Tensor
     room: Tensor
+    shorter: Tensor
     table_B: Tensor
 
     def __init__(self, config: Config, spec: Spec, rng: torch.Generator) -> None:
@@ -185,11 +196,12 @@ class Jpeg(Family):
         self.blocks = nn.Parameter(torch.randn(len(self), self.layout.blocks, 64, generator=rng) * 10)
         tables = len(jpeg_files.steps(50, self.layout.channels))
         self.register_buffer("steps", torch.ones(tables, 64))
-        for name, value in {"dead": 0.0, "weight": FIRST_WEIGHT, "counted": 0.0, "room": math.inf}.items():
+        for name, value in {"dead": config.dead_zone, "weight": FIRST_WEIGHT, "counted": 0.0, "room": math.inf}.items():
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64), persistent=name != "room")
+        self.coding = config.coding(spec)
+        self.register_buffer("shorter", torch.tensor(SHORTER, dtype=torch.float64), persistent=self.coding.stream)
         self.transform: Transform | None = None
-        channel_B = torch.from_numpy(self.layout.channel_B)
-        self.register_buffer("table_B", channel_B.clamp(max=1), persistent=False)
+        self.register_buffer("table_B", torch.from_numpy(self.layout.channel_B).clamp(max=1), persistent=False)
         self.planes = Planes(self.layout)
 
     def enter(self, transform: Transform, budget: Budget | None = None) -> None:
@@ -224,13 +236,18 @@ class Jpeg(Family):
         return self.planes.blocks(x)
 
     def _choose_quality(self) -> None:
-        """The steps under which the scans fill the room."""
-        low, high = 0.5, 99.5
-        for _ in range(12):
-            middle = (low + high) / 2
-            self.steps.copy_(torch.from_numpy(jpeg_files.steps(middle, self.layout.channels)))
-            low, high = (middle, high) if self._bytes(0.0) <= float(self.room) else (low, middle)
-        self.steps.copy_(torch.from_numpy(jpeg_files.steps(low, self.layout.channels)))
+        """The steps under which the scans fill the room. How much shorter a stream is is counted on the way."""
+        flat, zone = self.config.tables == "flat", self.config.dead_zone
+        for _ in range(3 if self.coding.stream else 1):
+            low, high = 0.5, 99.5
+            for _ in range(12):
+                middle = (low + high) / 2
+                self.steps.copy_(torch.from_numpy(jpeg_files.steps(middle, self.layout.channels, flat)))
+                fits = self._bytes(zone) <= float(self.room) * (CLOSE if self.coding.stream else 1)
+                low, high = (middle, high) if fits else (low, middle)
+            self.steps.copy_(torch.from_numpy(jpeg_files.steps(low, self.layout.channels, flat)))
+            if self.coding.stream:
+                self.shorter.mul_(self._pack(zone)["stream"].numel() / self._bytes(zone))
 
     def levels(self, dead: float) -> Tensor:
         """Whole numbers of steps; between -1023 and 1023, of which baseline files have codes."""
@@ -240,10 +257,7 @@ class Jpeg(Family):
         return (x_UBk.sign() * (x_UBk.abs() + 0.5 - dead).floor().clamp(min=0)).clamp(-1023, 1023)
 
     def _bytes(self, dead: float) -> float:
-        """Of the scans: their bits, half a byte of filling each, and a stuffed byte in 256."""
-        what = jpeg_files.symbols(self.levels(dead).cpu().numpy(), self.layout)
-        bits = jpeg_files.scan_bits(what, jpeg_files.all_lengths(what.counts()))
-        return bits / 8 * (1 + 1 / 256) + 0.5 * len(self)
+        return self.coding.size(self.levels(dead).cpu().numpy(), float(self.shorter))
 
     @torch.no_grad()
     def quantise(self) -> None:
@@ -267,40 +281,27 @@ class Jpeg(Family):
 
     def stored(self) -> dict[str, Stored]:
         """Made anew at each call. Refused, by what writes it, if no rounding makes it fit."""
-        dead = 0.0
-        head, scans = self._files(dead)
-        room = float(self.room) + HEAD - len(head)
-        while sum(map(len, scans)) > room and dead < 8:
-            dead += 0.02
-            head, scans = self._files(dead)
-        tensors = {
-            "head": torch.from_numpy(np.frombuffer(head, np.uint8).copy()),
-            "scans": torch.from_numpy(np.frombuffer(b"".join(scans), np.uint8).copy()),
-            "lengths": torch.tensor([len(scan) for scan in scans], dtype=self.config.short(self.spec)),
-        }
+        dead, room = self.config.dead_zone, float(self.room) + HEAD
+        tensors = self._pack(dead)
+        while (size := sum(tensors[name].numel() for name in ("head", self.coding.pixels))) > room and dead < 8:
+            wanted = self._bytes(dead) * room / size
+            while self._bytes(dead) > wanted and dead < 8:
+                dead += 0.02
+            tensors = self._pack(dead)
         files = {name: Stored(tensor, "pixels") for name, tensor in tensors.items()}
         return files | {name: one for name, one in super().stored().items() if name == "labels"}
 
     def files(self) -> list[bytes]:
         """An ordinary JPEG file for each image."""
-        head, scans = self._files(0.0)
+        head, scans = jpeg_files.write(self.levels(0.0).cpu().numpy(), self.layout, self.steps.long().cpu().numpy())
         return [jpeg_files.file(head, scan) for scan in scans]
 
-    def _files(self, dead: float) -> tuple[bytes, list[bytes]]:
-        return jpeg_files.write(self.levels(dead).cpu().numpy(), self.layout, self.steps.long().cpu().numpy())
+    def _pack(self, dead: float) -> dict[str, Tensor]:
+        return self.coding.pack(self.levels(dead).long().cpu().numpy(), self.steps.long().cpu().numpy())
 
     @torch.no_grad()
     def restore(self, numbers: Mapping[str, Tensor]) -> None:
-        for name in ("head", "scans"):
-            if name not in numbers or numbers[name].dtype != torch.uint8 or numbers[name].ndim != 1:
-                raise refuse(f"codec.safetensors: {name}", "other numbers", "bytes, as JPEG files have them")
-        head, data, lengths = numbers["head"].numpy().tobytes(), numbers["scans"].numpy().tobytes(), numbers["lengths"]
-        total = int(lengths.long().sum())
-        if lengths.is_floating_point() or int(lengths.min()) < 1 or total != len(data):
-            raise refuse("codec.safetensors: lengths", total, f"lengths of scans, {len(data)} in all")
-        ends = lengths.long().cumsum(0).tolist()
-        scans = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        levels, _, steps_k = jpeg_files.read(head, scans, self.layout)
+        levels, steps_k = self.coding.unpack(numbers, len(self))
         self.steps.copy_(torch.from_numpy(steps_k))
         self.blocks.copy_(torch.from_numpy(levels).to(self.blocks) * self.steps[self.table_B])
         self.dead.zero_()
@@ -320,7 +321,7 @@ class Jpeg(Family):
 
     def _follow(self) -> None:
         """The weight by the excess of bits, and the rounding that keeps the budget until the weight does."""
-        dead, room = 0.0, float(self.room)
+        dead, room = self.config.dead_zone, float(self.room)
         size = self._bytes(dead)
         self.weight.mul_(min(max(math.exp(GAIN * (size / (FULL * room) - 1)), 0.5), 2.0))
         while size > room and dead < 8:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rayd.artifact.load import Artifact
     from rayd.report.facts import Facts
 
-FILES = {"head": "tables", "lengths": "lengths", "scans": "images"}
+FILES = {"head": "tables", "lengths": "lengths", "scans": "images", "stream": "images"}
 """What the tensors of a set of JPEG files are for: quantisation steps and Huffman codes, sizes, pixels."""
 LEFT_OUT = ("start", "distilled-8bit")
 """Rows that the figure of several sets does without."""

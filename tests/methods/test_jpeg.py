@@ -26,6 +26,10 @@ CASES = [
 ]
 
 
+STREAM = {"entropy": "context", "tables": "flat", "dead_zone": 0.15}
+KINDS = [{}, {"tables": "flat", "dead_zone": 0.15}, {"entropy": "context"}, STREAM]
+
+
 def a_codec(shape=(3, 32, 32), colours="half", size=30_000, start=True, **options):
     spec, budget = Spec(shape, 10), Budget(bytes=size)
     codec = Jpeg.Config(colours=colours, **options).fit(budget, spec).build(spec, torch.Generator().manual_seed(0))
@@ -74,26 +78,28 @@ def test_the_decoder_is_pillows_where_pixels_are_clipped():
     assert all(torch.equal(ours[i].detach().to(torch.uint8), pillow(data)) for i, data in enumerate(files(codec)))
 
 
+@pytest.mark.parametrize("options", KINDS, ids=str)
 @pytest.mark.parametrize("size", [30_000, 123_036])
-def test_the_file_fills_the_budget_and_does_not_exceed_it(size):
-    codec = a_codec(size=size)
+def test_the_file_fills_the_budget_and_does_not_exceed_it(size, options):
+    codec = a_codec(size=size, **options)
     stored = codec.stored() | {"step_size": Stored(torch.ones(1), "step")}
     written = len(to_bytes(packed(stored)))
     assert written == Ledger.of(stored).bytes
     assert 0.97 * size <= written <= size
 
 
-def test_the_rate_follows_the_budget_while_the_set_learns():
-    codec = a_codec()
+@pytest.mark.parametrize("options", [{}, STREAM], ids=str)
+def test_the_rate_follows_the_budget_while_the_set_learns(options):
+    codec = a_codec(**options)
     rng = torch.Generator().manual_seed(3)
     first = float(codec.weight)
-    for _ in range(4 * EVERY):
+    for _ in range((2 if options else 4) * EVERY):
         with torch.no_grad():
             codec.blocks.add_(torch.randn(codec.blocks.shape, generator=rng) * 3)
         codec.project(codec.transform)
         stored = codec.stored() | {"step_size": Stored(torch.ones(1), "step")}
         assert Ledger.of(stored).bytes <= 30_000
-    assert float(codec.weight) > 2 * first
+    assert float(codec.weight) > (1 if options else 2) * first
     before = codec._bytes(0.0)
     for _ in range(20 * EVERY):
         codec.project(codec.transform)
@@ -147,13 +153,22 @@ def test_labels_start_between_the_class_and_the_teachers_probabilities_on_the_im
         assert float((wanted.amax(1)).std()) > 0.01, "no two images have the same label"
 
 
-def test_saving_and_reading_give_the_same_bits():
-    codec = a_codec()
-    twin = a_codec(start=False)
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_saving_and_reading_give_the_same_bits(options):
+    codec = a_codec(**options)
+    twin = a_codec(start=False, **options)
     twin.restore(unpacked(packed(codec.stored())))
     assert all(torch.equal(twin.stored()[name].tensor, one.tensor) for name, one in codec.stored().items())
     codec.quantise()
     assert torch.equal(codec.blocks, twin.blocks) and torch.equal(codec.steps, twin.steps)
+
+
+def test_a_stream_holds_more_than_scans_do_and_exports_the_same_files():
+    scans, stream = a_codec(bits=1.5, size=60_000), a_codec(bits=1.5, size=60_000, entropy="context")
+    assert float(stream.steps.mean()) < float(scans.steps.mean()) or len(stream) > len(scans)
+    twin = as_stored(stream)
+    for index, data in enumerate(twin.files()[:3]):
+        assert torch.equal(twin.pixels(torch.tensor([index]))[0].detach().to(torch.uint8), pillow(data))
 
 
 @pytest.mark.parametrize(("shape", "colours"), CASES)
@@ -188,6 +203,7 @@ def test_stored_smaller_and_shown_larger():
         ({"storage": "int4"}, r"fp32.*set codec\.labels=soft"),
         ({"start": "noise"}, "real"),
         ({"bits": 0.0}, "bits"),
+        ({"dead_zone": 0.5}, "dead_zone=0.5.*below 0.5"),
         ({"labels": "soft", "teacher_share": 1.5}, "teacher_share=1.5.*0 to 1"),
     ],
 )
