@@ -8,7 +8,7 @@ Large images are tried at half their side too, shown at the whole of it: four ti
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from operator import itemgetter
@@ -30,12 +30,17 @@ from rayd.seeds import generator
 
 log = logging.getLogger(__name__)
 
+Way = tuple[int, float]
+"""Height of a stored image, bits of one of its pixels."""
+
 BITS = (1.0, 1.5, 2.2, 3.5, 6.0)
 """Of a stored pixel."""
 LARGE = 64
 """Pixels of a side from which images are tried at half of it too."""
 SHORT, FINALISTS = 4, 4
 """A way is tried for a quarter of the recipe; so many of them meet again under all of it."""
+OTHERS = 2
+"""Numbers of bits and sizes, those that are best for JPEG, at which the other formats are tried."""
 SAMPLE = 64
 """Files by which a quality is chosen."""
 
@@ -59,11 +64,21 @@ def strongest(
                  100 * result, part)  # fmt: skip
         return result
 
-    leading: list[tuple[float, str, ImageSet]] = []
-    for way, source in ways(train, orders, room, transform):
-        leading.append((reached(way, source, SHORT), way, source))
-        leading = sorted(leading, key=itemgetter(0), reverse=True)[:FINALISTS]
-    final = [(reached(way, source, 1), source) for _, way, source in leading]
+    leading: list[tuple[float, str, ImageSet, Way]] = []
+
+    def enter(name: str, way: Way, source: ImageSet) -> None:
+        leading.append((reached(name, source, SHORT), name, source, way))
+        leading.sort(key=itemgetter(0), reverse=True)
+        del leading[FINALISTS:]
+
+    for way in product(heights(train.spec), BITS):
+        enter(name_of("jpeg", way, train.spec), way, in_one_head(train, orders, room, transform, way))
+    for way in [way for *_, way in leading[:OTHERS]]:
+        for format in formats():
+            images = in_files(train, coreset.in_turn(orders, len(train)), room, format, way)
+            if images is not None:
+                enter(name_of(format, way, train.spec), way, ImageSet.of(images, transform))
+    final = [(reached(name, source, 1), source) for _, name, source, _ in leading]
     return max(final, key=itemgetter(0))[1]
 
 
@@ -75,31 +90,32 @@ def heights(spec: Spec) -> tuple[int, ...]:
 
 def networks(spec: Spec) -> float:
     """Networks of the whole recipe that choosing costs at most."""
-    return len(heights(spec)) * len(BITS) * (1 + len(formats())) / SHORT + FINALISTS
+    return (len(heights(spec)) * len(BITS) + OTHERS * len(formats())) / SHORT + FINALISTS
 
 
-def ways(train: Images, orders: list[Tensor], room: int, transform: Transform) -> Iterator[tuple[str, ImageSet]]:
-    spec = train.spec
+def name_of(format: str, way: Way, spec: Spec) -> str:
+    height, bits = way
+    return f"{format}, {bits:g} bits a pixel" + (f", {height} px high" if height < spec.shape[-2] else "")
+
+
+def in_one_head(train: Images, orders: list[Tensor], room: int, transform: Transform, way: Way) -> ImageSet:
+    """Baseline JPEG, as the codec stores it."""
+    height, bits = way
+    spec, budget = train.spec, Budget(bytes=room)
     everything = min(map(len, orders)) * spec.classes
-    for height, bits in product(heights(spec), BITS):
-        way = f"{bits:g} bits a pixel" + (f", {height} px high" if height < spec.shape[-2] else "")
-        budget, config = Budget(bytes=room), Jpeg.Config(bits=bits, side=height)
-        fitted = config.fit(budget, spec)
-        if (fitted.images or 0) > everything:
-            fitted = replace(config, images=everything).fit(budget, spec)
-        codec = fitted.build(spec, generator(0, "compressed"))
-        codec.enter(transform, budget)
-        codec.encode(lambda c, n: transform(train.pixels_NCHW[orders[c][:n]]), generator(0, "compressed"))
-        yield f"jpeg, {way}", ImageSet.of(as_stored(codec))
-        for format in formats():
-            images = in_files(train, coreset.in_turn(orders, len(train)), room, bits, format, height)
-            if images is not None:
-                yield f"{format}, {way}", ImageSet.of(images, transform)
+    config = Jpeg.Config(bits=bits, side=height)
+    fitted = config.fit(budget, spec)
+    if (fitted.images or 0) > everything:
+        fitted = replace(config, images=everything).fit(budget, spec)
+    codec = fitted.build(spec, generator(0, "compressed"))
+    codec.enter(transform, budget)
+    codec.encode(lambda c, n: transform(train.pixels_NCHW[orders[c][:n]]), generator(0, "compressed"))
+    return ImageSet.of(as_stored(codec))
 
 
-def in_files(train: Images, order: Tensor, room: int, bits: float, format: str, height: int) -> Images | None:
+def in_files(train: Images, order: Tensor, room: int, format: str, way: Way) -> Images | None:
     """As many as fit, as they look once compressed; none where a file of no quality is too large."""
-    spec = train.spec
+    spec, (height, bits) = train.spec, way
     whole = spec.shape[-2:]
     size = (height, max(1, round(whole[1] * height / whole[0])))
     wanted = max(bits * size[0] * size[1] / 8, room / len(order) - LABEL_BYTES)

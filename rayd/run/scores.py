@@ -18,7 +18,7 @@ from rayd.evaluate.recipe import RecipeConfig
 from rayd.evaluate.row import RowName
 from rayd.evaluate.score import Score, check
 from rayd.machine import device_kind
-from rayd.run.compressed import FINALISTS, heights
+from rayd.run.compressed import FINALISTS, OTHERS, heights
 from rayd.schema import fingerprint, parse, to_dict
 from rayd.store import Store
 
@@ -110,9 +110,9 @@ class ControlScores:
                 "validation": str(self.splits.val.manifest["content"]),
                 "chosen by": nets[0],
                 "finalists": FINALISTS,
+                "other formats": OTHERS,
+                "heights": list(heights(artifact.spec)),
             }
-            if len(heights(artifact.spec)) > 1:
-                decides["heights"] = list(heights(artifact.spec))
         if row.budget in ("jpeg", "best"):
             return decides | {"bytes": room}
         if row.is_coreset:

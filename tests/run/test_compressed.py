@@ -11,7 +11,7 @@ from rayd.data.transform import Transform
 from rayd.evaluate import coreset
 from rayd.evaluate.batches import ImageSet
 from rayd.run import compressed as module
-from rayd.run.compressed import heights, in_files, networks, strongest, ways
+from rayd.run.compressed import heights, in_files, in_one_head, networks, strongest
 
 ROOM = 12_000
 
@@ -24,11 +24,10 @@ def surroundings():
 
 def test_every_way_keeps_the_bytes_and_more_bits_mean_fewer_images():
     train, orders, transform = surroundings()
-    counts = {way: len(source) for way, source in ways(train, orders, ROOM, transform)}
-    jpeg = [n for way, n in counts.items() if way.startswith("jpeg")]
-    assert len(jpeg) == len(module.BITS) and jpeg == sorted(jpeg, reverse=True) and jpeg[0] > jpeg[-1]
+    jpeg = [len(in_one_head(train, orders, ROOM, transform, (8, bits))) for bits in module.BITS]
+    assert jpeg == sorted(jpeg, reverse=True) and jpeg[0] > jpeg[-1]
     for format in formats():
-        images = in_files(train, coreset.in_turn(orders, len(train)), ROOM, 40.0, format, 8)
+        images = in_files(train, coreset.in_turn(orders, len(train)), ROOM, format, (8, 40.0))
         if images is None:
             continue
         assert len(images) >= len(train.classes)
@@ -38,7 +37,7 @@ def test_every_way_keeps_the_bytes_and_more_bits_mean_fewer_images():
 
 def test_a_format_whose_files_are_too_large_is_left_out():
     train, orders, _ = surroundings()
-    assert in_files(train, coreset.in_turn(orders, len(train)), ROOM, 0.01, "webp", 8) is None or ROOM < 1
+    assert in_files(train, coreset.in_turn(orders, len(train)), ROOM, "webp", (8, 0.01)) is None or ROOM < 1
 
 
 def test_the_one_that_is_best_on_validation_after_the_whole_recipe_is_taken():
@@ -57,7 +56,7 @@ def test_the_one_that_is_best_on_validation_after_the_whole_recipe_is_taken():
 
 def test_images_are_those_of_the_order():
     train, orders, transform = surroundings()
-    _, source = next(iter(ways(train, orders, 60_000, transform)))
+    source = in_one_head(train, orders, 60_000, transform, (8, 6.0))
     images, _ = source.decode(torch.arange(10))
     real = transform(train.pixels_NCHW[coreset.in_turn(orders, 10)])
     gap = (images.float() - real).square().mean() / real.square().mean()
@@ -72,9 +71,25 @@ def test_large_images_are_tried_at_half_their_side_too():
     assert heights(train.spec) == (64, 32) and networks(train.spec) > networks(
         load(DataConfig(name="digits")).train.spec
     )
-    counts = {way: source for way, source in ways(train, orders, 30_000, transform)}
-    whole, half = counts["jpeg, 3.5 bits a pixel"], counts["jpeg, 3.5 bits a pixel, 32 px high"]
+    whole, half = (in_one_head(train, orders, 30_000, transform, (height, 3.5)) for height in (64, 32))
     assert len(half) > 3 * len(whole)
-    for way, source in counts.items():
-        images, _ = source.decode(torch.arange(2))
-        assert images.shape[-2:] == (64, 64), way
+    shown = [whole, half]
+    for format in formats():
+        images = in_files(train, coreset.in_turn(orders, len(train)), 60_000, format, (32, 6.0))
+        shown += [] if images is None else [ImageSet.of(images, transform)]
+    assert all(source.decode(torch.arange(2))[0].shape[-2:] == (64, 64) for source in shown) and len(shown) > 2
+
+
+def test_other_formats_are_tried_where_jpeg_is_best():
+    train = load(DataConfig(name="generated", size=64, count=200, classes=2)).train
+    orders = coreset.orders("random", train, len(train), 0, None)
+    tried: list[int] = []
+
+    def accuracy(source: ImageSet, part: int) -> float:
+        tried.append(part)
+        return 0.5 + 0.01 * len(tried)
+
+    strongest(train, orders, 60_000, Transform.fit(train, "normalise"), accuracy)
+    short = sum(part > 1 for part in tried)
+    assert 2 * len(module.BITS) < short <= 2 * len(module.BITS) + module.OTHERS * len(formats())
+    assert len(tried) - short == module.FINALISTS
