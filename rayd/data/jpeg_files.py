@@ -69,11 +69,11 @@ class Layout:
 
 def steps(quality: float, channels: int = 3, flat: bool = False) -> Array:
     """Quantisation steps [1 or 2, 64] in zigzag order: those of annex K.1, scaled as libjpeg does; any quality above 0.
-    `flat`: one step for luma and one for colour, of the least squared error for their bits."""
+    `flat`: one for luma and one for colour, the least error for their bits; the highest frequency is rounded up first."""
     scale = 50 / quality if quality < 50 else 2 - quality / 50
-    both = np.repeat(FLAT, 64) if flat else np.stack([LUMA, CHROMA])
-    tables = both.reshape(2, 64)[: min(channels, 2), ZIGZAG]
-    return np.clip(np.floor(tables * scale + 0.5), 1, 255).astype(np.int64)
+    both = np.repeat(FLAT, 64).reshape(2, 64) if flat else np.stack([LUMA, CHROMA]).reshape(2, 64)[:, ZIGZAG]
+    up = np.arange(64) / 64 if flat else 0.5
+    return np.clip(np.floor(both[: min(channels, 2)] * scale + up), 1, 255).astype(np.int64)
 
 
 @dataclass(frozen=True)

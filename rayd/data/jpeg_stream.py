@@ -1,4 +1,4 @@
-"""The quantised coefficients of a whole set of JPEG images as one stream, 15 to 20 % shorter than Huffman codes.
+"""The quantised coefficients of a whole set of JPEG images as one stream, 13 to 15 % shorter than scans.
 
 Each coefficient is coded by how often its values came in its context so far: its channel and frequency, the magnitudes at
 higher frequencies of the block, at its frequency in the blocks to the left and above, and in the other colour. Frequencies
@@ -16,18 +16,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from rayd.data.jpeg_files import ZIGZAG, Layout
+from rayd.data.jpeg_files import ZIGZAG, Array, Layout
 from rayd.errors import Refused
 
-Array = np.ndarray[Any, Any]
-
-LANES = 64
+LANES = 256
+"""Part of the format, as all numbers here are. Half as many save 0.5 % more and take half as long again."""
 EXACT = 11
 """The largest magnitude that has a symbol of its own. The others have one for their range, and a sign."""
 EXTRA = np.arange(1, 11)
@@ -43,8 +41,11 @@ PRIOR, SCALE, GROWTH = 8, 1 << 10, 24
 """Values that a context counts as seen beforehand, the size of one, and of one where contexts are taken together."""
 AHEAD = ((1, 0, 2), (0, 1, 2), (1, 1, 1), (2, 0, 1), (0, 2, 1))
 """Higher frequencies that tell of one: down, across, weight."""
-ACTIVITY = np.minimum([0, 1, 2, 3, 4, 4, 5, 5, 5, 6, 6, 6, 6], 7)
-QUIET = len(ACTIVITY)
+ACTIVITY = np.array([0, 1, 2, 3, 4, 4, 5, 5, 5, 6, 6, 6, 6, 7])
+"""Classes of the weighted sum of these, the last for all that are larger."""
+CONTEXTS = 3 * 64 * 8 * FINE
+"""Channels, frequencies, activities, and what lies beside."""
+DAMAGED = "stream of coefficients: damaged; fetch the artifact again"
 SMALL = 4
 """Magnitudes above count as this in a context."""
 
@@ -54,8 +55,6 @@ class Contexts:
     """Which context each coefficient of a group of images has; those that come later in the order are not looked at."""
 
     layout: Layout
-
-    size: int = field(default=3 * 64 * 8 * FINE, init=False)
 
     @cached_property
     def neighbours(self) -> list[tuple[int, int, int, int]]:
@@ -97,7 +96,7 @@ class Contexts:
                 activity = none
                 for place, weight in self.higher[k]:
                     activity = activity + weight * sizes_LBk[:, block, place]
-                key = np.where(activity < QUIET, ACTIVITY[np.minimum(activity, QUIET - 1)], 7)
+                key = ACTIVITY[np.minimum(activity, len(ACTIVITY) - 1)]
                 beside = sum((sizes_LBk[:, one, k] for one in (left, above) if one >= 0), none)
                 colour = np.minimum(sizes_LBk[:, other, k], 1) if other >= 0 else none
                 context = ((channel * 64 + k) * 8 + key) * FINE + np.minimum(beside, 2) * 2 + colour
@@ -113,9 +112,9 @@ class Counts:
     """How often each symbol came in each context, and in all that share its frequency and activity: what a context begins
     with, as if it had seen PRIOR symbols of it."""
 
-    def __init__(self, contexts: int, start: Array) -> None:
-        self.table = np.zeros((contexts, len(start)), np.int64)
-        self.wide = np.tile(start, (contexts // FINE, 1))
+    def __init__(self, start: Array) -> None:
+        self.table = np.zeros((CONTEXTS, len(start)), np.int64)
+        self.wide = np.tile(start, (CONTEXTS // FINE, 1))
 
     def bounds(self, context_L: Array) -> Array:
         """[L, symbols + 1]: where the range of each symbol begins; the last is 2**PRECISION."""
@@ -131,11 +130,11 @@ class Counts:
         np.add.at(self.wide, (context_L // FINE, symbol_L), GROWTH)
 
 
-def fresh(contexts: int) -> tuple[Counts, Counts]:
+def fresh() -> tuple[Counts, Counts]:
     """Of zero against the rest, and of the values that are not zero."""
     values = np.ones(SYMBOLS, np.int64)
     values[: 2 * EXACT + 1] += 96 // (1 + abs(np.arange(-EXACT, EXACT + 1))) ** 3
-    return Counts(contexts, np.array([4, 4])), Counts(contexts, values)
+    return Counts(np.array([4, 4])), Counts(values)
 
 
 def split(value_L: Array) -> tuple[Array, Array, Array]:
@@ -148,7 +147,7 @@ def split(value_L: Array) -> tuple[Array, Array, Array]:
 
 def encode(levels_UBk: Array, layout: Layout) -> bytes:
     contexts = Contexts(layout)
-    zeros, values = fresh(contexts.size)
+    zeros, values = fresh()
     ranges: list[tuple[Array, Array, Array]] = []
     extras: list[tuple[Array, Array]] = []
 
@@ -189,11 +188,11 @@ def encode(levels_UBk: Array, layout: Layout) -> bytes:
 def decode(data: bytes, images: int, layout: Layout) -> Array:
     """Quantised coefficients [U, B, 64] of a stream that `encode` wrote."""
     contexts = Contexts(layout)
-    zeros, values = fresh(contexts.size)
+    zeros, values = fresh()
     lanes = min(LANES, images)
     sizes = struct.unpack("<II", data[:8]) if len(data) >= 8 else (0, 0)
     if len(data) != 8 + 4 * lanes + 2 * sizes[0] + sizes[1]:
-        raise Refused(f"stream of coefficients: {len(data)} bytes, not what its head says; fetch the artifact again")
+        raise Refused(DAMAGED)
     state = np.frombuffer(data, "<u4", lanes, 8).astype(np.int64)
     words = np.frombuffer(data, "<u2", sizes[0], 8 + 4 * lanes).astype(np.int64)
     tail = np.unpackbits(np.frombuffer(data, np.uint8, sizes[1], 8 + 4 * lanes + 2 * sizes[0])).astype(np.int64)
@@ -211,7 +210,7 @@ def decode(data: bytes, images: int, layout: Layout) -> Array:
         short = own < 1 << WORD
         wanted = int(short.sum())
         if at + wanted > len(words):
-            raise Refused("stream of coefficients: ends before its last image; fetch the artifact again")
+            raise Refused(DAMAGED)
         own[short] = own[short] << WORD | words[at : at + wanted]
         at += wanted
         state[lanes] = own
@@ -230,8 +229,12 @@ def decode(data: bytes, images: int, layout: Layout) -> Array:
             for number in np.flatnonzero(value > EXACT).tolist():
                 which, negative = divmod(int(value[number]) - EXACT - 1, 2)
                 bits = tail[taken : taken + EXTRA[which]]
-                taken += len(bits)
+                taken += int(EXTRA[which])
+                if taken > len(tail):
+                    raise Refused(DAMAGED)
                 size = int(FIRST[which] + (bits << np.arange(len(bits))[::-1]).sum())
                 value[number] = -size if negative else size
             group[some, block, k] += value.astype(np.int16)
+    if at < len(words) or (state != 1 << WORD).any():  # what the encoder began with
+        raise Refused(DAMAGED)
     return levels_UBk

@@ -44,6 +44,8 @@ from rayd.schema import ADDED
 
 EVERY = 5
 """Steps between two counts of the set's bits."""
+RECOUNT = 25
+"""Steps between two measurements of a stream."""
 FULL = 0.995
 """Share of the room for scans that the weight of the rate aims at."""
 GAIN = 10.0
@@ -110,8 +112,8 @@ class Jpeg(Family):
             return {"blocks": ((self.images or 0, self.layout(spec).blocks, 64), "pixels")}
 
         def fixed_shapes(self, spec: Spec) -> Shapes:
-            every = {"lengths": ((self.images or 0,), "pixels"), **self.all_shapes(spec)}
-            return {name: one for name, one in every.items() if name != "blocks"}
+            lengths = {"lengths": ((self.images or 0,), "pixels")} if self.entropy == "huffman" else {}
+            return lengths | {name: one for name, one in self.all_shapes(spec).items() if name != "blocks"}
 
         @classmethod
         def is_many(cls, name: str, role: str) -> bool:
@@ -236,7 +238,7 @@ class Jpeg(Family):
         return self.planes.blocks(x)
 
     def _choose_quality(self) -> None:
-        """The steps under which the scans fill the room. How much shorter a stream is is counted on the way."""
+        """The steps under which the scans fill the room, or the stream, whose length is measured on the way."""
         flat, zone = self.config.tables == "flat", self.config.dead_zone
         for _ in range(3 if self.coding.stream else 1):
             low, high = 0.5, 99.5
@@ -246,8 +248,13 @@ class Jpeg(Family):
                 fits = self._bytes(zone) <= float(self.room) * (CLOSE if self.coding.stream else 1)
                 low, high = (middle, high) if fits else (low, middle)
             self.steps.copy_(torch.from_numpy(jpeg_files.steps(low, self.layout.channels, flat)))
-            if self.coding.stream:
-                self.shorter.mul_(self._pack(zone)["stream"].numel() / self._bytes(zone))
+            self._recount()
+
+    def _recount(self) -> None:
+        """How much shorter the stream is than scans, once it is written."""
+        if self.coding.stream:
+            size = self.coding.pack(self.levels(self.config.dead_zone), self.steps)["stream"].numel()
+            self.shorter.mul_(size / self._bytes(self.config.dead_zone))
 
     def levels(self, dead: float) -> Tensor:
         """Whole numbers of steps; between -1023 and 1023, of which baseline files have codes."""
@@ -257,7 +264,7 @@ class Jpeg(Family):
         return (x_UBk.sign() * (x_UBk.abs() + 0.5 - dead).floor().clamp(min=0)).clamp(-1023, 1023)
 
     def _bytes(self, dead: float) -> float:
-        return self.coding.size(self.levels(dead).cpu().numpy(), float(self.shorter))
+        return self.coding.size(self.levels(dead), float(self.shorter))
 
     @torch.no_grad()
     def quantise(self) -> None:
@@ -281,23 +288,14 @@ class Jpeg(Family):
 
     def stored(self) -> dict[str, Stored]:
         """Made anew at each call. Refused, by what writes it, if no rounding makes it fit."""
-        dead, room = self.config.dead_zone, float(self.room) + HEAD
-        tensors = self._pack(dead)
-        while (size := sum(tensors[name].numel() for name in ("head", self.coding.pixels))) > room and dead < 8:
-            wanted = self._bytes(dead) * room / size
-            while self._bytes(dead) > wanted and dead < 8:
-                dead += 0.02
-            tensors = self._pack(dead)
+        room = float(self.room) + HEAD
+        tensors = self.coding.pack_within(room, self.levels, self.config.dead_zone, self.steps)
         files = {name: Stored(tensor, "pixels") for name, tensor in tensors.items()}
         return files | {name: one for name, one in super().stored().items() if name == "labels"}
 
     def files(self) -> list[bytes]:
         """An ordinary JPEG file for each image."""
-        head, scans = jpeg_files.write(self.levels(0.0).cpu().numpy(), self.layout, self.steps.long().cpu().numpy())
-        return [jpeg_files.file(head, scan) for scan in scans]
-
-    def _pack(self, dead: float) -> dict[str, Tensor]:
-        return self.coding.pack(self.levels(dead).long().cpu().numpy(), self.steps.long().cpu().numpy())
+        return self.coding.files(self.levels(0.0), self.steps)
 
     @torch.no_grad()
     def restore(self, numbers: Mapping[str, Tensor]) -> None:
@@ -316,6 +314,8 @@ class Jpeg(Family):
         shrunk_UBk = (size_UBk - float(self.weight) / (1 + size_UBk)).clamp(min=0)
         self.blocks.copy_(x_UBk.sign() * shrunk_UBk).mul_(steps_Bk)
         self.counted.add_(1)
+        if int(self.counted) % RECOUNT == 0:
+            self._recount()
         if int(self.counted) % EVERY == 0:
             self._follow()
 

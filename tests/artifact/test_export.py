@@ -118,7 +118,9 @@ print(json.dumps([values, [m for m in sys.modules if m.startswith("rayd")]]))
 """
 
 
-@pytest.mark.parametrize(("codec", "labels"), [("pixel", "hard"), ("jpeg", "hard"), ("jpeg", "soft")])
+@pytest.mark.parametrize(
+    ("codec", "labels"), [("pixel", "hard"), ("jpeg", "hard"), ("jpeg", "soft"), ("jpeg stream", "hard")]
+)
 def test_a_stranger_with_datasets_and_torch_gets_the_cards_number(tmp_path, codec, labels):
     """Digits: the ten lines of the export's README, five networks, against the card's score of that same view: 8 bits, or a
     distilled set's own JPEG files, with the labels that lie beside them."""
@@ -128,8 +130,9 @@ def test_a_stranger_with_datasets_and_torch_gets_the_cards_number(tmp_path, code
     pytest.importorskip("sklearn")
     sgd = {"lr": 0.05, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
     plain = to_dict(RecipeConfig(name="plain", steps=300, augment=None, **sgd))
+    codec, _, stream = codec.partition(" ")
     budget = {"bytes": 4000} if codec == "jpeg" else {"ipc": 5}
-    method = {"codec": {"name": codec}, "steps": 10}
+    method = {"codec": {"name": codec} | ({"entropy": "context"} if stream else {}), "steps": 10}
     if labels == "soft":
         method["codec"] |= {"labels": "soft", "storage": "int4"}
         method["objective"] = {"name": "mtt", "expert_epochs": 1, "last": 2, "inner_steps": 2, "batch": 10}
