@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -119,6 +120,24 @@ def test_drafts_of_killed_processes_are_swept_and_those_of_living_ones_are_not(
     finally:
         for child in children:
             child.kill()
+
+
+def test_a_draft_swept_before_it_is_locked_gives_way_to_another(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    flock, swept = fcntl.flock, []
+
+    def meanwhile(file: Any, operation: int) -> None:
+        if not swept:
+            swept.append(0)
+            swept.append(Store(bucket).sweep())
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", meanwhile)
+    with Store(bucket).scratch("a.tar") as path:
+        assert swept == [0, 1] and path.exists() and Store(bucket).sweep() == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_write_survives_a_sweep_by_a_writer_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,9 +154,12 @@ class LocalFiles:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def leftovers(self) -> list[Path]:
-        """Temporary files of the folder, a living writer's included."""
-        return [path for path in self.path.glob(f".*{TEMPORARY}") if path.is_file()]
+    def sweep(self) -> int:
+        """Remove the folder's temporary files, a living writer's included; how many there were."""
+        found = [path for path in self.path.glob(f".*{TEMPORARY}") if path.is_file()]
+        for path in found:
+            path.unlink(missing_ok=True)
+        return len(found)
 
     def publish(self, path: Path, name: str) -> None:
         """Move a finished file to its name; may be repeated after an error."""
@@ -218,20 +221,23 @@ class RemoteFiles:
 
     @contextlib.contextmanager
     def scratch(self, name: str) -> Iterator[Path]:
-        for left in self.leftovers():
-            left.unlink(missing_ok=True)
-        temporary = Path(tempfile.gettempdir()) / f"{DRAFT}{Path(name).name}.{uuid.uuid4().hex[:12]}{TEMPORARY}"
-        with locked(temporary):
-            yield temporary
+        self.sweep()
+        while True:  # a sweep by another process, between a draft's creation and its lock, takes it: then a new one
+            temporary = Path(tempfile.gettempdir()) / f"{DRAFT}{Path(name).name}.{uuid.uuid4().hex[:12]}{TEMPORARY}"
+            with locked(temporary) as held:
+                if held:
+                    yield temporary
+                    return
 
-    def leftovers(self) -> list[Path]:
-        """Drafts on this machine that no living process holds, whichever store they were for."""
-        found = []
+    def sweep(self) -> int:
+        """Remove drafts on this machine that no living process holds, whichever store they were for; how many."""
+        swept = 0
         for path in Path(tempfile.gettempdir()).glob(f"{DRAFT}*{TEMPORARY}"):
             with contextlib.suppress(OSError), open(path, "rb") as file:  # held, gone meanwhile, or another user's
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                found.append(path)
-        return found
+                path.unlink()  # while it is locked: its writer, if one is just opening it, sees that it is gone
+                swept += 1
+        return swept
 
     def publish(self, path: Path, name: str) -> None:
         with open(path, "rb") as file, self.filesystem.open_output_stream(f"{self.root}/{name}") as stream:

@@ -146,10 +146,7 @@ class Store:
 
     def sweep(self) -> int:
         """Remove temporary files of killed writers; only for a folder that nobody is writing to. Returns how many."""
-        leftovers = self.files.leftovers()
-        for path in leftovers:
-            path.unlink(missing_ok=True)
-        return len(leftovers)
+        return self.files.sweep()
 
     def where(self, name: str) -> str:
         """The name as a person finds it; the URI's query is left out."""
