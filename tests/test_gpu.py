@@ -76,7 +76,11 @@ def interrupted(asked: Asked, store: Store) -> None:
     assert distilled(asked)
 
 
-@pytest.mark.parametrize("method", options("method"))
+LONG = ("dwa", "sre2l")
+METHODS = [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in options("method")]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_method_from_experts_to_scores(method: str, tmp_path: Path, pretend_gpu: torch.device) -> None:
     asked = ask("distill", words(method, tmp_path / "whole"))
     if asked.run.method.reads_experts:

@@ -119,7 +119,13 @@ print(json.dumps([values, [m for m in sys.modules if m.startswith("rayd")]]))
 
 
 @pytest.mark.parametrize(
-    ("codec", "labels"), [("pixel", "hard"), ("jpeg", "hard"), ("jpeg", "soft"), ("jpeg stream", "hard")]
+    ("codec", "labels"),
+    [
+        pytest.param("pixel", "hard", marks=pytest.mark.slow),
+        pytest.param("jpeg", "hard", marks=pytest.mark.slow),
+        ("jpeg", "soft"),
+        pytest.param("jpeg stream", "hard", marks=pytest.mark.slow),
+    ],
 )
 def test_a_stranger_with_datasets_and_torch_gets_the_cards_number(tmp_path, codec, labels):
     """Digits: the ten lines of the export's README, five networks, against the card's score of that same view: 8 bits, or a

@@ -53,6 +53,7 @@ def test_the_count_goes_on_where_a_resumed_run_stands(buffer: str, tmp_path: Pat
         assert len(markers) == 2 and markers[-1].stem == "step-000004"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_under_train(buffer: str, tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("method.objective.skip_above=1e-9", "scale=laptop", "scale.cpus=0.5")

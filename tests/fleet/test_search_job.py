@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.grounds import PATIENCE, Ground, descendants, title, until
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SPACE = "{rank: [1, 2, 3, 4], method.optimiser.lr: {low: 0.001, high: 0.3, log: true}, method.objective.last: [1, 3]}"
 TINY = (
@@ -53,7 +53,6 @@ def test_eight_trials_as_a_job() -> None:
         assert (out / "search/trials.parquet").is_file() and (out / "search/method/winner.yaml").is_file()
 
 
-@pytest.mark.slow
 def test_killed_workers_and_drivers_cost_no_finished_trial() -> None:
     with Ground.made() as ground:
         out = ground.folder / "out"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.grounds import Ground, Nodes
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 TINY = (
     "data=digits", "data.limit=256", "net.depth=2", "net.width=8", "expert=quick", "expert.experts=2", "expert.epochs=6",
@@ -58,7 +58,6 @@ def test_the_verbs_on_a_laptop(out: Path) -> None:
     assert {"experts", "distill", "evaluate", "probe of distill"} <= stages
 
 
-@pytest.mark.slow
 def test_the_other_verbs_on_a_laptop(ground: Ground, out: Path) -> None:
     code, text = ground.run(command("search", out, "scale=laptop", *EVERY["search"]))
     assert code == 0 and "Traceback" not in text and (out / "search" / "outcome.json").exists(), text[-3000:]
@@ -67,7 +66,6 @@ def test_the_other_verbs_on_a_laptop(ground: Ground, out: Path) -> None:
     assert (ground.folder / "whole" / "report" / "index.html").exists()
 
 
-@pytest.mark.slow
 def test_every_verb_on_three_nodes_with_a_token() -> None:
     """As a user types them on a cluster, one after another; and with another token, none of them."""
     with Ground.made() as ground:
@@ -85,7 +83,6 @@ def test_every_verb_on_three_nodes_with_a_token() -> None:
         assert (ground.folder / "whole" / "report" / "index.html").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("verb", EVERY)
 def test_what_no_node_holds_is_refused(ground: Ground, verb: str, request: pytest.FixtureRequest) -> None:
     """Soon: Ray's own start on a busy machine is most of the time; the longest that a placement may take is its rest."""

@@ -37,7 +37,7 @@ POOL = ("method.objective.batch_real=8", "method.objective.frequencies=16", "met
         ("mtt/tiny_ipc1", 64),
         ("mtt/imagenet_ipc1", 128),
         ("datm/cifar10_ipc1", 32),
-        ("nsd/imagenet_ipc1", 128),
+        pytest.param("nsd/imagenet_ipc1", 128, marks=pytest.mark.slow),
         ("ours/lss_cifar10_ipc1", 32),
         ("haba/imagenet_ipc1", 128),
         ("datm/cifar100_ipc50", 32),
