@@ -90,7 +90,7 @@ def test_a_validation_sees_every_class(tmp_path, monkeypatch):
     run = run_at(tmp_path, validate=6)
     steps = list(distill(run))
     planned = surroundings(run)[0].val.sample(6, run.seed).labels_N.tolist()
-    assert samples == [(2, planned)] and set(planned) == {0, 1, 2} and VALIDATION_IMAGES == 1000
+    assert samples == [(2, planned)] and set(planned) == {0, 1, 2} and VALIDATION_IMAGES == 5000
     assert rayd.load(tmp_path / "artifact").card["claim"]["best_val"] >= 0 and len(steps) == 6
 
 
