@@ -68,7 +68,9 @@ def test_a_damaged_stream_is_refused():
     for cut in (0, 5, len(data) // 2, len(data) - 1):
         with pytest.raises(Refused, match="fetch the artifact again"):
             jpeg_stream.decode(data[:cut], 20, layout)
-    unchecked = int.from_bytes(data[4:8], "little")  # the bits of large values, at the end; the card's sha256 covers them
+    unchecked = int.from_bytes(
+        data[4:8], "little"
+    )  # the bits of large values, at the end; the card's sha256 covers them
     for place in range(8, len(data) - unchecked, 97):
         changed = bytearray(data)
         changed[place] ^= 0xFF
