@@ -49,6 +49,9 @@ the small experts for steps far below the first one, and SPEED's momentum of 0.9
 SAMPLE = ("mtt/cifar10_ipc1", "mtt/tiny_ipc1", "haba/cifar10_ipc10", "lodc/tiny_ipc1", "ours/lss_cifar10_ipc10")
 """A preset of each family whose steps compile within half a minute; the long rounds take every preset."""
 
+LONG = {"datm", "nsd"}
+"""Families without such a preset."""
+
 
 def names() -> list[str]:
     files = sorted(PRESETS.rglob("[!_]*.yaml"))
@@ -182,4 +185,6 @@ def test_a_window_too_late_for_the_set_ends_with_the_diagnosis(name: str) -> Non
 
 def test_the_sample_has_a_preset_of_every_family() -> None:
     first = {name.split("/")[0]: name for name in reversed(names()) if "/" in name}
-    assert {family for family, name in first.items() if matches_trajectories(name)} == {n.split("/")[0] for n in SAMPLE}
+    assert {family for family, name in first.items() if matches_trajectories(name)} == LONG | {
+        n.split("/")[0] for n in SAMPLE
+    }
