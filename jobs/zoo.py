@@ -2,7 +2,7 @@
 
 usage: python -m jobs.zoo [NAME 'COMMAND THAT MADE IT']
 
-A set is a folder that a run left: copy OUT/artifact to artifacts/NAME first.
+A set is a folder that a run left: copy OUT/artifact to artifacts/NAME first. The matrix of a whitening is left out here.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ def main(words: Sequence[str]) -> int:
 
 
 def written(words: Sequence[str]) -> int:
+    from rayd.artifact.write import leave_out_matrix
     from rayd.artifact.zoo import INDEX, OURS, Entry, entries, entry_of
     from rayd.schema import to_dict
+    from rayd.store import Store
 
     commands = {name: entry.command for name, entry in entries(str(OURS)).items()} if (OURS / INDEX).exists() else {}
     commands |= {words[0]: words[1]} if words else {}
+    for name in commands:
+        leave_out_matrix(Store(OURS / name))
     listed: list[Entry] = [entry_of(OURS / name, command) for name, command in sorted(commands.items())]
     (OURS / INDEX).write_text(json.dumps([to_dict(entry) for entry in listed], indent=1, sort_keys=True) + "\n")
     path = OURS / "README.md"

@@ -205,7 +205,9 @@ def _use(artifact: Artifact, format: str) -> str:
     small = artifact.card["codec"].get("side") not in (None, artifact.spec.shape[-2])
     ours = kind != "zca" and not small  # files of a smaller side are enlarged first
     if format != "parquet" or not ours or net is None or (net.name, net.norm) != ("convnet", "instance"):
-        whitened = "Networks see whitened images: the artifact's transform.safetensors has the matrix.\n"
+        whitened = (
+            "Networks see whitened images: `rayd.load(FOLDER).transform` whitens a test image, of pixels in [0, 1].\n"
+        )
         return whitened if kind == "zca" else ""
     mean, std = ([round(float(v), 6) for v in t] for t in (artifact.transform.mean_C, artifact.transform.std_C))
     channels, side, _ = artifact.spec.shape

@@ -3,7 +3,8 @@
     card.json           what, from what, how, scores; the sha256 of every other file and of itself
     codec.safetensors   every stored number that the budget binds, packed in its storage type, and nothing else
     teacher.safetensors the teacher, where the recipe asks one
-    transform.json      network space (+ transform.safetensors where it is a matrix)
+    transform.json      network space (+ transform.safetensors where it is a matrix; a set of the zoo leaves that out, and it
+                        is fitted again on the training set that the card names)
     ledger.json         every stored number by role
     controls.json       the score table, once there is one (score-*.json: networks of an evaluation under way)
     preview.png  README.md
@@ -18,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,10 @@ from torch import Tensor
 
 from rayd.artifact import fields, view, zoo
 from rayd.choices import plugins
-from rayd.data.images import Spec
+from rayd.data.config import DataConfig
+from rayd.data.images import Images, Spec
+from rayd.data.load import closed
+from rayd.data.load import load as load_data
 from rayd.data.transform import Transform
 from rayd.distill.budget import Budget, Stored, from_bytes, unpacked
 from rayd.distill.contract import Codec
@@ -37,10 +41,13 @@ from rayd.methods import CODECS
 from rayd.schema import parse
 from rayd.store import Store
 
-FORMAT = 2
-"""2: levels of fewer than eight bits or with other scales than those of rows, and JPEG files; other cards say 1."""
+FORMAT = 3
+"""3: a whitening matrix that was left out. 2: levels of fewer than eight bits or with other scales than those of rows,
+and JPEG files; other cards say 1."""
+MATRIX = "transform.safetensors"
 KIND = "rayd artifact"
 NEEDED = ("codec.safetensors", "transform.json", "ledger.json")
+ON = "artifact.on(images) takes the training images from elsewhere"
 READS = 5
 """How often an artifact is read again because its card was replaced in between."""
 
@@ -127,7 +134,8 @@ class Artifact:
 
     card: dict[str, Any]
     ledger: Any
-    transform: Transform
+    whole: Transform | None
+    """The transform, unless its matrix was left out."""
     stored: dict[str, Stored]
     contents: dict[str, bytes]
     table: dict[str, Any] | None = None
@@ -144,6 +152,29 @@ class Artifact:
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self.card["classes"])
+
+    @cached_property
+    def transform(self) -> Transform:
+        """As it is stored; a whitening that was left out is fitted again (a minute, once) on the card's training set."""
+        if self.whole is not None:
+            return self.whole
+        data = parse(DataConfig, self.card["config"].get("data", {}), "card.config.data")
+        if why := closed(data, self.spec):
+            raise Refused(f"transform: its matrix was left out, and the data of the card are not opened: {why}; {ON}")
+        return self._fitted(load_data(data).train)
+
+    def on(self, train: Images) -> Artifact:
+        """The same with its transform, which is fitted on these training images where it was left out."""
+        return replace(self, whole=self.whole or self._fitted(train))
+
+    def _fitted(self, train: Images) -> Transform:
+        meta, _ = fields.transform(self.contents["transform.json"])
+        here = str(train.manifest["content"])
+        if here != meta["source"]:
+            raise refuse(
+                "transform", f"training images {here[:12]}", f"those it was fitted on, {meta['source'][:12]}", ON
+            )
+        return Transform.fit(train, meta["kind"])
 
     @property
     def step_size(self) -> float | None:
@@ -231,9 +262,10 @@ def load(source: str | Path | Store, methods: str | None = None) -> Artifact:
             raise refuse(name, tuple(number.tensor.shape), "one number, the learned step size")
     meta, values = fields.transform(contents["transform.json"])
     tensors = {name: torch.tensor(numbers, dtype=torch.float64).float() for name, numbers in values.items()}
-    if "transform.safetensors" in contents:
-        tensors = from_bytes(contents["transform.safetensors"], "transform.safetensors")
-    transform = Transform.restore(meta, tensors, Spec(tuple(card["shape"]), len(card["classes"])))
+    if MATRIX in contents:
+        tensors = from_bytes(contents[MATRIX], MATRIX)
+    spec, left_out = Spec(tuple(card["shape"]), len(card["classes"])), card["format"] >= 3 and not tensors
+    transform = None if left_out else Transform.restore(meta, tensors, spec)
     table = fields.table(contents["controls.json"]) if "controls.json" in contents else None
     return Artifact(card, fields.ledger(contents["ledger.json"]), transform, stored, contents, table, store, own)
 
@@ -260,6 +292,7 @@ def rebuild(artifact: Artifact) -> Codec:
             "card.json: images", len(artifact), f"the {config.decoded(artifact.spec)} that card.codec describes"
         )
     codec: Codec = config.build(artifact.spec, torch.Generator().manual_seed(0))
-    codec.enter(artifact.transform)
+    if type(codec).enter is not Codec.enter:  # of a codec that stores pixels of its own
+        codec.enter(artifact.transform)
     codec.restore({key: number.tensor for key, number in artifact.stored.items()})
     return codec

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rayd.data.builder import build, cache_folder
 from rayd.data.config import NEED_PATH, DataConfig
-from rayd.data.images import Images, Pixels, Splits, balance_rows, counts, seeded_order
+from rayd.data.images import Images, Pixels, Spec, Splits, balance_rows, counts, seeded_order
 from rayd.data.sources import formats
 from rayd.data.sources.decode import Array, Shape, decode, in_threads
 from rayd.data.sources.listing import Contents, Listing, Source, share_of_each, with_every_class
@@ -32,6 +32,8 @@ from rayd.schema import fingerprint
 
 VERSION = 3
 """Of the manifest; the cache of another version is built again."""
+MOST_NAMED = 2 * 2**30
+"""Bytes of images that are decoded because a card says so."""
 MOST_OPEN = 4
 _opened: OrderedDict[tuple[Any, ...], Splits] = OrderedDict()
 """The datasets this process opened last."""
@@ -51,6 +53,25 @@ def load(config: DataConfig) -> Splits:
     while len(_opened) > MOST_OPEN:
         _opened.popitem(last=False)
     return _opened[key]
+
+
+def closed(data: DataConfig, spec: Spec) -> str:
+    """Why data that a card alone names, which may be a stranger's, are not opened; empty where they are."""
+    side = spec.shape[1]
+    if data.path is not None:
+        return f"they lay in a folder, {data.path}: give data.path=..."
+    if data.size not in (None, side):
+        return f"their side is {data.size} in the card's config, {side} in its shape"
+    if data.name == "generated" and data.classes != spec.classes:
+        return f"they have {data.classes} classes in the card's config, {spec.classes} in its list"
+    if data.name == "generated":
+        images = data.count + data.count // 2
+    else:
+        images = sum(map(len, formats.find(data).contents().parts.values()))
+    size = images * 3 * max(side, 32) ** 2
+    if size > MOST_NAMED:
+        return f"they take {size / 1e9:,.1f} GB: give data={data.name} data.size={side} to have them decoded"
+    return ""
 
 
 def split(config: DataConfig, parts: dict[str, Images]) -> Splits:

@@ -67,7 +67,7 @@ class Scorer:
     """What the tasks of one artifact share, built once in a process."""
 
     def __init__(self, run: Run, artifact: Artifact, splits: Splits | None = None, store: Store | None = None) -> None:
-        self.run, self.artifact, self.recipe = run, artifact, run.recipe
+        self.run, self.recipe = run, run.recipe
         self.splits = splits or load_data(run.data)
         self.device = device_for(run.scale.gpus)
         self.kept = KeptScores(store, run, artifact, self.splits) if store is not None else None
@@ -76,7 +76,8 @@ class Scorer:
         self._best: dict[str, ImageSet] = {}
         if self.train.spec != artifact.spec or self.train.classes != artifact.classes:
             raise refuse("data", f"{self.train.name} {self.train.spec}", f"the artifact's {artifact.spec} and classes")
-        self.transform = artifact.transform.to(self.device)
+        self.artifact = artifact.on(self.train)
+        self.transform = self.artifact.transform.to(self.device)
 
     @classmethod
     def of(cls, run: Run, uri: str, artifact: Artifact | None = None) -> Scorer:

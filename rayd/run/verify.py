@@ -16,10 +16,9 @@ from rayd.artifact.png import unpng
 from rayd.artifact.write import preview_grid
 from rayd.choices import plugins
 from rayd.config import Run, run_of_card
-from rayd.data.config import DataConfig
-from rayd.data.images import Spec, Splits
+from rayd.data.images import Splits
+from rayd.data.load import closed
 from rayd.data.load import load as load_data
-from rayd.data.sources import formats
 from rayd.data.transform import Transform
 from rayd.distill.budget import Ledger, Stored
 from rayd.errors import Refused
@@ -33,8 +32,6 @@ from rayd.store import Store
 
 log = logging.getLogger(__name__)
 
-MOST = 2 * 2**30
-"""Bytes of images that are decoded because a card says so."""
 NEAR = 1e-4
 """Between two machines' transforms fitted on the same images, in network space."""
 LEVELS = 1
@@ -72,8 +69,9 @@ def verify(
         yield Finding("files are as they were written", False, str(error))
         return
     yield Finding("files are as they were written", True, f"{len(artifact.contents)} files")
-    yield from _ledger(artifact)
-    yield from _stored(artifact)
+    if artifact.whole is not None:
+        yield from _ledger(artifact)
+        yield from _stored(artifact)
     config = artifact.card["config"]
     card_run = run_of_card({**config, "methods": methods}) if config else None
     source = run or card_run
@@ -81,37 +79,23 @@ def verify(
         yield Finding("data", False, "the card holds no resolved config, and no run was given")
         return
     try:
-        closed = _closed(source.data, artifact.spec) if run is None else ""
-        if closed:
-            yield Finding("data are those of the card", False, closed)
+        why = closed(source.data, artifact.spec) if run is None else ""
+        if why:
+            yield Finding("data are those of the card", False, why)
             return
         splits = load_data(source.data)
+        fitted = artifact.on(splits.train)
     except Refused as error:
         yield Finding("data are those of the card", False, str(error))
         return
+    if artifact.whole is None:
+        artifact = fitted
+        yield from _ledger(artifact)
+        yield from _stored(artifact)
     yield from _data(artifact, splits)
     if scores and artifact.table:
         origin = card_run or source
         yield from _scores(artifact, splits, replace(origin, scale=replace(origin.scale, gpus=gpus)))
-
-
-def _closed(data: DataConfig, spec: Spec) -> str:
-    """Why data that a card alone names, which may be a stranger's, are not opened; empty where they are."""
-    side = spec.shape[1]
-    if data.path is not None:
-        return f"they lay in a folder, {data.path}: give data.path=..."
-    if data.size not in (None, side):
-        return f"their side is {data.size} in the card's config, {side} in its shape"
-    if data.name == "generated" and data.classes != spec.classes:
-        return f"they have {data.classes} classes in the card's config, {spec.classes} in its list"
-    if data.name == "generated":
-        images = data.count + data.count // 2
-    else:
-        images = sum(map(len, formats.find(data).contents().parts.values()))
-    size = images * 3 * max(side, 32) ** 2
-    if size > MOST:
-        return f"they take {size / 1e9:,.1f} GB: give data={data.name} data.size={side} to have them decoded"
-    return ""
 
 
 def _ledger(artifact: Artifact) -> Iterator[Finding]:

@@ -313,7 +313,7 @@ def test_verify_decodes_nothing_large_that_a_card_alone_names(data, says, tmp_pa
 def test_verify_weighs_a_named_dataset_before_it_is_decoded(tmp_path, monkeypatch):
     folder = an_artifact(tmp_path / "a", small_run())
     reseal(folder, lambda card: card["config"]["data"].update(name="digits"))
-    monkeypatch.setattr("rayd.run.verify.MOST", 10**6)
+    monkeypatch.setattr("rayd.data.load.MOST_NAMED", 10**6)
     monkeypatch.setattr("rayd.run.verify.load_data", lambda config: pytest.fail("opened"))
     *_, last = verify(str(folder))
     assert not last.holds and "give data=digits data.size=8" in last.detail
