@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import tarfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,8 +31,12 @@ from rayd.nets.convnet import NetConfig
 from rayd.schema import parse
 from rayd.store import Store
 
+log = logging.getLogger(__name__)
+
 FORMATS = ("parquet", "webdataset", "folder", "tensors")
 VIEWS = ("png", "exact")
+LOSS = 0.01
+"""Of accuracy, from which on what clipping costs is said."""
 
 
 def export(
@@ -70,8 +75,20 @@ def rendered(artifact: Artifact, format: str, view: str = "png") -> dict[str, by
         images = [png(image) for image in artifact.images("uint8")] if files is None else files
         contents = writer[format](artifact, images, "png" if files is None else "jpg")
         view = view if files is None else "files"
+    if view == "png" and (warning := lost(artifact)):
+        log.warning("export: %s", warning)
     size = sum(map(len, contents.values()))
     return {**contents, "README.md": _readme(artifact, format, view, size).encode()}
+
+
+def lost(artifact: Artifact) -> str:
+    """What a picture of 8 bits loses of the set, where that is a point or more; empty where it is less or not known."""
+    for key, exact in sorted(artifact.card["scores"].items()):
+        cut = artifact.card["scores"].get(key.replace("distilled/", "distilled-8bit/", 1))
+        if key.startswith("distilled/") and cut and exact["mean"] - cut["mean"] >= LOSS:
+            kept = f"{percent(exact)} as it is stored, which format=tensors view=exact keeps"
+            return f"as pictures of 8 bits it has {percent(cut)}, {kept}"
+    return ""
 
 
 def soft_labels(artifact: Artifact) -> Tensor | None:
@@ -163,6 +180,7 @@ def _readme(artifact: Artifact, format: str, view: str, size: int) -> str:
     scores = [f"- {percent(row)} under `{row['recipe']}` with {row['net']} ({row['view']} view)"
               for key, row in sorted(card["scores"].items()) if key.startswith(f"{name}/")]  # fmt: skip
     accuracies = "\n".join(scores) or "- not scored yet: `python -m jobs.evaluate`"
+    loss = f"Clipped: {lost(artifact)}.\n\n" if view == "png" and lost(artifact) else ""
     what = {
         "png": "8-bit images, rounded and clipped", "exact": "exact values in network space",
         "files": "the image files that it stores, as they are",
@@ -173,7 +191,7 @@ def _readme(artifact: Artifact, format: str, view: str, size: int) -> str:
         f"size_categories:\n- {size_category(len(artifact))}\n{head}---\n\n# {source}, distilled: {len(artifact)} images\n\n"
         f"A rendering of an artifact of rayd (`{card['sentence']}`, run {card['fingerprint'][:12]}): {what}.\n"
         f"It takes {size:,} bytes; the artifact itself stores {card['ledger']['floats']:,} numbers in "
-        f"{card['ledger']['bytes']:,} bytes.\n\nTest accuracy of this view:\n\n{accuracies}\n\n"
+        f"{card['ledger']['bytes']:,} bytes.\n\nTest accuracy of this view:\n\n{accuracies}\n\n{loss}"
         f"The licence and terms of {source} bind these images too.\n\n{_use(artifact, format)}"
     )
 
