@@ -178,7 +178,7 @@ def _readme(artifact: Artifact, format: str, view: str, size: int) -> str:
     head = _about(artifact, size) if format == "parquet" else ""
     name = "distilled-8bit" if view == "png" else "distilled"
     scores = [f"- {percent(row)} under `{row['recipe']}` with {row['net']} ({row['view']} view)"
-              for key, row in sorted(card["scores"].items()) if key.startswith(f"{name}/")]  # fmt: skip
+              for key, row in sorted(card["scores"].items()) if row.get("set", key.partition("/")[0]) == name]  # fmt: skip
     accuracies = "\n".join(scores) or "- not scored yet: `python -m jobs.evaluate`"
     loss = f"Clipped: {lost(artifact)}.\n\n" if view == "png" and lost(artifact) else ""
     what = {

@@ -151,7 +151,7 @@ def entry_of(folder: Path, command: str) -> Entry:
     """What an index says of an artifact in a folder."""
     card = json.loads((folder / "card.json").read_bytes())
     listed = ["card.json", *card["files"]]
-    row: dict[str, Any] = next((row for key, row in sorted(card["scores"].items()) if key.startswith("distilled/")), {})
+    row: dict[str, Any] = next((row for _, row in sorted(card["scores"].items()) if row.get("set") == "distilled"), {})
     return Entry(
         name=folder.name,
         bytes=sum((folder / name).stat().st_size for name in listed),

@@ -50,6 +50,8 @@ def test_the_index_is_what_lies_there(name: str) -> None:
     assert zoo.entry_of(zoo.OURS / name, listed.command) == listed
     artifact = rayd.load(f"zoo:{name}")
     assert listed.stored == len(artifact.contents["codec.safetensors"]) and listed.score["n"] >= 3
+    (row,) = [row for row in artifact.table["rows"] if row["set"] == "distilled" and row["net"] == listed.score["net"]]
+    assert listed.score["mean"] == row["mean"], "under augmentation and learned labels, not `bare` or `hard`"
     images = artifact.images("network")  # pixels of a whitened set need its dataset
     assert images.shape == (len(artifact), *artifact.spec.shape) and bool(torch.isfinite(images).all())
     assert run_of_card(artifact.card["config"]).data.path is None, "no path of a machine"
