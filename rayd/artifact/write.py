@@ -221,15 +221,15 @@ def leave_out_matrix(store: Store) -> None:
     """The artifact without the matrix of its whitening (75 MB at 32 px, of a set of 0.1): readers fit it again."""
     with _locked(store):
         card, contents = verified(store)
-        if MATRIX not in contents:
-            return
-        kept = {name: data for name, data in contents.items() if name not in ("README.md", MATRIX)}
-        card = {key: value for key, value in card.items() if key not in ("files", "sha256")} | {"format": FORMAT}
-        seal = sealed(card, kept)
-        store.write(content_name("README.md", digest(seal["README.md"])), seal["README.md"])
-        store.write("card.json", seal["card.json"])
-        _settle(store)
-        store.delete(MATRIX)
+        if MATRIX in contents:
+            kept = {name: data for name, data in contents.items() if name not in ("README.md", MATRIX)}
+            card = {key: value for key, value in card.items() if key not in ("files", "sha256")} | {"format": FORMAT}
+            seal = sealed(card, kept)
+            store.write(content_name("README.md", digest(seal["README.md"])), seal["README.md"])
+            store.write("card.json", seal["card.json"])
+            _settle(store)
+        if store.exists(MATRIX):  # of a process that died before it
+            store.delete(MATRIX)
 
 
 def settle(store: Store) -> None:
